@@ -1,0 +1,261 @@
+"""Open a checkpoint: a file, a folder, a sharded folder or a pipeline of components becomes one `Checkpoint`.
+
+Opening reads headers only. Layouts:
+
+    model.safetensors                               a file
+    folder/model.safetensors                        a folder (also adapter_model, diffusion_pytorch_model)
+    folder/model.safetensors.index.json             a sharded folder: the index maps each tensor to its shard
+    folder/unet/…, folder/text_encoder/…            a pipeline (diffusers): each component is a folder as above,
+                                                    its tensors are named `unet/conv_in.weight` and so on
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fedmr_merge.checkpoint.header import Header, TensorEntry, read_header
+from fedmr_merge.errors import CheckpointError
+
+WEIGHTS = ".safetensors"
+INDEX = ".safetensors.index.json"
+#: What libraries call the one weight file of a folder, in the order in which it is looked for.
+STANDARD_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLE_HINT = (
+    "convert it once where you trust it: "
+    '`python -c "import torch, safetensors.torch as s; '
+    "s.save_file(torch.load('IN', weights_only=True), 'OUT.safetensors')\"`"
+)
+#: Files that are carried along beside the weights; everything else of a folder stays behind.
+SIDECAR_SUFFIXES = (".json", ".jsonl", ".txt", ".model", ".tiktoken", ".jinja", ".vocab", ".yaml", ".yml", ".py")
+_NOT_SIDECARS = ("lineage.json", "verification.json")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One safetensors file of a checkpoint."""
+
+    name: str  #: its place in the checkpoint's folder, with `/`: `unet/model.safetensors`
+    path: Path
+    header: Header
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of its tensors in the checkpoint: the component and a slash, or nothing."""
+        folder = str(PurePosixPath(self.name).parent)
+        return "" if folder == "." else f"{folder}/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model on disk. Its tensors are in the order of the files and of their bytes."""
+
+    path: Path  #: the file or folder that was opened
+    is_folder: bool
+    files: tuple[WeightFile, ...]
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]  #: of all files together
+    sidecars: tuple[str, ...]  #: other files of the folder that belong to the model, with `/`
+    indexes: tuple[str, ...]  #: shard indexes, with `/`
+    origin: str | None = None  #: `org/name@commit/subfolder` where it came from the Hub
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(entry.parameters for entry in self.tensors.values())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.tensors.items()}
+
+    @cached_property
+    def files_by_path(self) -> dict[Path, WeightFile]:
+        return {file.path: file for file in self.files}
+
+    @property
+    def source(self) -> str:
+        """How lineage and messages call it."""
+        return self.origin or str(self.path)
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON sidecar, None where there is none.
+
+        Raises CheckpointError when it is not JSON.
+        """
+        return _read_json(self.path / name) if name in self.sidecars else None
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a safetensors file or a folder that holds one model.
+
+    Raises CheckpointError with the file and the reason: not there, pickle weights, damaged, a shard missing, an index
+    that points outside the folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError(path, "no such file or folder")
+    if path.name.endswith(INDEX):
+        return _open_folder(path.parent)
+    refuse_pickle(path)
+    weights = WeightFile(path.name, path, read_header(path))
+    return _checkpoint(path, False, (weights,), (), ())
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError when a file's name says that it holds pickled weights."""
+    if path.suffix in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            path, "pickled weights can run code when they are loaded and are refused", hint=PICKLE_HINT
+        )
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    names, index = _weight_names(folder, folder)
+    prefixes = [""] if names else []
+    indexes = [index] if index else []
+    if not names:
+        for component in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            inner, inner_index = _weight_names(component, folder)
+            if inner:
+                prefixes.append(f"{component.name}/")
+                names += [f"{component.name}/{name}" for name in inner]
+                indexes += [f"{component.name}/{inner_index}"] if inner_index else []
+    if not names:
+        _explain_no_weights(folder)
+    files = tuple(WeightFile(name, folder / name, read_header(_inside(folder, name))) for name in names)
+    for index_name in indexes:
+        _check_index(folder, index_name, files)
+    sidecars = tuple(sorted(_sidecars(folder, deep="" not in prefixes)))
+    return _checkpoint(folder, True, files, sidecars, tuple(indexes))
+
+
+def _checkpoint(
+    path: Path, is_folder: bool, files: tuple[WeightFile, ...], sidecars: tuple[str, ...], indexes: tuple[str, ...]
+) -> Checkpoint:
+    tensors: dict[str, TensorEntry] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        for name, entry in file.header.tensors.items():
+            if file.prefix + name in tensors:
+                other = tensors[file.prefix + name].file.name
+                raise CheckpointError(path, f"tensor {name!r} is in two files, {other} and {file.name}")
+            tensors[file.prefix + name] = entry
+        metadata |= file.header.metadata
+    if not tensors:
+        raise CheckpointError(path, "holds no tensors")
+    return Checkpoint(path, is_folder, files, tensors, metadata, sidecars, indexes)
+
+
+def _weight_names(folder: Path, root: Path) -> tuple[list[str], str | None]:
+    """Return the names of a folder's weight files, in order, and of its index, if it has one."""
+    indexes = sorted(p.name for p in folder.glob(f"*{INDEX}"))
+    weights = sorted(p.name for p in folder.glob(f"*{WEIGHTS}"))
+    standard = [name for name in STANDARD_NAMES if name in weights]
+    if len(indexes) > 1:
+        preferred = [f"{name}.index.json" for name in STANDARD_NAMES if f"{name}.index.json" in indexes]
+        if not preferred:
+            raise CheckpointError(folder, f"several indexes, none of a standard name: {', '.join(indexes)}")
+        indexes = preferred[:1]
+    if indexes:
+        weight_map = _weight_map(folder / indexes[0])
+        for shard in weight_map.values():
+            _inside(folder, shard)
+            if not (folder / shard).exists():
+                raise CheckpointError(folder / indexes[0], f"shard {shard} is missing", hint="fetch the folder again")
+        return sorted(set(weight_map.values())), indexes[0]
+    if standard:
+        return standard[:1], None
+    if len(weights) > 1:
+        raise CheckpointError(
+            folder,
+            f"{len(weights)} weight files and no index: {', '.join(weights[:4])}{' …' if len(weights) > 4 else ''}",
+            hint="name one of the files, or add the model.safetensors.index.json that belongs to the shards",
+        )
+    if not weights and folder == root:
+        return [], None
+    return weights, None
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    content = _read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(index, "weight_map must map tensor names to file names")
+    return weight_map
+
+
+def _check_index(folder: Path, index_name: str, files: tuple[WeightFile, ...]) -> None:
+    """An index and its shards must tell the same story: else a merge would lose tensors without a word."""
+    place = str(PurePosixPath(index_name).parent)
+    prefix = "" if place == "." else f"{place}/"
+    listed = {name: prefix + shard for name, shard in _weight_map(folder / index_name).items()}
+    found = {name: file.name for file in files if file.prefix == prefix for name in file.header.tensors}
+    for name, shard in listed.items():
+        if found.get(name) != shard:
+            raise CheckpointError(folder / index_name, f"tensor {name!r} is not in {shard}, where the index says it is")
+    extra = next((name for name in found if name not in listed), None)
+    if extra is not None:
+        raise CheckpointError(folder / index_name, f"tensor {extra!r} is in {found[extra]}, the index does not name it")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of a file of a folder; a name or a link that leads out of the folder is refused."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or "\\" in name or any(part in ("..", ".") for part in parts):
+        raise CheckpointError(folder, f"file name {name!r} leads out of the folder")
+    path = folder / name
+    target = path.resolve()
+    if not any(target.is_relative_to(root) for root in _trusted_roots(folder)):
+        raise CheckpointError(path, f"a link that leads out of the folder, to {target}")
+    return path
+
+
+def _trusted_roots(folder: Path) -> Iterator[Path]:
+    yield folder.resolve()
+    # The Hub's cache keeps snapshots/COMMIT/NAME as a link into blobs/ of the same repository.
+    for parent in folder.absolute().parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            yield (parent.parent / "blobs").resolve()
+
+
+def _sidecars(folder: Path, *, deep: bool) -> Iterator[str]:
+    for path in folder.rglob("*") if deep else folder.iterdir():
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or any(part.startswith(".") for part in PurePosixPath(name).parts):
+            continue
+        known = path.suffix in SIDECAR_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE"))
+        if known and not name.endswith(INDEX) and path.name not in _NOT_SIDECARS and not _is_pickle_index(path.name):
+            _inside(folder, name)
+            yield name
+
+
+def _is_pickle_index(name: str) -> bool:
+    return name.endswith(".bin.index.json")
+
+
+def _explain_no_weights(folder: Path) -> None:
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        refuse_pickle(pickles[0])
+    raise CheckpointError(
+        folder, "no .safetensors file in this folder", hint="name a .safetensors file or a model's folder"
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"not valid JSON: {error}") from error

@@ -1,0 +1,136 @@
+"""K checkpoints → the global model: their mean, tensor by tensor in pieces that fit a cache, whatever the size of the
+models.
+
+Floats are added up in float32 (float64 for float64 tensors or on request) in the order of the slots and divided once;
+every number depends on its own K numbers alone, so that the result is the same bit for bit for any number of threads.
+Integer and bool tensors have no mean: slot 0's copy is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedmr_merge.checkpoint.header import DTYPE_BITS, TensorEntry, build_header, parse_header
+from fedmr_merge.checkpoint.source import STANDARD_NAMES, WEIGHTS, Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.writer import Progress, SourceWatch, refuse_existing, staged_output
+from fedmr_merge.errors import CheckpointError, PlanError
+from fedmr_merge.recombination.layout import OutputFile, OutputModel, lay_out
+from fedmr_merge.recombination.matching import match_checkpoints
+from fedmr_merge.recombination.mean import MeanOptions, NotFinite, for_each_piece, out_dtype
+from fedmr_merge.recombination.number_formats import NO_MEAN, Array
+
+
+def average(
+    checkpoints: Sequence[str | Path | Checkpoint],
+    out: str | Path,
+    *,
+    options: MeanOptions | None = None,
+    require_finite: bool = False,
+    max_shard_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> list[NotFinite]:
+    """Write the mean of K checkpoints of one architecture to `out`: a file where it is named `….safetensors`, else a folder.
+
+    Returns the NaN and infinite numbers that were met. Raises CheckpointError, LayerMismatchError, PlanError (weights
+    that do not fit, dtypes that have no mean, a memory bound that cannot be kept) or OutputError.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    opened = tuple(c if isinstance(c, Checkpoint) else open_checkpoint(c) for c in checkpoints)
+    match_checkpoints(opened)
+    options = options or MeanOptions()
+    check_mean(opened, options)
+    watch = SourceWatch()
+    with staged_output(out) as staging:
+        model = mean_layout(opened[0], options, max_shard_bytes)
+        target = staging
+        if not model.is_folder and out.suffix != WEIGHTS:
+            staging.mkdir()
+            target = staging / STANDARD_NAMES[0]
+        found = write_mean(opened, model, target, options, watch, progress, require_finite=require_finite)
+        watch.check()
+    return found
+
+
+def check_mean(checkpoints: Sequence[Checkpoint], options: MeanOptions) -> None:
+    """Raise PlanError when no mean can be taken of these checkpoints with these options."""
+    options.check(len(checkpoints))
+    options.plan_work()
+    for name, entry in checkpoints[0].tensors.items():
+        if entry.dtype in NO_MEAN:
+            raise PlanError(
+                f"{name}: {entry.dtype} numbers are codes with a scale beside them and have no mean",
+                hint="recombine with --no-global, or convert the models to a float dtype first",
+            )
+
+
+def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | None = None) -> OutputModel:
+    """Lay the mean out like a model, with the headers that its dtypes ask for."""
+    model = lay_out(donor, donor.tensors, max_shard_bytes=max_shard_bytes)
+    if options.out_dtype is None:
+        return model
+    return replace(model, files=tuple(_in_dtype(file, options) for file in model.files))
+
+
+def _in_dtype(file: OutputFile, options: MeanOptions) -> OutputFile:
+    before = parse_header(file.header, Path(file.name), file.nbytes)
+    tensors = []
+    for (name, entry), (_, source) in zip(before.tensors.items(), file.tensors, strict=True):
+        dtype = out_dtype(source, options)
+        tensors.append((name, dtype, entry.shape, entry.parameters * DTYPE_BITS[dtype] // 8))
+    return replace(file, header=build_header(tensors, before.metadata))
+
+
+def write_mean(
+    checkpoints: Sequence[Checkpoint],
+    model: OutputModel,
+    target: Path,
+    options: MeanOptions,
+    watch: SourceWatch,
+    progress: Progress | None = None,
+    *,
+    require_finite: bool = False,
+) -> list[NotFinite]:
+    """Write the mean at `target`, laid out as `model`.
+
+    Raises CheckpointError for NaN and infinite numbers where asked to.
+    """
+    model.prepare(target)
+    found: list[NotFinite] = []
+    entries = [checkpoint.tensors for checkpoint in checkpoints]
+    for file in model.files:
+        found += _write_file(file, entries, model.file_path(target, file), options, watch, progress)
+    if found and require_finite:
+        first = found[0]
+        raise CheckpointError(
+            checkpoints[first.slot].source,
+            f"tensor {first.tensor!r} holds {first.count} NaN or infinite numbers"
+            + (f", and so do {len(found) - 1} more" if len(found) > 1 else ""),
+            hint="leave out the model, or run without --require-finite",
+        )
+    return found
+
+
+def _write_file(
+    file: OutputFile,
+    entries: Sequence[Mapping[str, TensorEntry]],
+    path: Path,
+    options: MeanOptions,
+    watch: SourceWatch,
+    progress: Progress | None,
+) -> list[NotFinite]:
+    with path.open("xb", buffering=0) as stream:
+        stream.write(file.header)
+
+        def write(position: int, raw: Array) -> None:
+            view = memoryview(raw.data)
+            while view:
+                written = os.pwrite(stream.fileno(), view, position)
+                view, position = view[written:], position + written
+            if progress:
+                progress(raw.nbytes)
+
+        return for_each_piece(file, entries, options, watch, write)

@@ -1,0 +1,191 @@
+"""The lineage of a recombination: which tensor came from where, byte for byte.
+
+`lineage.json` stands beside the models and is enough to verify them, to undo the recombination and to follow a tensor
+back. One line per output tensor, so that it can be read by people and grepped:
+
+    {"slot":0,"tensor":"conv1.weight","group":"conv1","source_slot":2,"source_file":"c.safetensors","start":168,"end":2568,"sha256":"…"}
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fedmr_merge
+from fedmr_merge.checkpoint.header import Header, parse_header
+from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.errors import VerificationError
+from fedmr_merge.recombination.layout import dumps
+from fedmr_merge.recombination.plan import RecombinationPlan
+
+LINEAGE_FILE = "lineage.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorOrigin:
+    """Where one tensor of one output model came from."""
+
+    slot: int
+    tensor: str
+    group: str
+    source_slot: int
+    source_file: str  #: name within the source
+    start: int  #: byte range in that file
+    end: int
+    sha256: str | None  #: None where it was recombined with --no-hash
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One weight file of a source: enough to write it again."""
+
+    name: str
+    header: Header
+
+    @property
+    def prefix(self) -> str:
+        """What stands before its tensors' names: the component and a slash, or nothing."""
+        place = self.name.rpartition("/")[0]
+        return f"{place}/" if place else ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model that went in."""
+
+    slot: int
+    path: str  #: relative to the lineage file, or `org/name@commit` on the Hub
+    is_folder: bool
+    files: tuple[SourceFile, ...]
+    indexes: Mapping[str, str]  #: shard index → its text
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a recombination's `lineage.json` says."""
+
+    folder: Path
+    facts: Mapping[str, Any]  #: seed, rounds, rule …: how the plan was drawn
+    plan: RecombinationPlan
+    sources: tuple[Source, ...]
+    outputs: Mapping[int, str]  #: slot -> path in the folder
+    mean: Mapping[str, Any] | None  #: the global model: path, weights, how it was added up, sha256 of every tensor
+    tensors: tuple[TensorOrigin, ...]
+
+
+def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Return the JSON of one source. Its headers are kept, so that `undo` writes the file again byte for byte."""
+    place = checkpoint.origin or os.path.relpath(checkpoint.path.absolute(), out.absolute())
+    return {
+        "slot": slot,
+        "path": place,
+        "is_folder": checkpoint.is_folder,
+        "files": [
+            {"name": file.name, "bytes": file.header.file_bytes, "header": pack_header(file.header.raw)}
+            for file in checkpoint.files
+        ],
+        "indexes": {name: (checkpoint.path / name).read_text(encoding="utf-8") for name in checkpoint.indexes},
+    }
+
+
+def pack_header(raw: bytes) -> str:
+    """Return a header as text: compressed, base64."""
+    return base64.b64encode(zlib.compress(raw)).decode("ascii")
+
+
+def unpack_header(text: str) -> bytes:
+    """Return the header that `pack_header` made into text."""
+    return zlib.decompress(base64.b64decode(text))
+
+
+def write_lineage(path: Path, facts: Mapping[str, Any], tensors: Iterable[TensorOrigin]) -> None:
+    """Write a lineage file, tensor by tensor."""
+    head = {"format_version": FORMAT_VERSION, "made_by": f"fedmr-merge {fedmr_merge.__version__}", **facts}
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write("{\n")
+        for key, value in head.items():
+            stream.write(f"{json.dumps(key)}: {dumps(value)},\n")
+        stream.write('"tensors": [')
+        for position, origin in enumerate(tensors):
+            stream.write(",\n" if position else "\n")
+            stream.write(dumps(origin.__dict__))
+        stream.write("\n]\n}\n")
+
+
+def read_lineage(out: str | Path) -> Lineage:
+    """Read the lineage of a recombination's output folder.
+
+    Raises VerificationError when there is none, or it is damaged.
+    """
+    folder = Path(out)
+    path = folder / LINEAGE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VerificationError(
+            f"{path}: cannot be read: {error.strerror}", hint="name the folder that `fedmr-merge recombine` wrote"
+        ) from error
+    except ValueError as error:
+        raise VerificationError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise VerificationError(f"{path}: not a lineage of format version {FORMAT_VERSION}")
+    try:
+        return Lineage(
+            folder=folder,
+            facts={k: v for k, v in content.items() if k not in ("plan", "sources", "outputs", "global", "tensors")},
+            plan=RecombinationPlan.from_json(content["plan"]),
+            sources=tuple(_read_source(source) for source in content["sources"]),
+            outputs={int(output["slot"]): str(output["path"]) for output in content["outputs"]},
+            mean=content["global"],
+            tensors=tuple(TensorOrigin(**entry) for entry in content["tensors"]),
+        )
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise VerificationError(f"{path}: damaged: {error!r}") from error
+
+
+def _read_source(content: Mapping[str, Any]) -> Source:
+    files = tuple(
+        SourceFile(str(f["name"]), parse_header(unpack_header(f["header"]), Path(f["name"]), int(f["bytes"])))
+        for f in content["files"]
+    )
+    return Source(
+        int(content["slot"]), str(content["path"]), bool(content["is_folder"]), files, dict(content["indexes"])
+    )
+
+
+def trace(out: str | Path, tensor: str, slot: int | None = None) -> list[list[TensorOrigin]]:
+    """Follow a tensor back through every recombination in a row whose lineage is still there.
+
+    Returns one chain for every output slot (or for `slot` alone): first where the output's tensor came from, then
+    where that came from … Raises VerificationError when there is no such tensor.
+    """
+    lineage = read_lineage(out)
+    starts = [o for o in lineage.tensors if o.tensor == tensor and slot in (None, o.slot)]
+    if not starts:
+        raise VerificationError(
+            f"{lineage.folder / LINEAGE_FILE}: no tensor {tensor!r}" + ("" if slot is None else f" in slot {slot}")
+        )
+    return [_follow(lineage, start) for start in starts]
+
+
+def _follow(lineage: Lineage, origin: TensorOrigin) -> list[TensorOrigin]:
+    chain = [origin]
+    seen = {lineage.folder.resolve()}
+    while True:
+        source = (lineage.folder / lineage.sources[chain[-1].source_slot].path).resolve()
+        if source.parent in seen or not (source.parent / LINEAGE_FILE).is_file():
+            return chain
+        seen.add(source.parent)
+        lineage = read_lineage(source.parent)
+        slot = next((slot for slot, path in lineage.outputs.items() if path == source.name), None)
+        before = next((o for o in lineage.tensors if o.slot == slot and o.tensor == origin.tensor), None)
+        if before is None:
+            return chain
+        chain.append(before)

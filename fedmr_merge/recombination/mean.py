@@ -1,0 +1,217 @@
+"""The mean of K models, piece by piece: which bytes to read, how to add them up, within how much memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from fedmr_merge.checkpoint.header import DTYPE_BITS, TensorEntry
+from fedmr_merge.checkpoint.writer import SourceWatch
+from fedmr_merge.errors import CheckpointError, PlanError
+from fedmr_merge.recombination.layout import OutputFile
+from fedmr_merge.recombination.number_formats import FLOATS, KEPT, Array, accumulator, decode, encode
+
+_PIECE_ELEMENTS = 1 << 17
+_MIN_PIECE_ELEMENTS = 1 << 12
+#: What one thread holds per element, at most: one source's bytes, two accumulators, and the steps of encoding.
+_BYTES_PER_ELEMENT = 48
+#: Python, numpy and the headers, beside the pieces in work.
+_BASE_BYTES = 120 << 20
+
+Entries = Sequence[Mapping[str, TensorEntry]]
+
+
+@dataclass(frozen=True)
+class MeanOptions:
+    """How a mean is taken."""
+
+    weights: tuple[float, ...] | None = None  #: one per slot, divided by their sum; equal if None
+    double: bool = False  #: add up in float64
+    out_dtype: str | None = None  #: dtype of the mean's floats; that of the inputs if None
+    threads: int | None = None  #: as many as there are cores if None
+    max_memory_bytes: int | None = None
+
+    def check(self, slots: int) -> None:
+        """Raise PlanError when the options do not fit `slots` models."""
+        if self.weights is not None:
+            if len(self.weights) != slots:
+                raise PlanError(
+                    f"{len(self.weights)} weights for {slots} models", hint="give one weight for each model"
+                )
+            if not all(isfinite(w) and w >= 0 for w in self.weights) or sum(self.weights) <= 0:
+                raise PlanError(f"weights must be 0 or more and not all 0, found {list(self.weights)}")
+        if self.out_dtype is not None and self.out_dtype not in FLOATS:
+            raise PlanError(
+                f"a mean cannot be written as {self.out_dtype!r}", hint=f"choose one of {', '.join(FLOATS)}"
+            )
+
+    def plan_work(self) -> tuple[int, int]:
+        """Return (threads, elements per piece) that keep to the memory bound. Raises PlanError when none does."""
+        threads = self.threads or os.cpu_count() or 1
+        if self.max_memory_bytes is None:
+            return threads, _PIECE_ELEMENTS
+        room = self.max_memory_bytes - _BASE_BYTES
+        threads = max(1, min(threads, room // (_MIN_PIECE_ELEMENTS * _BYTES_PER_ELEMENT)))
+        elements = min(_PIECE_ELEMENTS, room // (threads * _BYTES_PER_ELEMENT))
+        if elements < _MIN_PIECE_ELEMENTS:
+            least = (_BASE_BYTES + _MIN_PIECE_ELEMENTS * _BYTES_PER_ELEMENT) >> 20
+            raise PlanError(
+                f"a mean cannot be taken within {self.max_memory_bytes >> 20} MiB",
+                hint=f"allow at least {least + 1} MiB",
+            )
+        return threads, elements
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """NaN or infinite numbers that a mean met in its inputs."""
+
+    tensor: str
+    slot: int
+    count: int
+
+
+def out_dtype(entry: TensorEntry, options: MeanOptions) -> str:
+    """Return the dtype that the mean of a tensor is written in."""
+    return entry.dtype if entry.dtype in KEPT or options.out_dtype is None else options.out_dtype
+
+
+@dataclass(frozen=True)
+class _Piece:
+    name: str
+    sources: tuple[TensorEntry, ...]
+    first: int  #: element
+    count: int
+    dtype: str
+    out_dtype: str
+    position: int  #: byte in the output file
+
+
+def for_each_piece(
+    file: OutputFile,
+    entries: Entries,
+    options: MeanOptions,
+    watch: SourceWatch,
+    sink: Callable[[int, Array], None],
+) -> list[NotFinite]:
+    """Take the mean of one file's tensors piece by piece; `sink(position in the output file, bytes)` gets every piece
+    once, in any order.
+
+    `entries[slot][tensor]` says where the slot's numbers are.
+    """
+    threads, elements = options.plan_work()
+    slots = len(entries)
+    weights = np.asarray(options.weights or [1.0] * slots, np.float64)
+    local = threading.local()
+    not_finite: Counter[tuple[str, int]] = Counter()
+    lock = threading.Lock()
+
+    def work(piece: _Piece) -> None:
+        if not hasattr(local, "worker"):
+            local.worker = _Worker(weights, options.double, watch)
+            with lock:
+                workers.append(local.worker)
+        raw, bad = local.worker.mean(piece)
+        sink(piece.position, raw)
+        if bad:
+            with lock:
+                not_finite.update({(piece.name, slot): count for slot, count in bad.items()})
+
+    workers: list[_Worker] = []
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            _run_bounded(pool, work, _pieces(file, entries, elements, options), 4 * threads)
+    finally:
+        for worker in workers:
+            worker.close()
+    return [NotFinite(name, slot, count) for (name, slot), count in sorted(not_finite.items())]
+
+
+def _pieces(file: OutputFile, entries: Entries, elements: int, options: MeanOptions) -> Iterator[_Piece]:
+    position = len(file.header)
+    for name, entry in file.tensors:
+        sources = tuple(slot[name] for slot in entries)
+        written = out_dtype(entry, options)
+        for first in range(0, entry.parameters, elements):
+            count = min(elements, entry.parameters - first)
+            yield _Piece(name, sources, first, count, entry.dtype, written, position)
+            position += count * DTYPE_BITS[written] // 8
+
+
+def _run_bounded(
+    pool: ThreadPoolExecutor, work: Callable[[_Piece], None], pieces: Iterator[_Piece], limit: int
+) -> None:
+    """Run all the work with no more than `limit` pieces waiting: a model can have millions."""
+    pending: set[Future[None]] = set()
+    try:
+        for piece in pieces:
+            pending.add(pool.submit(work, piece))
+            if len(pending) >= limit:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        for future in pending:
+            future.result()
+    except BaseException:
+        for future in pending:
+            future.cancel()
+        raise
+
+
+class _Worker:
+    """One thread's buffers and open files."""
+
+    def __init__(self, weights: Array, double: bool, watch: SourceWatch) -> None:
+        self.weights = weights
+        self.equal = bool((weights == weights[0]).all())
+        self.double = double
+        self.watch = watch
+        self.open: dict[Path, int] = {}
+
+    def close(self) -> None:
+        for descriptor in self.open.values():
+            os.close(descriptor)
+
+    def read(self, entry: TensorEntry, piece: _Piece) -> Array:
+        if entry.file not in self.open:
+            self.open[entry.file] = self.watch.open(entry.file)
+        size = DTYPE_BITS[entry.dtype] // 8
+        raw = os.pread(self.open[entry.file], piece.count * size, entry.start + piece.first * size)
+        if len(raw) != piece.count * size:
+            raise CheckpointError(entry.file, f"truncated while it was read, in tensor {piece.name!r}")
+        return np.frombuffer(raw, np.uint8)
+
+    def mean(self, piece: _Piece) -> tuple[Array, dict[int, int]]:
+        """Return the bytes of the mean of one piece, and slot -> how many of its numbers are not finite."""
+        if piece.dtype in KEPT:
+            return self.read(piece.sources[0], piece), {}
+        kind = accumulator(piece.dtype, self.double)
+        total, numbers = np.empty(piece.count, kind), np.empty(piece.count, kind)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for slot, source in enumerate(piece.sources):
+                target = numbers if slot else total
+                decode(self.read(source, piece), piece.dtype, target)
+                if not self.equal:
+                    target *= kind.type(self.weights[slot])
+                if slot:
+                    total += numbers
+            total /= kind.type(len(piece.sources) if self.equal else self.weights.sum())
+        bad = {} if np.isfinite(total).all() else self._not_finite(piece, numbers)
+        return encode(total, piece.out_dtype), bad
+
+    def _not_finite(self, piece: _Piece, numbers: Array) -> dict[int, int]:
+        found = {}
+        for slot, source in enumerate(piece.sources):
+            decode(self.read(source, piece), piece.dtype, numbers)
+            count = piece.count - int(np.isfinite(numbers).sum())
+            if count:
+                found[slot] = count
+        return found

@@ -1,0 +1,123 @@
+"""Bytes of a safetensors dtype ↔ numpy numbers to calculate with.
+
+numpy has no bfloat16 and no 8-bit floats, and importing torch to read them would cost more than most merges. A
+bfloat16 is the upper half of a float32; an 8-bit float is looked up in a table of its 256 values. Rounding is to
+nearest, ties to even, as torch does it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+#: dtypes that are kept as they are: a mean of counters or masks means nothing.
+KEPT = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
+#: dtypes that are codes of a block with a scale of its own, or packed below a byte: no mean of the codes is the mean of
+#: the numbers.
+NO_MEAN = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
+
+_NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8"}
+#: exponent bits, mantissa bits, bias, whether the all-ones exponent means infinity and NaN as in IEEE 754, whether -0
+#: is the only NaN
+_FLOAT8 = {
+    "F8_E4M3": (4, 3, 7, False, False),
+    "F8_E5M2": (5, 2, 15, True, False),
+    "F8_E4M3FNUZ": (4, 3, 8, False, True),
+    "F8_E5M2FNUZ": (5, 2, 16, False, True),
+}
+FLOATS = (*_NUMPY, "BF16", *_FLOAT8)
+
+
+def accumulator(dtype: str, double: bool) -> np.dtype[Any]:
+    """Return what a mean of this dtype is added up in: float32, float64 for float64 or on request, complex for
+    complex.
+    """
+    if dtype == "C64":
+        return np.dtype(np.complex128 if double else np.complex64)
+    return np.dtype(np.float64 if double or dtype == "F64" else np.float32)
+
+
+def decode(raw: Array, dtype: str, out: Array) -> None:
+    """Write the numbers that the bytes `raw` (uint8) stand for into `out`."""
+    if dtype in _NUMPY:
+        np.copyto(out, raw.view(_NUMPY[dtype]))
+    elif dtype == "BF16":
+        if out.dtype == np.float32:
+            np.left_shift(raw.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
+        else:
+            np.copyto(out, (raw.view("<u2").astype(np.uint32) << 16).view(np.float32))
+    else:
+        np.copyto(out, _float8_values(dtype)[raw])
+
+
+def encode(numbers: Array, dtype: str) -> Array:
+    """Return the bytes (uint8) of numbers in a dtype, rounded to nearest, ties to even."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype in _NUMPY:
+            return np.ascontiguousarray(numbers, _NUMPY[dtype]).view(np.uint8)
+        singles = np.ascontiguousarray(numbers, np.float32)
+    if dtype == "BF16":
+        return _to_bfloat16(singles).view(np.uint8)
+    return _to_float8(singles, dtype)
+
+
+def _to_bfloat16(singles: Array) -> Array:
+    bits = singles.view(np.uint32)
+    # Half of the lowest kept bit, less one where that bit is even: the carry rounds to nearest, ties to even.
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    halves: Array = rounded.astype("<u2")
+    nan = np.isnan(singles)
+    if nan.any():
+        halves[nan] = 0x7FC0  # the carry could turn a NaN into infinity
+    return halves
+
+
+@cache
+def _float8_values(dtype: str) -> Array:
+    exponent_bits, mantissa_bits, bias, ieee, unsigned_zero = _FLOAT8[dtype]
+    codes = np.arange(256)
+    sign = np.where(codes >> 7, -1.0, 1.0)
+    exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    mantissa = (codes & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    normal = np.ldexp(1 + mantissa, exponent - bias)
+    values = sign * np.where(exponent == 0, np.ldexp(mantissa, 1 - bias), normal)
+    top = exponent == (1 << exponent_bits) - 1
+    if ieee:
+        values = np.where(top, np.where(mantissa == 0, sign * np.inf, np.nan), values)
+    elif unsigned_zero:
+        values[0x80] = np.nan
+    else:
+        values[[0x7F, 0xFF]] = np.nan
+    singles: Array = values.astype(np.float32)
+    return singles
+
+
+def _to_float8(singles: Array, dtype: str) -> Array:
+    values = _float8_values(dtype)
+    finite = values[:128][np.isfinite(values[:128])].astype(np.float64)  # ascending: the codes of the magnitudes
+    magnitude = np.abs(singles).astype(np.float64)
+    middles = (finite[1:] + finite[:-1]) / 2
+    lower = np.searchsorted(middles, magnitude, side="left")
+    tie = (lower < len(middles)) & (magnitude == middles[np.minimum(lower, len(middles) - 1)])
+    codes: Array = (lower + (tie & (lower % 2 == 1))).astype(np.uint8)
+    infinity = np.flatnonzero(np.isposinf(values))
+    if infinity.size:
+        codes[np.isinf(singles)] = infinity[0]
+    else:
+        codes[np.isinf(singles)] = np.flatnonzero(np.isnan(values))[0]
+    negative = np.signbit(singles)
+    if not np.isnan(values[0x80]):
+        codes |= negative.astype(np.uint8) << 7
+    else:  # no negative zero there
+        codes |= (negative & (codes > 0)).astype(np.uint8) << 7
+    codes[np.isnan(singles)] = np.flatnonzero(np.isnan(values))[0]
+    return codes

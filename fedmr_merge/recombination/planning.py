@@ -1,0 +1,158 @@
+"""Plan a recombination of checkpoints: open them, check that they match, group their tensors, draw the plan.
+
+Reads headers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from fedmr_merge.checkpoint.header import TensorEntry
+from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
+from fedmr_merge.errors import PlanError
+from fedmr_merge.recombination.average import check_mean, mean_layout
+from fedmr_merge.recombination.layer_rule import trainer_layers
+from fedmr_merge.recombination.layout import OutputModel, lay_out
+from fedmr_merge.recombination.matching import match_checkpoints
+from fedmr_merge.recombination.mean import MeanOptions
+from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan, draw_plan
+from fedmr_merge.recombination.rules import Grouping, apply_rule, pin_groups, tie_groups
+from fedmr_merge.recombination.ties import find_ties
+
+
+def slot_name(slot: int, slots: int) -> str:
+    """Return `slot-00`, with as many digits as all slots need."""
+    return f"slot-{slot:0{max(2, len(str(slots - 1)))}d}"
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How the plan is drawn."""
+
+    rule: str = "layer"
+    seed: int = 0
+    round: int = 1
+    rounds: int = 1  #: draws that are composed into one
+    probability: float = 1.0  #: with which a layer group is shuffled in a draw
+    pin: tuple[str, ...] = ()  #: patterns of tensors whose groups stay in their slots
+    plan: RecombinationPlan | None = None  #: execute this one instead of drawing one
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and how."""
+
+    slots: tuple[int, ...] | None = None  #: the output slots to write; all if None
+    mean: MeanOptions | None = field(
+        default_factory=MeanOptions
+    )  #: how the global model is taken; none is written if None
+    sidecars_from: int | None = None  #: slot whose config and tokenizer every output gets; each slot's own if None
+    max_shard_bytes: int | None = None  #: shard anew; each slot's own files if None
+    hash: bool = True  #: write every tensor's SHA-256 into the lineage
+    require_finite: bool = False  #: refuse NaN and infinite numbers (met while the mean is taken)
+    in_store: bool = False  #: link shards, one per layer group, from a store
+    store: Path | None = None  #: the store's folder; `.fedmr-merge-store` beside the output if None
+
+
+@dataclass(frozen=True)
+class Recombination:
+    """A recombination of checkpoints, planned and not yet executed. Nothing but headers has been read."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    grouping: Grouping
+    plan: RecombinationPlan
+    options: PlanOptions
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    def sources(self, destination: int) -> dict[str, TensorEntry]:
+        """Return, for every tensor of the model in slot `destination`, where its bytes come from."""
+        return {
+            name: self.checkpoints[self.plan.source(group.name, destination)].tensors[name]
+            for group in self.grouping.groups
+            for name in group.tensors
+        }
+
+    @cached_property
+    def models(self) -> dict[int, OutputModel]:
+        """Output slot → the model to write there."""
+        written = range(len(self.checkpoints)) if self.output.slots is None else self.output.slots
+        return {slot: self._model(slot) for slot in written}
+
+    def _model(self, slot: int) -> OutputModel:
+        donor = self.checkpoints[slot]
+        shared = self.output.sidecars_from
+        sidecars_from = donor if shared is None else self.checkpoints[shared]
+        model = lay_out(donor, self.sources(slot), sidecars_from, self.output.max_shard_bytes)
+        return replace(model, is_folder=True) if self.output.in_store else model
+
+    @cached_property
+    def mean(self) -> OutputModel | None:
+        """The global model to write, laid out like slot 0."""
+        if self.output.mean is None:
+            return None
+        return mean_layout(self.checkpoints[0], self.output.mean, self.output.max_shard_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be written: the models and their mean."""
+        return sum(model.nbytes for model in (*self.models.values(), self.mean) if model)
+
+    def name(self, slot: int) -> str:
+        """What an output slot is called."""
+        return slot_name(slot, len(self.checkpoints))
+
+
+def plan_recombination(
+    checkpoints: Sequence[str | Path | Checkpoint],
+    options: PlanOptions | None = None,
+    output: OutputOptions | None = None,
+) -> Recombination:
+    """Open K checkpoints, check that they match, group their tensors and draw (or check) the plan.
+
+    Raises CheckpointError, LayerMismatchError, RuleError or PlanError.
+    """
+    options, output = options or PlanOptions(), output or OutputOptions()
+    opened = tuple(c if isinstance(c, Checkpoint) else open_checkpoint(c) for c in checkpoints)
+    match_checkpoints(opened)
+    grouping = group_checkpoints(opened, options.rule)
+    groups = pin_groups(grouping.groups, options.pin)
+    plan = options.plan or _draw(groups, len(opened), options)
+    plan.check(groups, len(opened))
+    _check_slots(output, len(opened))
+    if output.mean is not None:
+        check_mean(opened, output.mean)
+    return Recombination(opened, replace(grouping, groups=groups), plan, options, output)
+
+
+def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str) -> Grouping:
+    """Return the layer groups of matching checkpoints, tied tensors together. Raises RuleError or LayerMismatchError."""
+    first = checkpoints[0]
+    grouping = apply_rule(rule, first.shapes, trainer_layers(first))
+    if grouping.require_equal and len(checkpoints) > 1:
+        match_checkpoints(checkpoints, grouping.require_equal)
+    return replace(grouping, groups=tie_groups(grouping.groups, find_ties(checkpoints)))
+
+
+def _draw(groups: Sequence[LayerGroup], slots: int, options: PlanOptions) -> RecombinationPlan:
+    if options.rounds < 1:
+        raise PlanError(f"rounds must be 1 or more, found {options.rounds}")
+    plans = [
+        draw_plan(groups, slots, seed=options.seed, round=options.round + later, probability=options.probability)
+        for later in range(options.rounds)
+    ]
+    plan = plans[0]
+    for then in plans[1:]:
+        plan = plan.compose(then)
+    return plan
+
+
+def _check_slots(output: OutputOptions, slots: int) -> None:
+    named = (*(output.slots or ()), *(() if output.sidecars_from is None else (output.sidecars_from,)))
+    for slot in named:
+        if not 0 <= slot < slots:
+            raise PlanError(f"there is no slot {slot}: the {slots} models are the slots 0 to {slots - 1}")
+    if output.slots is not None and (not output.slots or len(set(output.slots)) < len(output.slots)):
+        raise PlanError(f"name each output slot once, found {list(output.slots)}")

@@ -1,0 +1,199 @@
+"""Execute a recombination plan: over checkpoints, by byte copy, or over stacked tensors.
+
+No tensor is decoded here and torch is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.writer import Progress, SourceWatch, assemble, refuse_existing, staged_output
+from fedmr_merge.errors import OutputError
+from fedmr_merge.recombination.average import write_mean
+from fedmr_merge.recombination.hashing import hash_run, hash_tensors
+from fedmr_merge.recombination.layout import OutputFile
+from fedmr_merge.recombination.lineage import LINEAGE_FILE, TensorOrigin, describe_source, write_lineage
+from fedmr_merge.recombination.mean import NotFinite
+from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan
+from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, Recombination, plan_recombination
+from fedmr_merge.recombination.store import StoreReport, write_in_store
+
+GLOBAL = "global"
+
+#: (output slot, tensor) → SHA-256 of its bytes
+Digests = dict[tuple[int, str], str]
+
+
+class Stacked(Protocol):
+    """A tensor or array [K, ...]: row i belongs to slot i."""
+
+    def __getitem__(self, rows: list[int], /) -> Any: ...
+
+
+StackedT = TypeVar("StackedT", bound=Stacked)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recombination wrote."""
+
+    work: Recombination
+    out: Path
+    not_finite: tuple[NotFinite, ...]  #: met while the mean was taken
+    store: StoreReport | None
+
+
+def recombine_stacked(
+    plan: RecombinationPlan, groups: Sequence[LayerGroup], stacked: Mapping[str, StackedT]
+) -> dict[str, StackedT]:
+    """Recombine K models held as stacked tensors [K, ...]: row i of the result is the model of slot i. The inputs are
+    not changed.
+
+    Raises PlanError when the plan is not one for these groups.
+    """
+    plan.check(groups, plan.slots)
+    return {name: stacked[name][list(plan.permutations[group.name])] for group in groups for name in group.tensors}
+
+
+def recombine(
+    checkpoints: Sequence[str | Path | Checkpoint],
+    out: str | Path,
+    options: PlanOptions | None = None,
+    output: OutputOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Recombine K checkpoints of one architecture into K new ones, byte-exact, and their mean.
+
+    Writes `out/slot-00.safetensors …` (folders where the inputs are folders), `out/global/` (the mean) and
+    `out/lineage.json`, which says for every output tensor where its bytes came from. `out` appears complete or not at
+    all; the inputs are only read. `progress` is called with the number of bytes just written, from several threads.
+
+    Raises CheckpointError, LayerMismatchError, RuleError or PlanError for inputs that cannot be recombined, and
+    OutputError when `out` exists, cannot be written or does not fit on the disk.
+    """
+    refuse_existing(Path(out))
+    return execute(plan_recombination(checkpoints, options, output), out, progress=progress)
+
+
+def execute(work: Recombination, out: str | Path, *, progress: Progress | None = None) -> Outcome:
+    """Write what was planned; see `recombine`."""
+    out, output = Path(out), work.output
+    watch = SourceWatch()
+    if not output.in_store:
+        check_space(out, work.nbytes)
+    report: StoreReport | None = None
+    not_finite: list[NotFinite] = []
+    with staged_output(out) as staging:
+        staging.mkdir()
+        if output.in_store:
+            report, digests = write_in_store(
+                work, staging, output.store or out.parent / ".fedmr-merge-store", watch, progress
+            )
+        else:
+            digests = _write_models(work, staging, watch, progress)
+        mean = None
+        if output.mean is not None and work.mean is not None:
+            target = staging / GLOBAL
+            if not work.mean.is_folder:
+                target.mkdir()
+                target /= "model.safetensors"
+            not_finite = write_mean(
+                work.checkpoints, work.mean, target, output.mean, watch, progress, require_finite=output.require_finite
+            )
+            mean = {
+                "path": target.relative_to(staging).as_posix(),
+                "weights": output.mean.weights,
+                "accumulate": "float64" if output.mean.double else "float32",
+                "out_dtype": output.mean.out_dtype,
+                "sha256": hash_tensors(open_checkpoint(target).tensors) if output.hash else None,
+            }
+        watch.check()
+        write_lineage(staging / LINEAGE_FILE, _facts(work, out, mean), _origins(work, digests))
+    return Outcome(work, out, tuple(not_finite), report)
+
+
+def check_space(out: Path, nbytes: int) -> None:
+    """Raise OutputError when the disk has not the room for `nbytes`."""
+    free = free_bytes(out)
+    if nbytes > free:
+        raise OutputError(
+            out, f"needs {nbytes:,} bytes, {free:,} are free", hint="free some space or choose another place with -o"
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system that a path is, or would be, on."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _write_models(work: Recombination, staging: Path, watch: SourceWatch, progress: Progress | None) -> Digests:
+    jobs: list[tuple[int, OutputFile, Path]] = []
+    for slot, model in work.models.items():
+        path = model.path(staging, work.name(slot))
+        model.prepare(path)
+        jobs += [(slot, file, model.file_path(path, file)) for file in model.files]
+
+    def write(job: tuple[int, OutputFile, Path]) -> Digests:
+        slot, file, path = job
+        assemble(path, file.header, file.segments, watch, progress)
+        if not work.output.hash:
+            return {}
+        sizes = [(name, source.nbytes) for name, source in file.tensors]
+        return {(slot, name): digest for name, digest in hash_run(path, len(file.header), sizes)}
+
+    digests: Digests = {}
+    # Copying alone is bound by the memory and gains nothing from threads; hashing is bound by the processor and does.
+    threads = min(len(jobs), os.cpu_count() or 1) if work.output.hash else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(write, jobs):
+            digests |= found
+    return digests
+
+
+def _origins(work: Recombination, digests: Mapping[tuple[int, str], str]) -> Iterator[TensorOrigin]:
+    names = {file.path: file.name for checkpoint in work.checkpoints for file in checkpoint.files}
+    groups = work.grouping.group_of
+    for slot in work.models:
+        for name, entry in work.sources(slot).items():
+            group = groups[name]
+            yield TensorOrigin(
+                slot=slot,
+                tensor=name,
+                group=group,
+                source_slot=work.plan.source(group, slot),
+                source_file=names[entry.file],
+                start=entry.start,
+                end=entry.end,
+                sha256=digests.get((slot, name)),
+            )
+
+
+def _facts(work: Recombination, out: Path, mean: Mapping[str, Any] | None) -> dict[str, Any]:
+    drawn = work.options
+    return {
+        "operation": "recombine",
+        "rule": work.grouping.rule,
+        "rule_found": work.grouping.found,
+        "drawn": None
+        if drawn.plan
+        else {"seed": drawn.seed, "round": drawn.round, "rounds": drawn.rounds, "probability": drawn.probability},
+        "sidecars_from": work.output.sidecars_from,
+        "plan": work.plan.to_json(),
+        "groups": {group.name: list(group.tensors) for group in work.grouping.groups},
+        "sources": [describe_source(slot, checkpoint, out) for slot, checkpoint in enumerate(work.checkpoints)],
+        "outputs": [
+            {"slot": slot, "path": model.path(out, work.name(slot)).name} for slot, model in work.models.items()
+        ],
+        "global": mean,
+    }

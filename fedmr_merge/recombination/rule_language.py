@@ -1,0 +1,265 @@
+"""The layer-rule language: YAML rules that put tensor names into layer groups.
+
+    rules:                                   # the first that matches a tensor's name decides
+      - {match: "layer{s}.{b}.{re:conv|bn}{n}.*", group: "layer{s}.{b}.{n}"}
+      - {match: "fc.*", group: head, recombine: pin}
+    ties: [[model.embed_tokens.weight, lm_head.weight]]          # tensors that are one: their groups become one
+    require_equal: {adapter_config.json: [r, lora_alpha]}        # what else must agree between the models
+    detect: ["**.lora_A.**"]                                     # `--rule auto` takes it if each one matches
+
+A pattern is a dotted glob: `*` is one part of a name or a piece of one, `**` any number of parts, `{i}` a part or a
+piece of one kept for `group`, `{m:**}` one or more parts kept, `{n:re:[0-9]+}` what a regular expression matches
+kept, `{re:conv|bn}` the same, not kept; a pattern that starts with `re:` is one regular expression. A name that is
+captured twice must be the same both times.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fedmr_merge.errors import RuleError
+
+_CAPTURE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_FIELDS = {"match", "group", "recombine"}
+_SECTIONS = {"description", "detect", "rules", "ties", "require_equal"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a rule set: the tensors that match it, and the group they go to."""
+
+    match: str
+    pattern: re.Pattern[str]
+    group: str
+    pinned: bool
+    line: int
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether it takes whatever the rules before it left."""
+        return self.match in ("**", "{m:**}", "{name:**}")
+
+    def group_of(self, name: str) -> str | None:
+        """Return the group that this rule gives a tensor, None when it does not match."""
+        found = self.pattern.fullmatch(name)
+        if found is None:
+            return None
+        captures = {key: value or "" for key, value in found.groupdict().items()}
+        return self.group.format_map(captures)
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """A rule file."""
+
+    name: str
+    description: str
+    rules: tuple[Rule, ...]
+    ties: tuple[tuple[str, ...], ...]
+    require_equal: Mapping[str, tuple[str, ...]]
+    detect: tuple[re.Pattern[str], ...]
+
+    def detects(self, names: Sequence[str]) -> bool:
+        """Whether these names show the family that the rule set was written for."""
+        return bool(self.detect) and all(any(p.fullmatch(name) for name in names) for p in self.detect)
+
+
+def compile_pattern(match: str) -> re.Pattern[str]:
+    """Translate a pattern into a regular expression. Raises ValueError with what is wrong with it."""
+    if match.startswith("re:"):
+        return re.compile(match[3:])
+    seen: set[str] = set()
+    out: list[str] = []
+    position = 0
+    while position < len(match):
+        if match[position] == "{":
+            end = _closing_brace(match, position)
+            body, token = match[position + 1 : end], match[position : end + 1]
+            piece = _capture(body, seen)
+        elif match.startswith("**", position):
+            token, piece = "**", None
+        elif match[position] == "*":
+            token, piece = "*", "[^.]*"
+        elif match[position] == "}":
+            raise ValueError("a '}' without its '{'")
+        else:
+            token, piece = match[position], re.escape(match[position])
+        after = position + len(token)
+        if piece is None:  # `**`: with the dot that sets it apart, so that it may stand for no part at all
+            if out[-1:] == ["\\."] and after == len(match):
+                out[-1] = r"(?:\..+)?"
+            elif (not out or out[-1] == "\\.") and match.startswith(".", after):
+                out.append(r"(?:.+\.)?")
+                after += 1
+            else:
+                out.append(".*")
+        else:
+            out.append(piece)
+        position = after
+    return re.compile("".join(out))
+
+
+def _closing_brace(match: str, start: int) -> int:
+    depth = 0
+    for position in range(start, len(match)):
+        depth += {"{": 1, "}": -1}.get(match[position], 0)
+        if depth == 0:
+            return position
+    raise ValueError("a '{' without its '}'")
+
+
+def _capture(body: str, seen: set[str]) -> str:
+    if body.startswith("re:"):
+        re.compile(body[3:])
+        return f"(?:{body[3:]})"
+    name, colon, kind = body.partition(":")
+    if not _CAPTURE_NAME.match(name):
+        raise ValueError(f"{{{body}}}: a capture needs a name of letters, digits and _")
+    if name in seen:
+        if colon:
+            raise ValueError(f"{{{body}}}: {name!r} was captured before; write {{{name}}} for the same text again")
+        return f"(?P={name})"
+    seen.add(name)
+    if kind in ("", "*"):
+        return f"(?P<{name}>[^.]+)"
+    if kind == "**":
+        return f"(?P<{name}>.+)"
+    if kind.startswith("re:"):
+        re.compile(kind[3:])
+        return f"(?P<{name}>{kind[3:]})"
+    raise ValueError(f"{{{body}}}: after the name comes *, ** or re:EXPRESSION")
+
+
+def read_rule_file(path: Path, name: str | None = None) -> RuleSet:
+    """Read a rule file. Raises RuleError with every fault and its line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise RuleError(
+            f"{path}: cannot be read: {error}", hint="`fedmr-merge rules list` shows the built-in layer rules"
+        ) from error
+    return parse_rules(text, str(path), name or path.stem)
+
+
+def parse_rules(text: str, source: str, name: str) -> RuleSet:
+    """Read a rule set from YAML text; `source` is what messages call it."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        raise RuleError(f"{source}:{place}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    reader = _Reader(source)
+    found = reader.rule_set(root, name)
+    reader.finish()
+    assert found is not None
+    return found
+
+
+class _Reader:
+    """Walks the YAML nodes, which know their lines, and collects every fault."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.faults: list[str] = []
+
+    def fault(self, node: yaml.Node | None, message: str) -> None:
+        line = node.start_mark.line + 1 if node is not None else 1
+        self.faults.append(f"line {line}: {message}")
+
+    def finish(self) -> None:
+        if self.faults:
+            raise RuleError(
+                f"{self.source}: " + "; ".join(self.faults), hint="docs/recombine.md explains the rule language"
+            )
+
+    def rule_set(self, root: yaml.Node | None, name: str) -> RuleSet | None:
+        if not isinstance(root, yaml.MappingNode):
+            self.fault(root, "a rule file is a mapping with `rules:`")
+            return None
+        sections = self.mapping(root, _SECTIONS, "section")
+        if "rules" not in sections:
+            self.fault(root, "there is no `rules:`")
+        rules = [rule for node in self.sequence(sections.get("rules")) if (rule := self.rule(node))]
+        ties = tuple(tuple(self.strings(node)) for node in self.sequence(sections.get("ties")))
+        for node, tie in zip(self.sequence(sections.get("ties")), ties, strict=True):
+            if len(tie) < 2:
+                self.fault(node, "a tie names two tensors or more")
+        equal = sections.get("require_equal")
+        require_equal = self.mapping(equal, None, "file") if equal is not None else {}
+        return RuleSet(
+            name=name,
+            description=self.string(sections["description"]) if "description" in sections else "",
+            rules=tuple(rules),
+            ties=ties,
+            require_equal={file: tuple(self.strings(node)) for file, node in require_equal.items()},
+            detect=tuple(p for node in self.sequence(sections.get("detect")) if (p := self.pattern(node))),
+        )
+
+    def rule(self, node: yaml.Node) -> Rule | None:
+        if not isinstance(node, yaml.MappingNode):
+            self.fault(node, "a rule is a mapping with `match` and `group`")
+            return None
+        fields = self.mapping(node, _FIELDS, "key")
+        missing = [key for key in ("match", "group") if key not in fields]
+        if missing:
+            self.fault(node, f"the rule lacks {' and '.join(missing)}")
+            return None
+        pattern = self.pattern(fields["match"])
+        group = self.string(fields["group"])
+        mode = self.string(fields["recombine"]) if "recombine" in fields else "shuffle"
+        if mode not in ("shuffle", "pin"):
+            self.fault(fields["recombine"], f"recombine is `shuffle` or `pin`, found {mode!r}")
+        if pattern is None:
+            return None
+        try:
+            if not group.format_map(dict.fromkeys(pattern.groupindex, "x")):
+                self.fault(fields["group"], "the group's name is empty")
+        except KeyError as error:
+            self.fault(fields["group"], f"{{{error.args[0]}}} is not captured by {self.string(fields['match'])!r}")
+        except (ValueError, IndexError, AttributeError):
+            self.fault(fields["group"], f"{group!r} is not a name with {{captures}}")
+        return Rule(self.string(fields["match"]), pattern, group, mode == "pin", node.start_mark.line + 1)
+
+    def pattern(self, node: yaml.Node) -> re.Pattern[str] | None:
+        try:
+            return compile_pattern(self.string(node))
+        except (ValueError, re.error) as error:
+            self.fault(node, f"the pattern {self.string(node)!r} is malformed: {error}")
+            return None
+
+    def mapping(self, node: yaml.Node, known: set[str] | None, what: str) -> dict[str, yaml.Node]:
+        found: dict[str, yaml.Node] = {}
+        if not isinstance(node, yaml.MappingNode):
+            self.fault(node, "expected a mapping")
+            return found
+        for key_node, value in node.value:
+            key = self.string(key_node)
+            if known is not None and key not in known:
+                self.fault(key_node, f"unknown {what} {key!r}, known are {', '.join(sorted(known))}")
+            elif key in found:
+                self.fault(key_node, f"{key!r} stands here twice")
+            found[key] = value
+        return found
+
+    def sequence(self, node: yaml.Node | None) -> list[yaml.Node]:
+        if node is None:
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            self.fault(node, "expected a list")
+            return []
+        return list(node.value)
+
+    def strings(self, node: yaml.Node) -> list[str]:
+        return [self.string(item) for item in self.sequence(node)]
+
+    def string(self, node: yaml.Node) -> str:
+        if isinstance(node, yaml.ScalarNode):
+            return str(node.value)
+        self.fault(node, "expected a text")
+        return ""

@@ -1,0 +1,201 @@
+"""The store layout: a model as a sharded folder whose shards, one per layer group, are links to content-addressed
+files.
+
+    .fedmr-merge-store/ab/abcd….safetensors        one layer group of one model, read-only
+    out/slot-00/model-abcd….safetensors            the same file (hard link), named by
+    out/slot-00/model.safetensors.index.json       a plain index, as every library reads it
+
+A file's name is the SHA-256 of its header, and the header holds the SHA-256 of every tensor: the name vouches for all
+the bytes. Recombining models that are in this layout already only makes links, so that a round writes next to nothing
+whatever the size of the models.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmr_merge.checkpoint.header import TensorEntry, build_header
+from fedmr_merge.checkpoint.source import Checkpoint, WeightFile
+from fedmr_merge.checkpoint.writer import Progress, Segment, SourceWatch, assemble, sync
+from fedmr_merge.errors import CheckpointError, OutputError
+from fedmr_merge.recombination.hashing import hash_range
+from fedmr_merge.recombination.layer_rule import trainer_layers
+from fedmr_merge.recombination.layout import HASHES_KEY, LAYERS_KEY, base_name, copy_sidecars, dumps, write_index
+from fedmr_merge.recombination.plan import LayerGroup
+
+if TYPE_CHECKING:
+    from fedmr_merge.recombination.planning import Recombination
+
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+_STAGING = ".staging-"
+
+
+@dataclass
+class StoreReport:
+    """What writing into the store cost."""
+
+    store: Path
+    linked: int = 0  #: shards that only needed a link
+    copied_in: int = 0  #: shards that were copied from inputs in another layout
+    copied_instead: int = 0  #: shards that were copied because no link could be made
+    reason: str | None = None  #: why not
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One layer group of one model, as a content-addressed file."""
+
+    path: Path
+    address: str
+    hashes: dict[str, str]
+
+
+def write_in_store(
+    work: Recombination, staging: Path, store: Path, watch: SourceWatch, progress: Progress | None
+) -> tuple[StoreReport, dict[tuple[int, str], str]]:
+    """Write the models of a recombination as links into a store.
+
+    Returns what it cost, and (output slot, tensor) → SHA-256. Raises OutputError when the store cannot be written to.
+    """
+    writer = _StoreWriter(store, watch, progress)
+    digests: dict[tuple[int, str], str] = {}
+    for slot in work.models:
+        donor = work.checkpoints[slot]
+        model = staging / work.name(slot)
+        copy_sidecars(work.models[slot].sidecars_from, model, indexes=False)
+        model.mkdir(exist_ok=True)
+        weight_maps: dict[str, dict[str, str]] = {}
+        for group in work.grouping.groups:
+            source = work.checkpoints[work.plan.source(group.name, slot)]
+            for prefix, members in _by_component(donor, group).items():
+                stem = base_name(next(f.name for f in donor.files if f.prefix == prefix))
+                shard = writer.shard(source, prefix, members)
+                name = f"{stem}-{shard.address}.safetensors"
+                (model / prefix).mkdir(parents=True, exist_ok=True)
+                writer.link(shard.path, model / prefix / name)
+                weight_maps.setdefault(f"{prefix}{stem}.safetensors.index.json", {}).update(
+                    dict.fromkeys(members, name)
+                )
+                digests |= {(slot, prefix + member): shard.hashes[member] for member in members}
+        for index, weight_map in weight_maps.items():
+            prefix = index.rpartition("/")[0]
+            total = sum(donor.tensors[f"{prefix}/{m}" if prefix else m].nbytes for m in weight_map)
+            write_index(model / index, weight_map, total)
+    return writer.report, digests
+
+
+def collect_garbage(store: Path) -> tuple[int, int]:
+    """Remove the shards of a store that no output links to any more. Returns how many shards and bytes went.
+
+    Raises OutputError when the folder is no store.
+    """
+    if not store.is_dir():
+        raise OutputError(store, "no such store", hint="a store is the folder .fedmr-merge-store beside an output")
+    shards, nbytes = 0, 0
+    for path in store.glob("??/*.safetensors"):
+        stat = path.stat()
+        if stat.st_nlink == 1:
+            path.unlink()
+            shards, nbytes = shards + 1, nbytes + stat.st_size
+    for leftover in store.glob(f"{_STAGING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return shards, nbytes
+
+
+def shard_address(file: WeightFile) -> str | None:
+    """Return the address that a shard of a store goes by, None where the file is no such shard."""
+    address = file.path.stem.rpartition("-")[2]
+    return address if HASHES_KEY in file.header.metadata and len(address) == 64 else None
+
+
+def shard_hashes(file: WeightFile) -> dict[str, str]:
+    """Return the SHA-256 of every tensor of a shard, as its header says.
+
+    Raises CheckpointError when the name does not vouch for the header.
+    """
+    if shard_address(file) != hashlib.sha256(file.header.raw).hexdigest():
+        raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
+    hashes: dict[str, str] = json.loads(file.header.metadata[HASHES_KEY])
+    return hashes
+
+
+def _by_component(donor: Checkpoint, group: LayerGroup) -> dict[str, list[str]]:
+    """Return component prefix → names within it: a shard belongs to one component's folder."""
+    found: dict[str, list[str]] = {}
+    for name in group.tensors:
+        place = donor.files_by_path[donor.tensors[name].file].prefix
+        found.setdefault(place, []).append(name.removeprefix(place))
+    return found
+
+
+class _StoreWriter:
+    def __init__(self, store: Path, watch: SourceWatch, progress: Progress | None) -> None:
+        self.store, self.watch, self.progress = store, watch, progress
+        self.report = StoreReport(store)
+
+    def shard(self, source: Checkpoint, prefix: str, members: Sequence[str]) -> _Shard:
+        """Return the shard that holds these tensors of a model: the input's own file where it is one already, else
+        a new one in the store.
+        """
+        file = source.files_by_path[source.tensors[prefix + members[0]].file]
+        address = shard_address(file)
+        if address is not None and file.header.tensors.keys() == set(members):
+            return _Shard(file.path, address, shard_hashes(file))
+        return self._copy_in(source, prefix, members)
+
+    def _copy_in(self, source: Checkpoint, prefix: str, members: Sequence[str]) -> _Shard:
+        entries = {member: source.tensors[prefix + member] for member in members}
+        hashes = {}
+        for member, entry in entries.items():
+            descriptor = self.watch.open(entry.file)
+            try:
+                hashes[member] = hash_range(entry.file, descriptor, entry.start, entry.end)
+            finally:
+                os.close(descriptor)
+        metadata = {"format": "pt", HASHES_KEY: dumps(hashes)}
+        layers = trainer_layers(source) or {}
+        if layers:
+            metadata[LAYERS_KEY] = dumps({member: layers[member] for member in members})
+        header = build_header(((m, e.dtype, e.shape, e.nbytes) for m, e in entries.items()), metadata)
+        address = hashlib.sha256(header).hexdigest()
+        target = self.store / address[:2] / f"{address}.safetensors"
+        if not target.exists():
+            try:
+                self._write(target, header, list(entries.values()))
+            except OSError as error:
+                raise OutputError(self.store, f"cannot be written: {error.strerror}") from error
+            self.report.copied_in += 1
+        return _Shard(target, address, hashes)
+
+    def _write(self, target: Path, header: bytes, entries: Sequence[TensorEntry]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.store))
+        try:
+            staged = room / target.name
+            assemble(staged, header, (Segment(e.file, e.start, e.end) for e in entries), self.watch, self.progress)
+            staged.chmod(0o444)  # every model that links to it would change with it
+            sync(staged)
+            staged.rename(target)
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Link a shard into a model's folder; copy it where the file system makes no link, and remember why."""
+        try:
+            os.link(source.resolve(), target)
+            self.report.linked += 1
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(source, target)
+            self.report.copied_instead += 1
+            self.report.reason = error.strerror

@@ -1,0 +1,58 @@
+"""Tied tensors: what is one tensor in the model but two in the file must move as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from fedmr_merge.checkpoint.header import TensorEntry
+from fedmr_merge.checkpoint.source import Checkpoint
+
+#: Input embedding and output head, as the libraries name them.
+KNOWN_TIES = (
+    ("model.embed_tokens.weight", "lm_head.weight"),
+    ("transformer.wte.weight", "lm_head.weight"),
+    ("wte.weight", "lm_head.weight"),
+    ("gpt_neox.embed_in.weight", "embed_out.weight"),
+    ("transformer.word_embeddings.weight", "lm_head.weight"),
+    ("model.decoder.embed_tokens.weight", "lm_head.weight"),
+    ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+    ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"),
+    ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+    ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+    ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+    ("lm_head.bias", "lm_head.decoder.bias"),
+    ("distilbert.embeddings.word_embeddings.weight", "vocab_projector.weight"),
+)
+_CHUNK_BYTES = 1 << 20
+
+
+def find_ties(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
+    """Return the sets of tensors that are tied in these models.
+
+    Tensors of known names are tied when a model's own config.json says `tie_word_embeddings: true`, or when their
+    bytes are equal in every model.
+    """
+    first = checkpoints[0]
+    found = []
+    for prefix in sorted({file.prefix for file in first.files}):
+        config = first.read_json(f"{prefix}config.json")
+        declared = isinstance(config, dict) and config.get("tie_word_embeddings") is True
+        for known in KNOWN_TIES:
+            names = tuple(prefix + name for name in known if prefix + name in first.tensors)
+            alike = len(names) > 1 and len({first.tensors[name].signature for name in names}) == 1
+            if alike and (declared or all(_equal_bytes(c, names) for c in checkpoints)):
+                found.append(names)
+    return found
+
+
+def _equal_bytes(checkpoint: Checkpoint, names: Sequence[str]) -> bool:
+    entries = [checkpoint.tensors[name] for name in names]
+    # zip stops at the first piece that differs: tensors that are not tied cost one read.
+    return all(len(set(pieces)) == 1 for pieces in zip(*map(_pieces, entries), strict=True))
+
+
+def _pieces(entry: TensorEntry) -> Iterator[bytes]:
+    with entry.file.open("rb", buffering=0) as stream:
+        for start in range(entry.start, entry.end, _CHUNK_BYTES):
+            yield os.pread(stream.fileno(), min(_CHUNK_BYTES, entry.end - start), start)
