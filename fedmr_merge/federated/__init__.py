@@ -1,0 +1,1 @@
+"""The trainer: produces the checkpoints that are recombined."""

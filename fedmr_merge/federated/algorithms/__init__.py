@@ -1,0 +1,1 @@
+"""Training methods, one file each; see `federated/protocol.py` for what a method is."""

@@ -1,0 +1,1 @@
+"""How a cohort is trained: `loop` takes one client at a time."""

@@ -1,0 +1,118 @@
+"""Everything that stays the same through a run: data, partition, architecture, how clients train, the seed."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from fedmr_merge.errors import DataError, TrainingError
+from fedmr_merge.federated.architecture import Architecture, Classifier
+from fedmr_merge.federated.clients import Partition
+from fedmr_merge.federated.data import ImageData
+from fedmr_merge.federated.forward import Forward
+from fedmr_merge.seeds import generator
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a selected client trains: SGD, a new optimiser for every client and round (its momentum starts at 0)."""
+
+    clients_per_round: Annotated[int, Ge(1)] = 10  #: K, which is also the number of slots
+    local_epochs: Annotated[int, Ge(1)] = 5  #: E, passes over the client's examples in a round
+    batch_size: Annotated[int, Ge(1)] = 50  #: B; the last batch of an epoch may be smaller
+    lr: Annotated[float, Gt(0)] = 0.01  #: η, learning rate
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    weight_decay: Annotated[float, Ge(0)] = 0.0  #: added to the gradient, times the weight
+    engine: Literal["auto", "loop"] = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """The clients, their data and the model they train. Made by `open_federation`."""
+
+    architecture: Architecture
+    data: ImageData  #: on `device`
+    partition: Partition
+    training: Training
+    seed: int
+    device: torch.device
+    module: Classifier  #: on `device`, with the initial weights; a template that no training changes
+
+    @property
+    def slots(self) -> int:
+        """K, the number of clients selected in a round and of the models they train."""
+        return self.training.clients_per_round
+
+    @cached_property
+    def layers(self) -> dict[str, str]:
+        """The layer of every tensor of the model."""
+        return self.architecture.layers(self.module)
+
+    @cached_property
+    def trainable(self) -> tuple[str, ...]:
+        """The names of the tensors that have gradients; the others are buffers or frozen."""
+        return tuple(name for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+
+    @cached_property
+    def client_indices(self) -> tuple[Tensor, ...]:
+        """For every client the indices of its training examples, on the device."""
+        return tuple(torch.tensor(indices, device=self.device) for indices in self.partition.clients)
+
+    @cached_property
+    def training_forward(self) -> Forward:
+        """The model in training mode."""
+        return Forward(deepcopy(self.module).train())
+
+    @cached_property
+    def evaluation_forward(self) -> Forward:
+        """The model in evaluation mode."""
+        return Forward(deepcopy(self.module).eval())
+
+    def generator(self, purpose: str, *place: int | str) -> np.random.Generator:
+        """Return the random generator of this run for a purpose and place (round, client, …)."""
+        return generator(self.seed, purpose, *place)
+
+
+def open_federation(
+    architecture: Architecture,
+    data: ImageData,
+    partition: Partition,
+    training: Training,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Federation:
+    """Put the parts of a federation together on a device, with a freshly initialised module.
+
+    Raises DataError when the partition does not fit the data, TrainingError when there are fewer clients than a round
+    selects.
+    """
+    last = max(int(indices[-1]) for indices in partition.clients)
+    if last >= len(data.train_labels):
+        raise DataError(
+            f"the partition names training example {last}, but there are only {len(data.train_labels)}, counted from 0",
+            hint="was it made for another data set?",
+        )
+    if training.clients_per_round > len(partition):
+        raise TrainingError(
+            f"{training.clients_per_round} clients per round cannot be selected from {len(partition)}",
+            hint="lower training.clients_per_round or raise the partition's number of clients",
+        )
+    device = torch.device(device)
+    module = architecture.initialise(data.image_shape, data.num_classes, seed)
+    return Federation(
+        architecture=architecture,
+        data=data.to(device),
+        partition=partition,
+        training=training,
+        seed=seed,
+        device=device,
+        module=module.to(device),
+    )

@@ -1,0 +1,144 @@
+"""Any classifier of torchvision, by its name there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.architecture import Architecture, Classifier
+from fedmr_merge.federated.models._torchvision import torchvision
+from fedmr_merge.recombination.layer_rule import layers_from_names
+
+
+@dataclass(frozen=True)
+class Torchvision(Architecture):
+    """`torchvision:NAME`: a classifier of `torchvision.models`; its tensors are named `network.` and as there.
+
+    Its last linear layer is made for the data's classes; grey images are fed to all three channels. Dropout and
+    stochastic depth are off: a local step draws nothing, so that every engine takes the same one.
+    """
+
+    weights: str | None = None
+    """Trained weights to start from, as torchvision names them, e.g. IMAGENET1K_V1; `null` for random ones. The last
+    layer is random where its number of classes differs. They were trained on images normalised as `imagenet`."""
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+        """Return the module, with random weights; `features` are what its last linear layer gets.
+
+        Raises TrainingError when there is no such classifier, or when it cannot take such images.
+        """
+        models = torchvision.models
+        if self.argument not in models.list_models(module=models):
+            raise TrainingError(
+                f"torchvision has no classifier {self.argument!r}",
+                hint="https://pytorch.org/vision/stable/models.html lists them, e.g. resnet18",
+            )
+        module = _Split(_make(self.argument, num_classes), self.name)
+        _try_on(module, image_shape, self.name)
+        return module
+
+    def initialise(self, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Classifier:
+        """Build the module with the weights that were asked for; what they leave open is drawn with this seed."""
+        module = super().initialise(image_shape, num_classes, seed)
+        if self.weights is not None:
+            own = module.state_dict()
+            trained = {f"network.{name}": tensor for name, tensor in self._trained().items()}
+            # All but auxiliary classifiers, which are not built, and a last layer for other classes.
+            fitting = {n: tensor for n, tensor in trained.items() if n in own and tensor.shape == own[n].shape}
+            module.load_state_dict(own | fitting)
+        return module
+
+    def layers(self, module: nn.Module) -> dict[str, str]:
+        """Return the layer of every tensor by its name.
+
+        Torchvision's names tell which convolution a normalisation belongs to, also where it comes first (DenseNet).
+        """
+        return layers_from_names({name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})[0]
+
+    def _trained(self) -> dict[str, Tensor]:
+        known = torchvision.models.get_model_weights(self.argument).__members__
+        if self.weights not in known:
+            raise TrainingError(
+                f"{self.name} has no weights {self.weights!r}, known are {', '.join(known) or 'none'}",
+                hint="leave model.weights out to start from random ones",
+            )
+        entry = known[self.weights]
+        try:
+            # Only tensors are read from torchvision's file, and only when its bytes are those of its hash.
+            state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except OSError as error:
+            raise TrainingError(
+                f"the weights {self.weights} of {self.name} are not in torch's cache and cannot be downloaded: {error}",
+                hint=f"put {entry.url} into {torch.hub.get_dir()}/checkpoints/",
+            ) from error
+        return state
+
+
+class _LastLayer(nn.Linear):
+    """A linear layer that can be told to let its input through."""
+
+    open = False
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values if self.open else super().forward(values)
+
+
+class _Split(Classifier):
+    """A classifier of torchvision, split in front of its last linear layer."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+        if not linear:
+            raise TrainingError(f"{name} does not end in a linear layer", hint="choose another model")
+        self.network = network
+        self.last_name = linear[-1]
+        found = network.get_submodule(self.last_name)
+        last = _LastLayer(found.in_features, found.out_features, bias=found.bias is not None)  # type: ignore[arg-type]
+        last.load_state_dict(found.state_dict())
+        parent, _, attribute = self.last_name.rpartition(".")
+        setattr(network.get_submodule(parent), attribute, last)
+
+    def features(self, images: Tensor) -> Tensor:
+        last: Any = self.network.get_submodule(self.last_name)
+        last.open = True
+        try:
+            features: Tensor = self.network(images.expand(-1, 3, -1, -1))
+        finally:
+            last.open = False
+        return features
+
+    def head(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.network.get_submodule(self.last_name)(features)
+        return logits
+
+
+def _make(name: str, num_classes: int) -> nn.Module:
+    options = {"weights": None, "num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        # Their auxiliary outputs would make the result something else in training; their slow initialisation is the
+        # one that other networks do without.
+        options |= {"aux_logits": False, "init_weights": False}
+    network: nn.Module = torchvision.models.get_model(name, **options)
+    for part in network.modules():
+        if isinstance(part, nn.Dropout | torchvision.ops.StochasticDepth):
+            part.p = 0.0
+        if isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
+    return network
+
+
+def _try_on(module: _Split, image_shape: tuple[int, int, int], name: str) -> None:
+    """Run the module on two images that have a shape and no values."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            weights = {key: torch.empty_like(tensor, device="meta") for key, tensor in module.state_dict().items()}
+            torch.func.functional_call(module, weights, (torch.empty(2, *image_shape),))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = "x".join(map(str, image_shape))
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"{name} cannot take images of {size}: {reason}", hint="choose another model") from error

@@ -1,0 +1,1 @@
+"""One file per partition: how the training examples are dealt to the clients."""

@@ -1,0 +1,84 @@
+"""A small federation: random 4x4 images of 3 classes, 6 clients of unlike sizes, of whom 3 train in a round."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedmr_merge.federated.architecture import Architecture, Classifier
+from fedmr_merge.federated.clients import Partition
+from fedmr_merge.federated.data import ImageData
+from fedmr_merge.federated.federation import Federation, Training, open_federation
+from fedmr_merge.federated.models.cnn import Cnn
+from fedmr_merge.federated.protocol import State
+
+SIZES = (4, 7, 12, 3, 5, 9)
+
+
+def make_data(labels: np.ndarray | None = None, classes: int = 3, shape: tuple[int, int, int] = (1, 4, 4)) -> ImageData:
+    rng = np.random.default_rng(7)
+    train = rng.integers(0, classes, size=sum(SIZES)) if labels is None else labels
+    test = rng.integers(0, classes, size=20)
+
+    def images(targets: np.ndarray) -> Tensor:
+        # Brighter with the class, so that there is something to learn.
+        pixels = rng.integers(0, 60, size=(len(targets), *shape)) + 60 * (targets[:, None, None, None] % 3)
+        return torch.from_numpy(pixels.astype(np.uint8))
+
+    return ImageData(
+        train_images=images(train),
+        train_labels=torch.from_numpy(train.astype(np.int64)),
+        test_images=images(test),
+        test_labels=torch.from_numpy(test.astype(np.int64)),
+        class_names=tuple(f"class {label}" for label in range(classes)),
+        mean=(0.4,) * shape[0],
+        std=(0.3,) * shape[0],
+    )
+
+
+def make_partition() -> Partition:
+    return Partition.of(np.split(np.random.default_rng(8).permutation(sum(SIZES)), np.cumsum(SIZES)[:-1]))
+
+
+def make_federation(architecture: Architecture | None = None, seed: int = 0, **training: Any) -> Federation:
+    options = {"clients_per_round": 3, "local_epochs": 2, "batch_size": 4, "lr": 0.05, "momentum": 0.9} | training
+    return open_federation(architecture or Cnn(), make_data(), make_partition(), Training(**options), seed=seed)
+
+
+class _Normalised(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(12, 3)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.norm(self.conv(images)).relu().flatten(1)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.fc(features)
+
+
+@dataclass(frozen=True)
+class Normalised(Architecture):
+    """Has statistics, a counter, and a parameter that no loss depends on."""
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+        return _Normalised()
+
+
+def digest(state: State) -> str:
+    """Return a hash of every byte of a state."""
+    content = hashlib.sha256(repr(sorted(state.facts.items())).encode())
+    for family in (state.cohort.tensors, state.global_weights, state.tensors):
+        for name in sorted(family):
+            tensor = family[name].contiguous()
+            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            content.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from small_federation import digest, make_data, make_federation
+
+from fedmr_merge.federated.algorithms.fedavg import FedAvg
+from fedmr_merge.federated.clients import Partition
+from fedmr_merge.federated.engines.loop import Loop
+from fedmr_merge.federated.federation import Training, open_federation
+from fedmr_merge.federated.local_training import LocalTraining, train_cohort
+from fedmr_merge.federated.models.cnn import Cnn
+from fedmr_merge.federated.protocol import initial_state
+from fedmr_merge.federated.rounds import run_rounds
+
+
+def test_every_round_has_batches_of_its_own():
+    # One client, so that nothing but the order of its examples can differ.
+    partition = Partition.of([range(40)])
+    federation = open_federation(Cnn(), make_data(), partition, Training(clients_per_round=1, batch_size=4), seed=0)
+    state = FedAvg().start(federation, initial_state(federation))
+    (first,) = run_rounds(federation, FedAvg(), state, first_round=1, rounds=1)
+    (second,) = run_rounds(federation, FedAvg(), state, first_round=2, rounds=1)
+    assert digest(first.state) != digest(second.state)
+
+
+def test_rounds_are_run_as_they_are_asked_for():
+    federation = make_federation()
+    state = FedAvg().start(federation, initial_state(federation))
+    results = run_rounds(federation, FedAvg(), state, first_round=4, rounds=10**6)
+    assert [next(results).round for _ in range(2)] == [4, 5]
+
+
+def test_train_loss_is_the_mean_over_examples():
+    federation = make_federation()
+    algorithm = FedAvg()
+    state = algorithm.start(federation, initial_state(federation))
+    (result,) = run_rounds(federation, algorithm, state, first_round=1, rounds=1)
+    cohort, context = algorithm.dispatch(federation, state, result.clients)
+    task = LocalTraining(federation, algorithm, cohort, context, result.clients, round=1)
+    trained = train_cohort(Loop(), task)
+    sizes = torch.tensor([len(federation.partition.clients[client]) for client in result.clients])
+    expected = (torch.tensor(trained.losses) * sizes).sum() / sizes.sum()
+    assert result.metrics["train_loss"] == pytest.approx(expected.item(), rel=1e-6)
