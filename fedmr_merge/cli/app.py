@@ -1,0 +1,70 @@
+"""The program: its commands, and what happens to errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import fedmr_merge
+from fedmr_merge.cli import console, merge, proof, publish, rules, train
+from fedmr_merge.errors import FedmrMergeError
+
+app = typer.Typer(
+    help="Merge models by recombination: every layer of every model lives on in one and only one new model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help starts in half the time
+)
+for room in (merge, proof, train, publish):
+    room.register(app)
+app.add_typer(rules.app, name="rules")
+app.add_typer(proof.store_app, name="store")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedmr-merge {fedmr_merge.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only. May stand anywhere.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+) -> None:
+    """Declared for --help; `main` takes these two out of the arguments wherever they stand."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Errors of this package end with one line, a hint and their exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    console.quiet, console.debug = _take(arguments, "--quiet"), _take(arguments, "--debug")
+    try:
+        app(args=arguments, prog_name="fedmr-merge", standalone_mode=True)
+    except FedmrMergeError as error:
+        if console.debug:
+            raise
+        console.complain("error", " ".join(str(error).splitlines()))
+        if error.hint:
+            console.complain("hint", error.hint)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.complain("error", "interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # `fedmr-merge inspect … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _take(arguments: list[str], flag: str) -> bool:
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    found = flag in arguments[:end]
+    arguments[:end] = [argument for argument in arguments[:end] if argument != flag]
+    return found

@@ -1,0 +1,97 @@
+"""What several commands read from the command line in the same way."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmr_merge.errors import CheckpointError, FedmrMergeError
+
+Checkpoints = Annotated[
+    list[str],
+    typer.Argument(
+        help="Safetensors files, model folders, globs, or Hub ids org/name[@revision][/subfolder].", show_default=False
+    ),
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write; must not exist.")]
+Rule = Annotated[
+    str,
+    typer.Option(
+        "--rule", help="Layer rule: layer, module, tensor, block, segments:N, model, auto, … or a rule file (.yaml)."
+    ),
+]
+
+
+class UsageError(FedmrMergeError):
+    """An option whose value makes no sense."""
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Return the inputs that the arguments name, globs expanded in natural order.
+
+    Raises CheckpointError when one matches nothing.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        if Path(argument).exists() or not glob.has_magic(argument):
+            found.append(argument)
+            continue
+        matches = sorted(glob.glob(argument))  # noqa: PTH207 - the pattern may be absolute
+        if not matches and not _may_be_hub(argument):
+            raise CheckpointError(argument, "matches no file or folder")
+        found += matches or [argument]
+    return found
+
+
+def _may_be_hub(argument: str) -> bool:
+    # A glob over the folders of a repository: org/run@round-000100/slot-*
+    return argument.count("/") >= 2 and not argument.startswith((".", "/", "~"))
+
+
+def size_in_bytes(option: str, text: str | None) -> int | None:
+    """Return the bytes that `5GB`, `500MB` or `2GiB` means (decimal units as the Hub counts them)."""
+    if text is None:
+        return None
+    units = {
+        "K": 10**3,
+        "M": 10**6,
+        "G": 10**9,
+        "T": 10**12,
+        "KI": 1 << 10,
+        "MI": 1 << 20,
+        "GI": 1 << 30,
+        "TI": 1 << 40,
+    }
+    number = text.strip().upper().removesuffix("B")
+    unit = number.lstrip("0123456789.")
+    try:
+        nbytes = int(float(number.removesuffix(unit)) * (units[unit] if unit else 1))
+    except (ValueError, KeyError):
+        nbytes = 0
+    if nbytes <= 0:
+        raise UsageError(f"{option}: {text!r} is not a size", hint="write for example 500MB, 5GB or 2GiB")
+    return nbytes
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers of a comma-separated list."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"{option}: {text!r} is not a list of numbers", hint="write for example 0.5,0.25,0.25"
+        ) from error
+
+
+def slot_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Return the slots of a comma-separated list."""
+    found = numbers(option, text)
+    if found is not None and any(number != int(number) for number in found):
+        raise UsageError(f"{option}: {text!r} is not a list of slots", hint="write for example 0,2")
+    return None if found is None else tuple(int(number) for number in found)

@@ -1,0 +1,214 @@
+"""Commands that work on checkpoints: recombine, average, inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedmr_merge.cli import console
+from fedmr_merge.cli.arguments import Checkpoints, Out, Rule, expand, numbers, size_in_bytes, slot_numbers
+from fedmr_merge.cli.groups import show_groups
+from fedmr_merge.errors import PlanError
+
+if TYPE_CHECKING:
+    from fedmr_merge.recombination.mean import MeanOptions, NotFinite
+    from fedmr_merge.recombination.plan import RecombinationPlan
+    from fedmr_merge.recombination.planning import Recombination
+
+Weights = Annotated[str | None, typer.Option(help="Weights of the models in the mean, e.g. 0.5,0.25,0.25.")]
+Accumulate = Annotated[str, typer.Option(help="What the mean is added up in: float32 or float64.")]
+OutDtype = Annotated[
+    str | None, typer.Option(help="Dtype of the mean's floats, e.g. BF16; as the inputs' if not given.")
+]
+MaxMemory = Annotated[str | None, typer.Option(help="Bound on the memory while the mean is taken, e.g. 1GB.")]
+MaxShard = Annotated[str | None, typer.Option("--max-shard-size", help="Shard the outputs anew, e.g. 5GB.")]
+RequireFinite = Annotated[bool, typer.Option("--require-finite", help="Refuse NaN and infinite numbers in the inputs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(recombine)
+    app.command()(average)
+    app.command()(inspect)
+
+
+def recombine(
+    checkpoints: Checkpoints,
+    out: Out = Path("recombined"),
+    rule: Rule = "layer",
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    round: Annotated[int, typer.Option("--round", help="Number of the round; each round draws anew.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Compose this many draws into one copy.")] = 1,
+    probability: Annotated[float, typer.Option(help="With which a layer group is shuffled, else it stays.")] = 1.0,
+    pin: Annotated[
+        list[str] | None, typer.Option(help="Pattern of tensors that stay in their slots; repeatable.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Execute the plan of this JSON file (or of a lineage.json).")
+    ] = None,
+    slots: Annotated[str | None, typer.Option(help="Write only these output slots, e.g. 0,2.")] = None,
+    weights: Weights = None,
+    accumulate: Accumulate = "float32",
+    out_dtype: OutDtype = None,
+    max_memory: MaxMemory = None,
+    no_global: Annotated[bool, typer.Option("--no-global", help="Do not write the mean.")] = False,
+    sidecars_from: Annotated[int | None, typer.Option(help="Slot whose config and tokenizer all outputs get.")] = None,
+    max_shard_size: MaxShard = None,
+    layout: Annotated[str, typer.Option(help="same (as the inputs) or store (links into a common store).")] = "same",
+    store: Annotated[
+        Path | None, typer.Option(help="The store of --layout store; beside the output if not given.")
+    ] = None,
+    hash: Annotated[
+        bool, typer.Option("--hash/--no-hash", help="Write every tensor's SHA-256 into the lineage.")
+    ] = True,
+    require_finite: RequireFinite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it takes; write nothing.")] = False,
+) -> None:
+    """Recombine K checkpoints into K new ones, byte-exact, and their mean.
+
+    Each layer group is shuffled across the models, so that every layer of every model lives on in one and only one
+    new model. OUT gets one model per slot, the mean in OUT/global, and OUT/lineage.json with the origin of every
+    tensor.
+    """
+    from fedmr_merge.checkpoint.writer import refuse_existing
+    from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
+    from fedmr_merge.recombination.recombine import execute
+
+    if layout not in ("same", "store"):
+        raise PlanError(f"--layout is same or store, found {layout!r}")
+    if not dry_run:
+        refuse_existing(out)
+    mean = None if no_global else _mean_options(weights, accumulate, out_dtype, max_memory)
+    work = plan_recombination(
+        expand(checkpoints),
+        PlanOptions(rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan)),
+        OutputOptions(
+            slots=slot_numbers("--slots", slots),
+            mean=mean,
+            sidecars_from=sidecars_from,
+            max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
+            hash=hash,
+            require_finite=require_finite,
+            in_store=layout == "store",
+            store=store,
+        ),
+    )
+    if dry_run:
+        _show_plan(work, out)
+        return
+    with console.bytes_progress("recombining", work.nbytes) as progress:
+        outcome = execute(work, out, progress=progress)
+    _warn_not_finite(work, outcome.not_finite)
+    groups = work.grouping.groups
+    console.say(
+        f"recombined {console.plural(len(work.checkpoints), 'model')} by rule {work.grouping.rule}: "
+        f"{console.plural(len(groups), 'layer group')} ({work.grouping.found}), "
+        f"{work.plan.moved} of {len(groups) * work.plan.slots} moved"
+    )
+    if outcome.store is not None:
+        report = outcome.store
+        console.say(f"  store     {report.store}: {report.linked} shards linked, {report.copied_in} copied in")
+        if report.copied_instead:
+            console.complain(
+                "warning", f"{report.copied_instead} shards were copied, no link can be made: {report.reason}"
+            )
+    for slot, model in work.models.items():
+        console.say(f"  slot {slot:<4} {model.path(out, work.name(slot))}")
+    if work.mean is not None:
+        console.say(f"  mean      {out / 'global'}")
+    console.say(f"  lineage   {out / 'lineage.json'}")
+    console.say(f"next: fedmr-merge verify {out}   or   fedmr-merge push {out}/global ORG/NAME")
+
+
+def _read_plan(path: Path | None) -> RecombinationPlan | None:
+    from fedmr_merge.recombination.plan import RecombinationPlan
+
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    return RecombinationPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
+
+
+def _mean_options(weights: str | None, accumulate: str, out_dtype: str | None, max_memory: str | None) -> MeanOptions:
+    from fedmr_merge.recombination.mean import MeanOptions
+
+    if accumulate not in ("float32", "float64"):
+        raise PlanError(f"--accumulate is float32 or float64, found {accumulate!r}")
+    return MeanOptions(
+        weights=numbers("--weights", weights),
+        double=accumulate == "float64",
+        out_dtype=out_dtype.upper() if out_dtype else None,
+        max_memory_bytes=size_in_bytes("--max-memory", max_memory),
+    )
+
+
+def _show_plan(work: Recombination, out: Path) -> None:
+    from fedmr_merge.recombination.recombine import free_bytes
+
+    rows = [
+        [group.name, str(len(group.tensors)), " ".join(map(str, work.plan.permutations[group.name]))]
+        for group in work.grouping.groups
+    ]
+    console.say(f"rule {work.grouping.rule}: {work.grouping.found}")
+    console.table(("layer group", "tensors", "source slot of slot 0, 1, …"), rows, right=("tensors",))
+    console.say(
+        f"to write {console.size(work.nbytes)} to {out}, free {console.size(free_bytes(out))}; peak memory about 100 MB"
+    )
+    console.say("dry run: nothing was written")
+
+
+def _warn_not_finite(work: Recombination, found: tuple[NotFinite, ...]) -> None:
+    for item in found[:3]:
+        source = work.checkpoints[item.slot].source
+        console.complain("warning", f"{source}: tensor {item.tensor!r} holds {item.count} NaN or infinite numbers")
+    if len(found) > 3:
+        console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
+
+
+def average(
+    checkpoints: Checkpoints,
+    out: Out = Path("average"),
+    weights: Weights = None,
+    accumulate: Accumulate = "float32",
+    out_dtype: OutDtype = None,
+    max_memory: MaxMemory = None,
+    max_shard_size: MaxShard = None,
+    require_finite: RequireFinite = False,
+) -> None:
+    """Average K checkpoints into one: a folder with model.safetensors, or shards as the first input has them."""
+    from fedmr_merge.checkpoint.source import open_checkpoint
+    from fedmr_merge.checkpoint.writer import refuse_existing
+    from fedmr_merge.recombination.average import average as take_average
+
+    refuse_existing(out)
+    opened = [open_checkpoint(path) for path in expand(checkpoints)]
+    options = _mean_options(weights, accumulate, out_dtype, max_memory)
+    with console.bytes_progress("averaging", opened[0].nbytes if opened else 0) as progress:
+        found = take_average(
+            opened,
+            out,
+            options=options,
+            require_finite=require_finite,
+            max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
+            progress=progress,
+        )
+    for item in found[:3]:
+        source = opened[item.slot].source
+        console.complain("warning", f"{source}: tensor {item.tensor!r} holds {item.count} NaN or infinite numbers")
+    console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
+    console.say(f"next: fedmr-merge inspect {out}   or   fedmr-merge push {out} ORG/NAME")
+
+
+def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], rule: Rule = "layer") -> None:
+    """Show the layer groups of a checkpoint with their tensors, parameters, bytes and dtypes."""
+    from fedmr_merge.checkpoint.source import open_checkpoint
+    from fedmr_merge.recombination.planning import group_checkpoints
+
+    opened = open_checkpoint(expand([checkpoint])[0])
+    show_groups(opened, group_checkpoints([opened], rule))

@@ -1,0 +1,90 @@
+"""Commands that need not be trusted: verify, undo, lineage, and the store's garbage collection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmr_merge.cli import console
+from fedmr_merge.cli.arguments import expand
+
+Output = Annotated[Path, typer.Argument(help="A folder that `fedmr-merge recombine` wrote.")]
+
+store_app = typer.Typer(help="The store of --layout store.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(verify)
+    app.command()(undo)
+    app.command()(lineage)
+
+
+def verify(
+    out: Output,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="The inputs, in the order of their slots; repeatable. Else as the lineage says."),
+    ] = None,
+) -> None:
+    """Prove a recombination: nothing lost, nothing doubled, nothing changed, the mean right.
+
+    Works without the inputs.
+    """
+    from fedmr_merge.errors import VerificationError
+    from fedmr_merge.recombination.verify import verify as prove
+
+    total = sum(path.stat().st_size for path in out.rglob("*.safetensors")) if out.is_dir() else 0
+    with console.bytes_progress("verifying", total) as progress:
+        result = prove(out, expand(against) if against else None, progress=progress)
+    for line in result.skipped:
+        console.complain("warning", f"not checked: {line}")
+    if result.faults:
+        more = f"; and {len(result.faults) - 5} more" if len(result.faults) > 5 else ""
+        raise VerificationError(
+            "; ".join(result.faults[:5]) + more, hint="recombine the inputs again, to another folder"
+        )
+    console.say(f"verified {console.plural(result.tensors, 'tensor')}, {console.size(result.nbytes)}, of {out}")
+    for line in result.proved:
+        console.say(f"  {line}")
+
+
+def undo(
+    out: Output,
+    target: Annotated[Path, typer.Option("-o", "--out", help="Where to write the inputs again; must not exist.")],
+) -> None:
+    """Rebuild the inputs of a recombination from its outputs, byte for byte."""
+    from fedmr_merge.recombination.verify import undo as rebuild
+
+    with console.bytes_progress("rebuilding", 0) as progress:
+        paths = rebuild(out, target, progress=progress)
+    console.say(f"rebuilt {console.plural(len(paths), 'model')}, as they were before {out}")
+    for path in paths:
+        console.say(f"  {path}")
+    console.say(f"next: fedmr-merge recombine {target}/*")
+
+
+def lineage(
+    out: Output,
+    tensor: Annotated[str, typer.Argument(help="A tensor's name.")],
+    slot: Annotated[int | None, typer.Option(help="One output slot; all if not given.")] = None,
+) -> None:
+    """Tell which source a tensor came from, through every recombination in a row."""
+    from fedmr_merge.recombination.lineage import trace
+
+    for chain in trace(out, tensor, slot):
+        steps = " <- ".join(f"{o.source_file} (slot {o.source_slot}, bytes {o.start} to {o.end})" for o in chain)
+        console.say(f"slot {chain[0].slot}: {steps}")
+
+
+@store_app.command("gc")
+def collect(
+    store: Annotated[Path, typer.Argument(help="The store's folder.")] = Path(".fedmr-merge-store"),
+) -> None:
+    """Remove the shards that no output links to any more."""
+    from fedmr_merge.recombination.store import collect_garbage
+
+    shards, nbytes = collect_garbage(store)
+    console.say(f"{store}: removed {console.plural(shards, 'shard')}, {console.size(nbytes)}")

@@ -1,0 +1,57 @@
+"""`fedmr-merge rules`: see and check layer rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmr_merge.cli import console
+from fedmr_merge.cli.arguments import Checkpoints, Rule, expand
+from fedmr_merge.cli.groups import show_groups
+
+app = typer.Typer(help="Layer rules: list, explain, check.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_rules() -> None:
+    """List the built-in layer rules."""
+    from fedmr_merge.recombination.rules import describe_rules
+
+    console.table(("rule", "layer groups"), [list(row) for row in describe_rules()])
+
+
+@app.command()
+def explain(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")],
+    rule: Rule = "auto",
+) -> None:
+    """Show which layer group every tensor of a checkpoint belongs to."""
+    from fedmr_merge.checkpoint.source import open_checkpoint
+    from fedmr_merge.recombination.planning import group_checkpoints
+
+    opened = open_checkpoint(expand([checkpoint])[0])
+    show_groups(opened, group_checkpoints([opened], rule), tensors=True)
+
+
+@app.command()
+def check(
+    rule_file: Annotated[Path, typer.Argument(help="A rule file.")],
+    checkpoints: Checkpoints,
+) -> None:
+    """Check a rule file against checkpoints: every tensor matched, by one rule only (but for a fallback at the
+    end), no rule idle.
+    """
+    from fedmr_merge.checkpoint.source import open_checkpoint
+    from fedmr_merge.errors import RuleError
+    from fedmr_merge.recombination.rules import check_rule_file
+
+    faults: list[str] = []
+    paths = expand(checkpoints)
+    for path in paths:
+        opened = open_checkpoint(path)
+        faults += [f"{opened.source}: {fault}" for fault in check_rule_file(rule_file, opened.shapes)]
+    if faults:
+        raise RuleError(f"{rule_file}: " + "; ".join(faults), hint="docs/recombine.md explains the rule language")
+    console.say(f"{rule_file}: every tensor of {console.plural(len(paths), 'checkpoint')} belongs to one layer group")

@@ -1,0 +1,128 @@
+"""Commands that train: run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedmr_merge.cli import console
+
+if TYPE_CHECKING:
+    from fedmr_merge.recipe.run import Run
+    from fedmr_merge.recipe.schema import Recipe
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, a YAML file.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Change an option, e.g. training.lr=0.05; repeatable.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda, instead of the recipe's.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(run)
+
+
+def run(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME if not given.")] = None,
+    seed: Seed = None,
+    device: Device = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an old run in this folder first.")] = False,
+) -> None:
+    """Follow a recipe: train, recombine, evaluate, publish. A run that was interrupted goes on where it was."""
+    from fedmr_merge.recipe.run import Run
+    from fedmr_merge.recipe.schema import read_recipe
+
+    checked = read_recipe(recipe, _settings(settings, seed, device))
+    folder = out or Path("runs") / checked.name
+    if dry_run:
+        _show(checked, folder)
+        return
+    again = _command(recipe, settings, out, seed, device)
+    with Run(checked, folder, fresh=fresh) as opened:
+        _follow(opened, folder, again)
+
+
+def _settings(settings: list[str] | None, seed: int | None, device: str | None) -> list[str]:
+    more = [f"seed={seed}"] if seed is not None else []
+    return [*(settings or ()), *more, *([f"training.device={device}"] if device else [])]
+
+
+def _command(recipe: Path, settings: list[str] | None, out: Path | None, seed: int | None, device: str | None) -> str:
+    """The command that goes on with this run."""
+    import shlex
+
+    words = ["fedmr-merge", "run", str(recipe)]
+    for setting in settings or ():
+        words += ["--set", setting]
+    for option, value in (("--out", out), ("--seed", seed), ("--device", device)):
+        words += [option, str(value)] if value is not None else []
+    return shlex.join(words)
+
+
+def _follow(run: Run, folder: Path, again: str) -> None:
+    from fedmr_merge.recipe.run import RoundDone, parameters
+
+    recipe, resumed = run.recipe, run.resumed_from
+    federation = run.federation
+    console.say(
+        f"{recipe.name}: {recipe.rounds} rounds of {federation.slots} of {len(federation.partition)} clients on "
+        f"{federation.device.type}, {parameters(federation):,} parameters, in {folder}"
+    )
+    if resumed:
+        console.say(f"going on after round {resumed.round}")
+        for change in run.changed_environment():
+            console.complain("warning", f"not as when the run began: {change}; the bytes may differ")
+    last = None
+    try:
+        with console.rounds_progress(recipe.name, recipe.rounds, resumed.round if resumed else 0) as progress:
+            for event in run.execute():
+                if isinstance(event, RoundDone):
+                    last = event.result
+                    metrics = last.metrics
+                    progress(
+                        last.round,
+                        f"{last.method}: accuracy {metrics['test_accuracy']:.4f}, loss {metrics['train_loss']:.4f}",
+                    )
+                else:
+                    console.say(f"{event.name}: {event.message}")
+    except KeyboardInterrupt:
+        console.complain("hint", f"to go on: {again}")
+        raise
+    _closing_words(folder, again)
+
+
+def _closing_words(folder: Path, again: str) -> None:
+    published = folder / "global"
+    if published.is_dir():
+        console.say(f"  model      {published / 'model.safetensors'}")
+        console.say(f"  card       {published / 'README.md'}")
+        console.say(f"  curve      {published / 'curves.png'}")
+    console.say(f"  metrics    {folder / 'metrics.jsonl'}")
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: path.name.rpartition("-")[2], default=None)
+    console.say("next:")
+    if published.is_dir():
+        console.say(f"  publish    fedmr-merge push {published} ORG/NAME")
+    if newest is not None:
+        console.say(f"  recombine  fedmr-merge recombine {newest}/slot-*")
+    console.say(f"  resume     {again}   (goes on after any interruption)")
+
+
+def _show(recipe: Recipe, folder: Path) -> None:
+    from fedmr_merge.recipe.run import model_bytes, parameters, prepare
+
+    federation = prepare(recipe)
+    console.say(recipe.to_yaml().rstrip())
+    sizes = federation.partition.sizes
+    console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples")
+    console.say(
+        f"{parameters(federation):,} parameters in {len(set(federation.layers.values()))} layers, "
+        f"{console.size(2 * federation.slots * model_bytes(federation))} sent and received a round"
+    )
+    console.say(f"dry run: nothing was written to {folder}")

@@ -1,0 +1,1 @@
+"""The global model goes out: card and Hub."""

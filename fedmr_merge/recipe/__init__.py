@@ -1,0 +1,1 @@
+"""Recipes: YAML to frozen values, and the run that follows one."""

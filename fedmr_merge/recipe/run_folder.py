@@ -1,0 +1,143 @@
+"""The folder of a run: what is in it, who may write to it, and whether it belongs to a recipe.
+
+recipe.yaml        the resolved recipe                 environment.json   versions, device, threads
+partition.json     client → examples                   metrics.jsonl      one line a round
+lineage.jsonl      one line a round: clients, plan     checkpoints/       complete or absent
+evaluation.json    the last `evaluate` stage           global/            the last `publish` stage
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fedmr_merge
+from fedmr_merge.checkpoint.writer import remove_leftovers, write_json, write_text
+from fedmr_merge.errors import RunError
+from fedmr_merge.recipe.schema import Recipe
+
+_PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "scikit-learn")
+
+
+class RunFolder:
+    """An opened run folder, locked against other processes until it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise RunError(
+                f"{path}: another process is running here", hint="wait for it, or choose another folder with --out"
+            ) from error
+
+    def close(self) -> None:
+        """Let other processes in."""
+        os.close(self._lock)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no run has started here."""
+        return not (self.path / "recipe.yaml").exists()
+
+    def claim(self, recipe: Recipe) -> None:
+        """Make this the folder of a recipe, or check that it is.
+
+        Raises RunError, with the difference, when it is another's.
+        """
+        text = recipe.to_yaml()
+        if self.is_new:
+            strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if strangers:
+                raise RunError(f"{self.path}: is not empty and no run folder", hint="choose another folder with --out")
+            write_text(self.path / "recipe.yaml", text)
+            return
+        before = (self.path / "recipe.yaml").read_text(encoding="utf-8")
+        if before != text:
+            lines = difflib.unified_diff(
+                before.splitlines(), text.splitlines(), "this run", "this recipe", lineterm="", n=0
+            )
+            changed = ", ".join(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+            raise RunError(
+                f"{self.path}: belongs to another recipe; the difference is: {changed}",
+                hint="choose another folder with --out, or --fresh to remove the old run",
+            )
+
+    def clear(self) -> None:
+        """Remove a run, so that it starts anew. Raises RunError when the folder is something else."""
+        if self.is_new:
+            return
+        for path in self.path.iterdir():
+            if path.name == ".lock":
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file, None where there is none."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file, complete or not at all."""
+        write_json(self.path / name, content)
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Add a line to a log."""
+        with (self.path / name).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def read_log(self, name: str) -> list[dict[str, Any]]:
+        """Return the lines of a log; a last line that was cut off is left out."""
+        path = self.path / name
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    def cut_log(self, name: str, last_round: int) -> None:
+        """Drop the lines of rounds after `last_round`: rounds whose checkpoint did not get written are run again."""
+        kept = [line for line in self.read_log(name) if line["round"] <= last_round]
+        write_text(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left half-written."""
+        if self.checkpoints.is_dir():
+            for path in self.checkpoints.glob(".*.staging-*"):
+                remove_leftovers(self.checkpoints / path.name[1:].partition(".staging-")[0])
+        remove_leftovers(self.path / "global")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return what a run's numbers depend on besides its recipe. No name of a machine or a user."""
+    return {
+        "fedmr_merge": fedmr_merge.__version__,
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,249 @@
+"""A recipe: YAML text to frozen values. Every fault is reported at once, with its path and a suggestion.
+
+    name: digits
+    seed: 0
+    data: {name: digits, partition: {kind: dirichlet, alpha: 0.5, clients: 20}}
+    model: {name: cnn}
+    training: {clients_per_round: 5, local_epochs: 5, batch_size: 50, lr: 0.01, momentum: 0.9}
+    stages:
+      - fedavg: {rounds: 10}
+      - fedmr: {rounds: 30, rule: layer}
+      - evaluate: {}
+      - publish: {}
+
+Data sets, partitions, models and training methods are plug-ins: their names are the files of `federated/`, their
+options the fields of the dataclasses there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from annotated_types import Ge
+
+from fedmr_merge.errors import RecipeError
+from fedmr_merge.federated.architecture import Architecture
+from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
+from fedmr_merge.federated.clients import PartitionMethod
+from fedmr_merge.federated.data import DataSet
+from fedmr_merge.federated.federation import Training
+from fedmr_merge.federated.plugin import Plugin
+from fedmr_merge.federated.protocol import Algorithm
+from fedmr_merge.options import Faults, check_options, mapping
+from fedmr_merge.recipe.text import apply_setting, read_recipe_text
+
+P = TypeVar("P", bound=Plugin)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+
+
+@dataclass(frozen=True)
+class Running:
+    """The keys of `training:` that are about the run and not about learning."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every: Annotated[int, Ge(1)] = 1  #: rounds between two checkpoints; a stage's last round always gets one
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How long a training stage lasts."""
+
+    rounds: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """Rounds of one training method."""
+
+    method: Algorithm
+    rounds: int
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stage as a recipe spells it."""
+        return {"rounds": self.rounds, **self.method.options()}
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the global model on the held-out data, class by class."""
+
+    name = "evaluate"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stage's options."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Write the global model with its card to the run's `global/`; with `repo`, push it to the Hub."""
+
+    repo: str | None = None  #: `org/name`; nothing leaves the machine without it
+    private: bool = False
+    license: str | None = None  #: licence of the model, as the Hub names it, e.g. apache-2.0
+    tags: tuple[str, ...] = ()
+    client_information: bool = True  #: whether partition and lineage, which tell something of the clients, go along
+
+    name = "publish"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stage's options."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+Stage = TrainingStage | Evaluate | Publish
+_OTHER_STAGES: dict[str, type[Evaluate] | type[Publish]] = {"evaluate": Evaluate, "publish": Publish}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe."""
+
+    name: str
+    seed: int
+    data: DataSet
+    partition: PartitionMethod
+    model: Architecture
+    training: Training
+    running: Running
+    stages: tuple[Stage, ...]
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of all stages together."""
+        return sum(stage.rounds for stage in self.stages if isinstance(stage, TrainingStage))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe with every option spelled out, as plain values."""
+        partition = {"kind": self.partition.name, **self.partition.options()}
+        training = {f.name: getattr(part, f.name) for part in (self.training, self.running) for f in fields(part)}
+        resolved: dict[str, Any] = _plain(
+            {
+                "name": self.name,
+                "seed": self.seed,
+                "data": {"name": self.data.name, **self.data.options(), "partition": partition},
+                "model": {"name": self.model.name, **self.model.options()},
+                "training": training,
+                "stages": [{stage.name: stage.to_json()} for stage in self.stages],
+            }
+        )
+        return resolved
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe: what `recipe.yaml` of a run folder holds."""
+        return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, changed by `--set` settings. Raises RecipeError with every fault."""
+    raw = read_recipe_text(Path(path))
+    for setting in settings:
+        apply_setting(raw, setting)
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: Any, source: str) -> Recipe:
+    """Check a recipe's parsed YAML; `source` is what messages call it. Raises RecipeError with every fault."""
+    faults = Faults()
+    top = mapping(raw, "", faults)
+    known = ("name", "seed", "data", "model", "training", "stages")
+    for key in top:
+        if key not in known:
+            faults.unknown(key, key, known, "option")
+    for key in ("name", "data", "model", "stages"):
+        if key not in top:
+            faults.add(key, "is missing")
+    name, seed = top.get("name", ""), top.get("seed", 0)
+    if "name" in top and not (isinstance(name, str) and _NAME.match(name)):
+        faults.add("name", f"expected letters, digits, '.', '_' and '-', found {name!r}")
+    if type(seed) is not int or seed < 0:
+        faults.add("seed", f"expected a whole number, 0 or more, found {seed!r}")
+
+    data_options = mapping(top.get("data"), "data", faults) if "data" in top else {}
+    partition = _plugin(
+        PARTITIONS, data_options.pop("partition", None), "data.partition", "kind", faults, "data" in top
+    )
+    data = _plugin(DATA_SETS, data_options, "data", "name", faults, "data" in top)
+    model = _plugin(ARCHITECTURES, top.get("model"), "model", "name", faults, "model" in top)
+    training, running = _training(top.get("training"), faults)
+    stages = _stages(top.get("stages"), faults) if "stages" in top else ()
+    if faults or data is None or partition is None or model is None or training is None:
+        raise RecipeError(source, faults)
+    return Recipe(name, seed, data, partition, model, training, running, stages)
+
+
+def _plugin(catalogue: Catalogue[P], raw: Any, path: str, key: str, faults: Faults, present: bool) -> P | None:
+    """Return the plug-in that `raw[key]` names, with its options; None with the faults noted."""
+    if not present:
+        return None
+    options = mapping(raw, path, faults)
+    name = options.pop(key, None)
+    if name is None:
+        faults.add(f"{path}.{key}", f"is missing, known are {', '.join(catalogue.names())}")
+        return None
+    if name not in catalogue.names():
+        faults.unknown(f"{path}.{key}", name, catalogue.names(), f"name {name!r}")
+        return None
+    found: P | None = _make(catalogue.find(name), options, path, faults)
+    return found
+
+
+def _make(cls: type[Any], options: dict[str, Any], path: str, faults: Faults) -> Any:
+    before = len(faults)
+    values = check_options(cls, options, path, faults)
+    return cls(**values) if len(faults) == before else None
+
+
+def _training(raw: Any, faults: Faults) -> tuple[Training | None, Running]:
+    options = mapping(raw, "training", faults)
+    about_run = {f.name: options.pop(f.name) for f in fields(Running) if f.name in options}
+    running = _make(Running, about_run, "training", faults) or Running()
+    known = [f.name for part in (Training, Running) for f in fields(part)]
+    for key in [key for key in options if key not in known]:
+        faults.unknown(f"training.{key}", key, known, "option")
+        del options[key]
+    return _make(Training, options, "training", faults), running
+
+
+def _stages(raw: Any, faults: Faults) -> tuple[Stage, ...]:
+    if not isinstance(raw, list) or not raw:
+        faults.add("stages", "expected a list of stages, e.g. `- fedmr: {rounds: 30}`")
+        return ()
+    found = [_stage(stage, f"stages[{position}]", faults) for position, stage in enumerate(raw)]
+    return tuple(stage for stage in found if stage is not None)
+
+
+def _stage(raw: Any, path: str, faults: Faults) -> Stage | None:
+    if not isinstance(raw, dict) or len(raw) != 1:
+        faults.add(path, "a stage is one name with its options, e.g. `fedmr: {rounds: 30}`")
+        return None
+    name = next(iter(raw))
+    path, options = f"{path}.{name}", mapping(raw[name], f"{path}.{name}", faults)
+    if name in _OTHER_STAGES:
+        stage: Stage | None = _make(_OTHER_STAGES[name], options, path, faults)
+        return stage
+    if name not in ALGORITHMS.names():
+        faults.unknown(path, name, (*ALGORITHMS.names(), *_OTHER_STAGES), "stage")
+        return None
+    length = _make(Rounds, {"rounds": options.pop("rounds")} if "rounds" in options else {}, path, faults)
+    method = _make(ALGORITHMS.find(name), options, path, faults)
+    return TrainingStage(method, length.rounds) if method is not None and length is not None else None
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: what YAML and JSON know."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
