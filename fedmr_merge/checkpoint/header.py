@@ -4,8 +4,9 @@ A safetensors file is an 8-byte little-endian length, that many bytes of JSON, a
 The JSON maps each tensor's name to its dtype, its shape and its byte range in what follows it, and `__metadata__` to
 a map of strings.
 
-What is accepted here, the `safetensors` package accepts too. Refused beyond it: two tensors of one name (it keeps the
-last, so that bytes vanish without a word) and entries written as arrays instead of objects.
+What is accepted here, the `safetensors` package accepts too. Refused beyond it, since each would let something vanish
+or be read in two ways: a name that stands twice (it keeps the last), keys of an entry that nobody knows, and entries
+and dtypes that are written as another kind of JSON value than every writer uses.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -48,6 +50,7 @@ DTYPE_BITS: Mapping[str, int] = {
     "U64": 64,
 }
 
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_INTEGER = (1 << 64) - 1
 _LENGTH = struct.Struct("<Q")
 
@@ -137,7 +140,8 @@ def parse_header(raw: bytes, path: Path, file_bytes: int) -> Header:
     content = _parse_json(raw[8:], fail)
     if not isinstance(content, dict):
         fail("the header is not a JSON object")
-    metadata = content.pop("__metadata__", None) or {}
+    metadata = content.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         fail("__metadata__ must map strings to strings")
 
@@ -163,8 +167,8 @@ def _parse_json(text: bytes, fail: Any) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            fail(f"the header names {next(n for n in names if names.count(n) > 1)!r} twice")
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            fail(f"the header names {twice!r} twice")
         return found
 
     def integer(digits: str) -> int:
@@ -192,7 +196,9 @@ def _parse_json(text: bytes, fail: Any) -> Any:
 def _entry(name: str, value: Any, path: Path, data_start: int, fail: Any) -> TensorEntry:
     if not isinstance(value, dict):
         fail(f"tensor {name!r}: its entry is not an object")
-    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if value.keys() != _ENTRY_KEYS:
+        fail(f"tensor {name!r}: its entry must have dtype, shape and data_offsets, found {', '.join(value) or 'none'}")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         fail(f"tensor {name!r}: unknown dtype {dtype!r}")
@@ -205,11 +211,21 @@ def _entry(name: str, value: Any, path: Path, data_start: int, fail: Any) -> Ten
     ):
         fail(f"tensor {name!r}: data_offsets must be two non-negative integers, found {offsets!r}")
     start, end = offsets
-    size, odd_bits = divmod(prod(shape) * bits, 8)
+    size, odd_bits = divmod(_checked_product(name, shape, bits, fail), 8)
     if odd_bits or end - start != size:
         expected = f"{size} bytes" if not odd_bits else "a whole number of bytes"
         fail(f"tensor {name!r}: {dtype} {shape} takes {expected}, data_offsets give {end - start}")
     return TensorEntry(dtype, tuple(shape), path, data_start + start, data_start + end)
+
+
+def _checked_product(name: str, shape: list[int], bits: int, fail: Any) -> int:
+    """The tensor's bits; sizes are multiplied one by one, as 64-bit readers do, so that none can overflow there."""
+    total = 1
+    for size in (*shape, bits):
+        total *= size
+        if total > _MAX_INTEGER:
+            fail(f"tensor {name!r}: its shape has more elements than 64 bits can count")
+    return total
 
 
 def build_header(

@@ -1,0 +1,119 @@
+"""What a failed call to the Hub means, in one line, and what to do about it.
+
+Importing this module imports huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import httpx2
+from huggingface_hub import errors as hf
+
+from fedmr_merge.errors import HubError
+
+_TOKENS = "https://huggingface.co/settings/tokens"
+_LOGIN = f"make a token at {_TOKENS}, then `hf auth login`, or set HF_TOKEN"
+_WRITE = f"use a token with write access ({_TOKENS}) of somebody who may write there"
+_AGAIN = "check the connection, then give the same command again: it goes on where this one stopped"
+
+
+class UnreachedError(HubError):
+    """The Hub did not answer, or said to come back later: nothing is wrong with what was asked."""
+
+    def __init__(self, message: str, *, hint: str | None = None, wait_seconds: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.wait_seconds = wait_seconds  #: what the Hub asked for, 0 where it did not
+
+
+class Passing(Exception):  # noqa: N818 - never leaves `Hub.ask`
+    """A call that failed and may succeed when it is made again."""
+
+    def __init__(self, reason: str, *, wait_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.wait_seconds = wait_seconds  #: what the server asked for
+
+
+def passing(error: httpx2.TransportError) -> Passing:
+    """Say why a connection failed, in own words: the error's text can hold an address with a signature."""
+    if isinstance(error, httpx2.TimeoutException):
+        return Passing("no answer in time")
+    if isinstance(error, httpx2.ConnectError):
+        return Passing(f"cannot be reached ({error})")
+    if isinstance(error, httpx2.ProxyError):
+        return Passing("the proxy refused the connection")
+    return Passing("the connection was cut")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that says most: the client wraps failures of its threads and of its cache into others."""
+    link: BaseException | None = error
+    seen: list[BaseException] = []
+    while link is not None and link not in seen:
+        seen.append(link)
+        if isinstance(link, (Passing, HubError, hf.HfHubHTTPError, hf.OfflineModeIsEnabled)):
+            return link
+        if isinstance(link, httpx2.TransportError):
+            return passing(link)
+        if isinstance(link, (ConnectionError, TimeoutError)):  # xet's
+            return Passing("the connection to the storage failed")
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def explain(cause: BaseException, subject: str, endpoint: str, token: str | None) -> HubError:
+    """Return the error that tells in one line what failed, and what to do about it; the token stands in neither."""
+    hint: str | None
+    if isinstance(cause, Passing):
+        wait = math.ceil(cause.wait_seconds)
+        message = f"{subject}: {endpoint}: {cause.reason}"
+        return UnreachedError(message, hint=f"try again in {wait} seconds" if wait else _AGAIN, wait_seconds=wait)
+    if isinstance(cause, hf.OfflineModeIsEnabled):
+        message, hint = "offline mode is on", "unset HF_HUB_OFFLINE, or name a commit that is in the cache"
+    elif isinstance(cause, hf.HfHubHTTPError):
+        message, hint = _refusal(cause, endpoint, token is not None)
+        message += _server_words(cause, message)
+    elif isinstance(cause, OSError):
+        message, hint = (cause.strerror or _one_line(str(cause))), None
+    else:
+        message, hint = f"{endpoint} gave an answer that makes no sense ({_one_line(str(cause))})", None
+    message = f"{subject}: {message}"
+    return HubError(message.replace(token, "***") if token else message, hint=hint)
+
+
+def _refusal(error: hf.HfHubHTTPError, endpoint: str, has_token: bool) -> tuple[str, str | None]:
+    status = error.response.status_code
+    if isinstance(error, hf.GatedRepoError):
+        repo = getattr(error, "repo_id", None)
+        return "access is gated", f"ask for it at {endpoint}/{repo or ''}".rstrip("/")
+    if isinstance(error, hf.RevisionNotFoundError):
+        return "there is no such revision", "give a branch, a tag or a commit id"
+    if isinstance(error, hf.EntryNotFoundError):
+        return "there is no such file", None
+    if status == 401 and not isinstance(error, hf.RepositoryNotFoundError):
+        return ("the token is not valid", _LOGIN) if has_token else ("no token was given", _LOGIN)
+    if isinstance(error, hf.RepositoryNotFoundError):
+        who = "this token may not see it" if has_token else "no token was given"
+        return f"there is no such repository, or it is private and {who}", "check the name; " + _LOGIN
+    if status == 403:
+        return "this token may not do that", _WRITE
+    if status in (409, 412):
+        return (
+            "somebody else changed the repository meanwhile",
+            "look at what was changed",
+        )
+    if status == 413:
+        return "the server refuses files of this size", None
+    return f"the server refused, with status {status}", None
+
+
+def _server_words(error: hf.HfHubHTTPError, message: str) -> str:
+    """What the server itself said, in brackets, where it adds something; without addresses."""
+    words = _one_line(error.server_message or "")
+    return f" ({words})" if words and words.lower() not in message.lower() else ""
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"https?://\S+", "…", " ".join(text.split()))[:200]

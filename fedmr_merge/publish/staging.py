@@ -1,0 +1,170 @@
+"""Gather exactly the files of a push in a fresh folder, hashed.
+
+What is uploaded is read from here and nowhere else, so that nothing that is not in the plan can be sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR, S_ISLNK, S_ISREG
+
+from fedmr_merge.checkpoint.hub_listing import HubFile, git_blob_digest
+from fedmr_merge.checkpoint.source import PICKLE_SUFFIXES, WEIGHTS
+from fedmr_merge.errors import HubError
+
+_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^---\r?$", re.DOTALL | re.MULTILINE)
+_PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")
+_LEFTOVER_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class PushFile:
+    """One file of a push."""
+
+    path: str  #: its place in the repository, with `/`
+    size: int  #: bytes
+    sha256: str
+    git_sha1: str  #: of the git blob
+
+    @property
+    def is_weights(self) -> bool:
+        return self.path.endswith(WEIGHTS)
+
+    def equals(self, remote: HubFile) -> bool:
+        """Whether the Hub has these bytes."""
+        if remote.sha256 is not None:
+            return remote.sha256 == self.sha256
+        return remote.git_sha1 == self.git_sha1
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The files of a push: where they came from, where they lie, and what may not be sent."""
+
+    source: Path
+    folder: Path
+    files: tuple[PushFile, ...]
+    faults: tuple[str, ...]
+
+
+def pushed_folder(path: Path) -> Path:
+    """Return the folder whose files are sent: of a run its `global/`, else the folder itself.
+
+    Raises HubError when there is no such folder or no weights in it.
+    """
+    folder = path / "global" if (path / "recipe.yaml").is_file() and (path / "global").is_dir() else path
+    if not folder.is_dir():
+        reason = "is a file" if folder.exists() else "there is no such folder"
+        raise HubError(f"{path}: {reason}", hint="name a run folder, its global/, or a folder with safetensors")
+    if not any(folder.rglob(f"*{WEIGHTS}")):
+        raise HubError(f"{folder}: holds no safetensors", hint="a run writes them to its global/ when it ends")
+    return folder
+
+
+@contextlib.contextmanager
+def stage(folder: Path, licence: str | None = None) -> Iterator[Staging]:
+    """Gather the files of a folder for the length of a block; with `licence`, the card says that instead of its own.
+
+    The staging folder lies beside the folder and holds hard links, so that big files cost nothing; copies where links
+    cannot be made. Links, dot files and pickles are not gathered: they are named as faults.
+    """
+    names, faults = _listing(folder)
+    with _beside(folder) as staging:
+        files = []
+        for name in names:
+            target = staging / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if licence is not None and name == "README.md":
+                _write_with_licence(folder / name, target, licence)
+            else:
+                _link(folder / name, target)
+            files.append(_hashed(target, name))
+        if licence is not None and "README.md" not in names:
+            faults.append("there is no README.md that could name the licence")
+        yield Staging(folder, staging, tuple(files), tuple(faults))
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str]]:
+    names, faults = [], []
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for entry in sorted([*folders, *files]):
+            path = Path(place) / entry
+            name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+            fault = _refused(entry, mode)
+            if fault is not None:
+                faults.append(f"{name}: {fault}")
+                if entry in folders:
+                    folders.remove(entry)
+            elif S_ISREG(mode):
+                names.append(name)
+    return names, faults
+
+
+def _refused(name: str, mode: int) -> str | None:
+    if S_ISLNK(mode):
+        return "a link: what it leads to would be sent"
+    if name.startswith("."):
+        return "a dot file"
+    if not S_ISREG(mode) and not S_ISDIR(mode):
+        return "neither a file nor a folder"
+    if S_ISREG(mode) and name.lower().endswith(_PICKLES):
+        return "can hold a pickle, which runs code when it is loaded"
+    if re.search(r"[\\\x00-\x1f\x7f]", name):
+        return "its name holds characters that the Hub does not take"
+    return None
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    folder = folder.absolute()
+    prefix = f".{folder.name}.push-"
+    for leftover in folder.parent.glob(f"{prefix}*"):  # of a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                shutil.rmtree(leftover)
+    try:
+        staging = tempfile.mkdtemp(prefix=prefix, dir=folder.parent)
+    except OSError:  # a folder that may only be read
+        staging = tempfile.mkdtemp(prefix="fedmr-merge-push-")
+    try:
+        yield Path(staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target, follow_symlinks=False)
+    if not S_ISREG(target.lstat().st_mode):
+        raise HubError(f"{source}: became a link while it was gathered")
+
+
+def _hashed(path: Path, name: str) -> PushFile:
+    size = path.stat().st_size
+    sha256, git_sha1 = hashlib.sha256(), git_blob_digest(size)
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            sha256.update(piece)
+            git_sha1.update(piece)
+    return PushFile(name, size, sha256.hexdigest(), git_sha1.hexdigest())
+
+
+def _write_with_licence(source: Path, target: Path, licence: str) -> None:
+    card = source.read_text(encoding="utf-8")
+    match = _FRONT_MATTER.match(card)
+    metadata = match[1] if match else ""
+    others = re.sub(r"^license:.*\n(?:[ \t-].*\n)*", "", metadata, flags=re.MULTILINE)
+    body = card[match.end() :] if match else f"\n{card}"
+    target.write_text(f"---\nlicense: {licence}\n{others}---{body}", encoding="utf-8")
