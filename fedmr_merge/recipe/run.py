@@ -107,15 +107,15 @@ class Run:
         try:
             if fresh:
                 self.folder.clear()
-            self.folder.claim(recipe)
+            self.folder.check(recipe)
             self.folder.remove_leftovers()
             self._restore_threads()
             saved = self.folder.read_json("partition.json")
             self.federation = prepare(recipe, Partition.from_json(saved) if saved else None)
-            if saved is None:
+            if self.folder.is_new:
                 self.folder.write_json("partition.json", partition_json(self.federation))
-            if self.folder.read_json("environment.json") is None:
                 self.folder.write_json("environment.json", describe_environment(self.federation.device))
+                self.folder.write_text("recipe.yaml", recipe.to_yaml())  # last: it makes the folder a run folder
         except BaseException:
             self.folder.close()
             raise

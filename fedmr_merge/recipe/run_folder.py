@@ -26,6 +26,10 @@ from fedmr_merge.checkpoint.writer import remove_leftovers, write_json, write_te
 from fedmr_merge.errors import RunError
 from fedmr_merge.recipe.schema import Recipe
 
+_LOCK = ".lock"
+_RECIPE = "recipe.yaml"
+#: What a run that was killed at its very start can leave behind.
+_FIRST_FILES = (_LOCK, "partition.json", "environment.json")
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "scikit-learn")
 
 
@@ -35,7 +39,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -45,7 +49,10 @@ class RunFolder:
             ) from error
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Let other processes in. A folder in which no run has started goes away."""
+        if self.is_new and [path.name for path in self.path.iterdir()] == [_LOCK]:
+            (self.path / _LOCK).unlink()
+            self.path.rmdir()
         os.close(self._lock)
 
     @property
@@ -56,25 +63,17 @@ class RunFolder:
     @property
     def is_new(self) -> bool:
         """Whether no run has started here."""
-        return not (self.path / "recipe.yaml").exists()
+        return not (self.path / _RECIPE).exists()
 
-    def claim(self, recipe: Recipe) -> None:
-        """Make this the folder of a recipe, or check that it is.
-
-        Raises RunError, with the difference, when it is another's.
-        """
-        text = recipe.to_yaml()
+    def check(self, recipe: Recipe) -> None:
+        """Check that a run of this recipe may be here. Raises RunError, with the difference, when the folder is another's."""
         if self.is_new:
-            strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
-            if strangers:
+            if any(path.name not in _FIRST_FILES for path in self.path.iterdir()):
                 raise RunError(f"{self.path}: is not empty and no run folder", hint="choose another folder with --out")
-            write_text(self.path / "recipe.yaml", text)
             return
-        before = (self.path / "recipe.yaml").read_text(encoding="utf-8")
+        before, text = (self.path / _RECIPE).read_text(encoding="utf-8"), recipe.to_yaml()
         if before != text:
-            lines = difflib.unified_diff(
-                before.splitlines(), text.splitlines(), "this run", "this recipe", lineterm="", n=0
-            )
+            lines = difflib.unified_diff(before.splitlines(), text.splitlines(), lineterm="", n=0)
             changed = ", ".join(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---"))
             raise RunError(
                 f"{self.path}: belongs to another recipe; the difference is: {changed}",
@@ -86,12 +85,16 @@ class RunFolder:
         if self.is_new:
             return
         for path in self.path.iterdir():
-            if path.name == ".lock":
+            if path.name == _LOCK:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, complete or not at all."""
+        write_text(self.path / name, text)
 
     def read_json(self, name: str) -> Any:
         """Return the content of a JSON file, None where there is none."""

@@ -1,0 +1,150 @@
+"""The program seen from outside: output, errors, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def fedmr_merge(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedmr_merge", *map(str, arguments)]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    (tmp_path / "ckpts").mkdir()
+    for slot in range(3):
+        weights = {"conv1.weight": torch.full((4, 1, 3, 3), float(slot)), "fc.weight": torch.full((2, 4), float(slot))}
+        save_file(weights, tmp_path / "ckpts" / f"m{slot}.safetensors")
+    return tmp_path
+
+
+def test_recombine_as_it_stands_in_the_readme(models: Path) -> None:
+    done = fedmr_merge("recombine", "ckpts/m0.safetensors", "ckpts/m1.safetensors", "ckpts/m2.safetensors", cwd=models)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (models / "recombined").iterdir()} == {
+        *("slot-00.safetensors", "slot-01.safetensors", "slot-02.safetensors", "global", "lineage.json")
+    }
+    assert "recombined 3 models" in done.stdout
+    assert "fedmr-merge verify recombined" in done.stdout
+    assert fedmr_merge("verify", "recombined", cwd=models).returncode == 0
+
+
+def test_a_glob_that_the_shell_left_alone(models: Path) -> None:
+    assert fedmr_merge("recombine", "ckpts/*", cwd=models).returncode == 0
+
+
+def test_the_seed_decides_the_plan(models: Path) -> None:
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert fedmr_merge("recombine", "ckpts/*", "-o", out, "--seed", seed, cwd=models).returncode == 0
+    plans = [json.loads((models / out / "lineage.json").read_text())["plan"] for out in "abc"]
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
+
+
+def test_a_dry_run_writes_nothing(models: Path) -> None:
+    done = fedmr_merge("recombine", "ckpts/*", "--dry-run", cwd=models)
+    assert done.returncode == 0
+    assert "conv1" in done.stdout
+    assert "nothing was written" in done.stdout
+    assert [path.name for path in models.iterdir()] == ["ckpts"]
+
+
+def test_inspect_shows_groups_and_how_they_were_found(models: Path) -> None:
+    done = fedmr_merge("inspect", "ckpts/m0.safetensors", cwd=models)
+    lines = done.stdout.splitlines()
+    assert "rule layer, by module" in lines[0]
+    assert lines[1].split() == ["layer", "group", "tensors", "parameters", "bytes", "dtypes"]
+    assert lines[2].split() == ["conv1", "1", "36", "144", "F32"]
+    assert "2 layer groups, 2 tensors, 44 parameters, 176 B in 1 file" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recombine", "ckpts/m0.safetensors"], "two models or more, found 1"),
+        (["recombine", "absent/a", "absent/b"], "absent/a"),
+        (["recombine", "absent/*"], "matches no file or folder"),
+        (["recombine", "ckpts/*", "-o", "ckpts"], "ckpts: exists already"),
+        (["recombine", "ckpts/*", "--rule", "layers"], "unknown layer rule 'layers'"),
+        (["recombine", "ckpts/*", "--probability", "2"], "probability must lie between 0 and 1"),
+        (["recombine", "ckpts/*", "--weights", "1,2"], "2 weights for 3 models"),
+        (["recombine", "ckpts/*", "--max-shard-size", "huge"], "'huge' is not a size"),
+        (["average", "ckpts/m0.safetensors", "recipe.bin"], "recipe.bin: pickled weights"),
+        (["verify", "ckpts"], "lineage.json: cannot be read"),
+        (["run", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["run", "recipe.yaml"], "stages[0].fedmr.rounds: should be greater than or equal to 1"),
+    ],
+)
+def test_an_error_is_one_line_with_a_hint_and_exit_code_2(models: Path, arguments: list[str], message: str) -> None:
+    (models / "recipe.bin").write_bytes(b"pickle")
+    (models / "recipe.yaml").write_text(
+        "{name: a, data: {name: digits, partition: {kind: iid}}, model: {name: cnn}, stages: [fedmr: {rounds: 0}]}"
+    )
+    before = sorted(path.relative_to(models) for path in models.rglob("*"))
+    done = fedmr_merge(*arguments, cwd=models)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("hint: ")]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert sorted(path.relative_to(models) for path in models.rglob("*")) == before, "nothing was written"
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(models: Path) -> None:
+    for arguments in (["--debug", "verify", "absent"], ["verify", "absent", "--debug"]):
+        done = fedmr_merge(*arguments, cwd=models)
+        assert done.returncode != 0
+        assert "Traceback" in done.stderr
+
+
+def test_quiet_prints_errors_only(models: Path) -> None:
+    done = fedmr_merge("recombine", "ckpts/*", "--quiet", cwd=models)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "error:" in fedmr_merge("recombine", "ckpts/*", "--quiet", cwd=models).stderr
+
+
+def test_output_is_plain_when_it_is_no_terminal(models: Path) -> None:
+    done = fedmr_merge("inspect", "ckpts/m0.safetensors", cwd=models, FORCE_COLOR="")
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "│" not in done.stdout
+
+
+def test_usage_faults_have_exit_code_2_and_no_traceback(models: Path) -> None:
+    done = fedmr_merge("recombin", cwd=models)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_reading_is_no_crash(models: Path) -> None:
+    program = f"{sys.executable} -m fedmr_merge rules list | head -1"
+    done = subprocess.run(
+        program, shell=True, cwd=models, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_version() -> None:
+    import fedmr_merge as package
+
+    done = fedmr_merge("--version", cwd=ROOT)
+    assert done.stdout.strip() == f"fedmr-merge {package.__version__}"
+
+
+def test_a_gpu_that_is_not_there(models: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = fedmr_merge("run", ROOT / "recipes" / "digits.yaml", "--device", "cuda", cwd=models)
+    assert done.returncode == 2
+    assert "a GPU was asked for and torch finds none" in done.stderr
+    assert not (models / "runs").exists() or not any((models / "runs" / "digits").glob("*.json"))

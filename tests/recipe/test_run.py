@@ -1,0 +1,240 @@
+"""Runs: recorded, resumed to the byte, refused where they would destroy something."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedmr_merge.errors import RunError
+from fedmr_merge.recipe.run import RoundDone, Run
+from fedmr_merge.recipe.schema import Recipe, parse_recipe
+
+ROOT = Path(__file__).parents[2]
+STAGES = [{"fedavg": {"rounds": 2}}, {"fedmr": {"rounds": 3}}, {"evaluate": {}}, {"publish": {}}]
+
+
+def recipe(**changes: Any) -> Recipe:
+    raw = {
+        "name": "small",
+        "seed": 3,
+        "data": {"name": "digits", "partition": {"kind": "dirichlet", "clients": 8}},
+        "model": {"name": "cnn"},
+        "training": {"clients_per_round": 3, "local_epochs": 1},
+        "stages": STAGES,
+    }
+    return parse_recipe(raw | changes, "small.yaml")
+
+
+def follow(folder: Path, checked: Recipe | None = None, *, rounds: int | None = None) -> list[int]:
+    """Run, or go on, and stop after so many rounds as an interruption would; returns the rounds that were run."""
+    done = []
+    with Run(checked or recipe(), folder) as run:
+        events = run.execute()
+        for event in events:
+            if isinstance(event, RoundDone):
+                done.append(event.result.round)
+                if rounds is not None and len(done) == rounds:
+                    events.close()
+                    break
+    return done
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "global" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def log(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one go."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert follow(folder) == [1, 2, 3, 4, 5]
+    return folder
+
+
+def test_the_run_folder_is_complete(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir() if path.name != ".lock"}
+    assert names == {
+        *("recipe.yaml", "environment.json", "partition.json", "metrics.jsonl", "lineage.jsonl"),
+        *("checkpoints", "evaluation.json", "global"),
+    }
+    metrics = log(whole, "metrics.jsonl")
+    assert [(line["round"], line["stage"], line["method"]) for line in metrics] == [
+        (1, 1, "fedavg"),
+        (2, 1, "fedavg"),
+        (3, 2, "fedmr"),
+        (4, 2, "fedmr"),
+        (5, 2, "fedmr"),
+    ]
+    assert all(0 <= line["test_accuracy"] <= 1 for line in metrics)
+    evaluation = json.loads((whole / "evaluation.json").read_text())
+    assert evaluation["accuracy"] == metrics[-1]["test_accuracy"]
+
+
+def test_the_lineage_names_clients_and_plans(whole: Path) -> None:
+    for line in log(whole, "lineage.jsonl"):
+        assert len(set(line["clients"])) == 3
+        assert (line["plan"] is not None) == (line["method"] == "fedmr")
+    groups = log(whole, "lineage.jsonl")[-1]["plan"]["permutations"]
+    assert set(groups) == {"conv1", "conv2", "fc1", "fc2"}
+
+
+def test_the_newest_checkpoints_are_kept_and_the_last_of_every_stage(whole: Path) -> None:
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"1-fedavg-0002", "2-fedmr-0004", "2-fedmr-0005"}
+
+
+def test_a_checkpoint_can_be_recombined_by_the_engine(whole: Path, tmp_path: Path) -> None:
+    """The models are of a kind that the engine knows, and its plan is the one that the trainer would draw."""
+    from fedmr_merge.recombination.planning import PlanOptions
+    from fedmr_merge.recombination.recombine import recombine
+
+    slots = sorted((whole / "checkpoints" / "2-fedmr-0005").glob("slot-*"))
+    outcome = recombine(slots, tmp_path / "out", PlanOptions(seed=3, round=5))
+    assert outcome.work.plan.to_json() == log(whole, "lineage.jsonl")[-1]["plan"]
+    assert outcome.work.grouping.found == "as the trainer wrote it into the file's metadata"
+
+
+@pytest.mark.parametrize("stops", [[1], [2], [3], [1, 1, 1, 1]])
+def test_an_interrupted_run_ends_with_the_same_bytes(whole: Path, tmp_path: Path, stops: list[int]) -> None:
+    for rounds in stops:
+        follow(tmp_path / "run", rounds=rounds)
+    rest = follow(tmp_path / "run")
+    assert rest, "something was left to do"
+    assert digest(tmp_path / "run") == digest(whole)
+    for name in ("metrics.jsonl", "lineage.jsonl"):
+        lines = [[line | {"seconds": 0} for line in log(folder, name)] for folder in (tmp_path / "run", whole)]
+        assert lines[0] == lines[1]
+
+
+def test_a_stage_may_end_with_an_interruption(whole: Path, tmp_path: Path) -> None:
+    """Stopped behind the last round, with only evaluation and publishing to do."""
+    follow(tmp_path / "run", rounds=5)
+    assert not (tmp_path / "run" / "global").exists()
+    assert follow(tmp_path / "run") == []
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
+    before = digest(whole)
+    assert follow(whole) == []
+    assert digest(whole) == before
+
+
+def test_checkpoints_can_be_thinned(whole: Path, tmp_path: Path) -> None:
+    training = {"clients_per_round": 3, "local_epochs": 1, "checkpoint_every": 2}
+    thin = recipe(training=training)
+    follow(tmp_path / "run", thin, rounds=3)
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"1-fedavg-0002"}
+    assert follow(tmp_path / "run", thin) == [3, 4, 5], "round 3 had no checkpoint and is run again"
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_another_recipe_is_refused_with_the_difference(whole: Path) -> None:
+    with pytest.raises(RunError, match=r"seed: 3.*\+seed: 4") as caught:
+        Run(recipe(seed=4), whole)
+    assert "--fresh" in str(caught.value.hint)
+
+
+def test_fresh_starts_anew(tmp_path: Path) -> None:
+    follow(tmp_path / "run", rounds=1)
+    with Run(recipe(seed=4), tmp_path / "run", fresh=True) as run:
+        assert run.resumed_from is None
+    assert "seed: 4" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(RunError, match="is not empty and no run folder"):
+            Run(recipe(), tmp_path, fresh=fresh)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    with Run(recipe(), tmp_path / "run"), pytest.raises(RunError, match="another process is running here"):
+        Run(recipe(), tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    follow(tmp_path / "run", rounds=2)
+    state = tmp_path / "run" / "checkpoints" / "1-fedavg-0002" / "state.json"
+    state.write_text("{")
+    with Run(recipe(), tmp_path / "run") as run, pytest.raises(RunError, match="1-fedavg-0002: damaged checkpoint"):
+        next(run.execute())
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        follow(tmp_path / "run", rounds=1)
+        torch.set_num_threads(2)
+        with Run(recipe(), tmp_path / "run") as run:
+            assert torch.get_num_threads() == 1
+            assert run.changed_environment() == []
+    finally:
+        torch.set_num_threads(before)
+
+
+def command(*arguments: str, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "fedmr_merge", "run", *arguments, "--out", str(folder)]
+
+
+def run_environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL, three times at arbitrary moments, against a run in one go; both in other processes than this one."""
+    (tmp_path / "small.yaml").write_text(recipe().to_yaml())
+    arguments = [str(tmp_path / "small.yaml"), "--set", "stages[1].fedmr.rounds=30"]
+    subprocess.run(command(*arguments, folder=tmp_path / "a"), check=True, env=run_environment(), capture_output=True)
+    killed = 0
+    for wait in (0.05, 0.3, 0.7):
+        process = subprocess.Popen(
+            command(*arguments, folder=tmp_path / "b"),
+            env=run_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        checkpoints = tmp_path / "b" / "checkpoints"
+        before = set(checkpoints.iterdir()) if checkpoints.exists() else set()
+        while time.monotonic() < deadline and process.poll() is None:
+            if checkpoints.exists() and set(checkpoints.iterdir()) - before:
+                time.sleep(wait)
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 2, "it was over before it could be killed"
+    subprocess.run(command(*arguments, folder=tmp_path / "b"), check=True, env=run_environment(), capture_output=True)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert not list((tmp_path / "b").rglob(".*staging*")), "nothing half-written is left"
+
+
+def test_the_digits_recipe_learns(tmp_path: Path) -> None:
+    """The main job, as a user types it."""
+    done = subprocess.run(
+        command(str(ROOT / "recipes" / "digits.yaml"), folder=tmp_path / "digits"),
+        check=True,
+        env=run_environment(),
+        capture_output=True,
+        text=True,
+    )
+    metrics = log(tmp_path / "digits", "metrics.jsonl")
+    assert len(metrics) == 60
+    assert metrics[-1]["test_accuracy"] > 0.93
+    for word in ("model.safetensors", "README.md", "curves.png", "push", "recombine", "resume"):
+        assert word in done.stdout
