@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any, get_type_hints
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fedmr_merge.errors import RecipeFault
+
+_MODELS: dict[type[Any], type[BaseModel]] = {}
+_DATACLASSES: dict[type[BaseModel], type[Any]] = {}
 
 
 class Faults(list[RecipeFault]):
@@ -25,9 +28,8 @@ class Faults(list[RecipeFault]):
         """Note a name that nothing goes by, with the one that was probably meant."""
         known = sorted(known)
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-        self.add(
-            path, f"unknown {what}" + (f", did you mean {near[0]}?" if near else f", known are {', '.join(known)}")
-        )
+        offer = f", did you mean {near[0]}?" if near else f", known are {', '.join(known)}" if known else ""
+        self.add(path, f"unknown {what}{offer}")
 
 
 def mapping(raw: Any, path: str, faults: Faults) -> dict[str, Any]:
@@ -53,28 +55,51 @@ def check_options(cls: type[Any], raw: Mapping[str, Any], path: str, faults: Fau
         for fault in error.errors():
             _note(fault, path, list(model.model_fields), faults)
         return {}
-    return {name: getattr(found, name) for name in model.model_fields}
+    return {name: _to_dataclass(getattr(found, name)) for name in model.model_fields}
 
 
-@cache
-def _model(cls: Hashable) -> type[BaseModel]:
-    assert isinstance(cls, type)  # typed so that it can be cached
+def _model(cls: type[Any]) -> type[BaseModel]:
+    """Return a pydantic model with a dataclass's fields, that takes no other keys, nor do dataclasses within it."""
+    if cls in _MODELS:
+        return _MODELS[cls]
     hints = get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         default: Any = ... if field.default is dataclasses.MISSING else field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        fields[field.name] = (hints[field.name], default)
-    return create_model(
-        cls.__name__, __config__=ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False), **fields
-    )
+        fields[field.name] = (_strict(hints[field.name]), default)
+    config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model: type[BaseModel] = create_model(cls.__name__, __config__=config, **fields)
+    _MODELS[cls], _DATACLASSES[model] = model, cls
+    return model
+
+
+def _strict(hint: Any) -> Any:
+    """Return a type with every dataclass in it replaced by its model."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _model(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        inner = (_strict(arguments[0]), *arguments[1:])
+        return Annotated[inner]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_strict(argument) for argument in arguments)]  # noqa: UP007 - made at run time
+    return hint
+
+
+def _to_dataclass(value: Any) -> Any:
+    cls = _DATACLASSES.get(type(value))
+    if cls is None:
+        return value
+    return cls(**{name: _to_dataclass(getattr(value, name)) for name in type(value).model_fields})
 
 
 def _note(fault: Any, path: str, known: Sequence[str], faults: Faults) -> None:
     place = _join(path, fault["loc"])
     if fault["type"] == "extra_forbidden":
-        faults.unknown(place, fault["loc"][-1], known, "option")
+        # Within a nested mapping the options of this one are no help.
+        faults.unknown(place, fault["loc"][-1], known if len(fault["loc"]) == 1 else (), "option")
     elif fault["type"] == "missing":
         faults.add(place, "is missing")
     else:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# The models of the tests are small: more threads would only wait for each other. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING

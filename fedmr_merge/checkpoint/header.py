@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,6 +80,15 @@ class TensorEntry:
         return f"{self.dtype} {list(self.shape)}"
 
 
+#: Inode, size and time of the last change: what tells whether a file is still the one it was.
+FileIdentity = tuple[int, int, int]
+
+
+def file_identity(stat: os.stat_result) -> FileIdentity:
+    """Return what tells one state of a file from another."""
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class Header:
     """The header of one file.
@@ -90,6 +100,7 @@ class Header:
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     file_bytes: int
+    identity: FileIdentity | None = None  #: of the file when it was read; None where the header came from elsewhere
 
     @property
     def data_start(self) -> int:
@@ -103,13 +114,13 @@ def read_header(path: Path) -> Header:
     """
     try:
         with path.open("rb") as stream:
-            file_bytes = os.fstat(stream.fileno()).st_size
+            stat = os.fstat(stream.fileno())
             prefix = stream.read(8)
-            length = header_length(prefix, path, file_bytes)
+            length = header_length(prefix, path, stat.st_size)
             raw = prefix + stream.read(length)
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-    return parse_header(raw, path, file_bytes)
+    return replace(parse_header(raw, path, stat.st_size), identity=file_identity(stat))
 
 
 def header_length(prefix: bytes, path: Path, file_bytes: int) -> int:
@@ -197,31 +208,30 @@ def _entry(name: str, value: Any, path: Path, data_start: int, fail: Any) -> Ten
     if not isinstance(value, dict):
         fail(f"tensor {name!r}: its entry is not an object")
     if value.keys() != _ENTRY_KEYS:
-        fail(f"tensor {name!r}: its entry must have dtype, shape and data_offsets, found {', '.join(value) or 'none'}")
+        fail(f"tensor {name!r}: its entry must have dtype, shape and data_offsets, found {reprlib.repr(sorted(value))}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
-    if bits is None:
-        fail(f"tensor {name!r}: unknown dtype {dtype!r}")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        fail(f"tensor {name!r}: unknown dtype {reprlib.repr(dtype)}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n <= _MAX_INTEGER for n in shape):
-        fail(f"tensor {name!r}: its shape must be a list of non-negative integers, found {shape!r}")
+        fail(f"tensor {name!r}: its shape must be a list of non-negative integers, found {reprlib.repr(shape)}")
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
         or not all(type(n) is int and 0 <= n <= _MAX_INTEGER for n in offsets)
     ):
-        fail(f"tensor {name!r}: data_offsets must be two non-negative integers, found {offsets!r}")
+        fail(f"tensor {name!r}: data_offsets must be two non-negative integers, found {reprlib.repr(offsets)}")
     start, end = offsets
-    size, odd_bits = divmod(_checked_product(name, shape, bits, fail), 8)
+    size, odd_bits = divmod(_bits(name, dtype, shape, fail), 8)
     if odd_bits or end - start != size:
         expected = f"{size} bytes" if not odd_bits else "a whole number of bytes"
-        fail(f"tensor {name!r}: {dtype} {shape} takes {expected}, data_offsets give {end - start}")
+        fail(f"tensor {name!r}: {dtype} {reprlib.repr(shape)} takes {expected}, data_offsets give {end - start}")
     return TensorEntry(dtype, tuple(shape), path, data_start + start, data_start + end)
 
 
-def _checked_product(name: str, shape: list[int], bits: int, fail: Any) -> int:
+def _bits(name: str, dtype: str, shape: list[int], fail: Any) -> int:
     """The tensor's bits; sizes are multiplied one by one, as 64-bit readers do, so that none can overflow there."""
     total = 1
-    for size in (*shape, bits):
+    for size in (*shape, DTYPE_BITS[dtype]):
         total *= size
         if total > _MAX_INTEGER:
             fail(f"tensor {name!r}: its shape has more elements than 64 bits can count")

@@ -44,11 +44,11 @@ class WeightFile:
     path: Path
     header: Header
 
-    @property
+    @cached_property
     def prefix(self) -> str:
         """What stands before the names of its tensors in the checkpoint: the component and a slash, or nothing."""
-        folder = str(PurePosixPath(self.name).parent)
-        return "" if folder == "." else f"{folder}/"
+        folder = self.name.rpartition("/")[0]
+        return f"{folder}/" if folder else ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_folder(path)
     if not path.exists():
         raise CheckpointError(path, "no such file or folder")
+    if not path.is_file():
+        raise CheckpointError(path, "not a file or folder")
     if path.name.endswith(INDEX):
         return _open_folder(path.parent)
     refuse_pickle(path)
@@ -168,8 +170,10 @@ def _weight_names(folder: Path, root: Path) -> tuple[list[str], str | None]:
         indexes = preferred[:1]
     if indexes:
         weight_map = _weight_map(folder / indexes[0])
-        for shard in weight_map.values():
-            _inside(folder, shard)
+        for shard in dict.fromkeys(weight_map.values()):
+            refuse_pickle(_inside(folder, shard))
+            if "/" in shard:
+                raise CheckpointError(folder / indexes[0], f"shard {shard} must lie beside its index")
             if not (folder / shard).exists():
                 raise CheckpointError(folder / indexes[0], f"shard {shard} is missing", hint="fetch the folder again")
         return sorted(set(weight_map.values())), indexes[0]
@@ -213,6 +217,8 @@ def _inside(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or "\\" in name or any(part in ("..", ".") for part in parts):
         raise CheckpointError(folder, f"file name {name!r} leads out of the folder")
+    if "\0" in name or name != name.encode(errors="ignore").decode():
+        raise CheckpointError(folder, f"{name!r} is no file name")
     path = folder / name
     target = path.resolve()
     if not any(target.is_relative_to(root) for root in _trusted_roots(folder)):

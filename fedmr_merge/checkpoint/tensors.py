@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedmr_merge.checkpoint.header import build_header, read_header
+from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.writer import sync
 
 _DTYPES = {
@@ -45,6 +46,14 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
             flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
             stream.write(flat.view(torch.uint8).numpy().data)
     sync(path)
+
+
+def load_checkpoint(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Read every tensor of an opened checkpoint, on the CPU."""
+    found: dict[str, torch.Tensor] = {}
+    for file in checkpoint.files:
+        found |= {file.prefix + name: tensor for name, tensor in load_file(file.path).items()}
+    return found
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

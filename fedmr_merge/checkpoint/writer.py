@@ -1,4 +1,4 @@
-"""Write outputs that appear complete or not at all, and copy bytes in the kernel."""
+"""Write outputs that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedmr_merge.errors import CheckpointError, OutputError
-
-_CHUNK_BYTES = 1 << 20
-_PIECE_BYTES = 64 << 20  # between two reports of progress
-_MAX_OPEN = 64  # a store can have more shards than a process may have open files
-_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
+from fedmr_merge.errors import OutputError
 
 #: Called with the number of bytes just written.
 Progress = Callable[[int], None]
@@ -138,130 +132,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A run of bytes of a source file."""
-
-    path: Path
-    start: int
-    end: int
-
-
-def assemble(
-    target: Path,
-    header: bytes,
-    segments: Iterable[Segment],
-    watch: SourceWatch,
-    progress: Progress | None = None,
-) -> None:
-    """Write `header` and then the bytes of the segments, in order, copied by the kernel."""
-    with target.open("xb", buffering=0) as stream, contextlib.ExitStack() as stack:
-        _write_all(stream.fileno(), header)
-        sources: dict[Path, int] = {}
-        for piece in _pieces(_merge_adjacent(segments)):
-            if piece.path not in sources:
-                if len(sources) >= _MAX_OPEN:
-                    stack.pop_all().close()
-                    sources.clear()
-                sources[piece.path] = watch.open(piece.path)
-                stack.callback(os.close, sources[piece.path])
-            _copy_range(sources[piece.path], stream.fileno(), piece)
-            if progress:
-                progress(piece.end - piece.start)
-
-
-def _merge_adjacent(segments: Iterable[Segment]) -> Iterator[Segment]:
-    last: Segment | None = None
-    for segment in segments:
-        if last is not None and segment.path == last.path and segment.start == last.end:
-            last = Segment(last.path, last.start, segment.end)
-            continue
-        if last is not None:
-            yield last
-        last = segment
-    if last is not None:
-        yield last
-
-
-def _pieces(segments: Iterable[Segment]) -> Iterator[Segment]:
-    for segment in segments:
-        for start in range(segment.start, segment.end, _PIECE_BYTES):
-            yield Segment(segment.path, start, min(start + _PIECE_BYTES, segment.end))
-
-
-def _write_all(descriptor: int, content: bytes | memoryview) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _copy_range(source: int, target: int, piece: Segment) -> None:
-    """Append a source's bytes to the target: copy_file_range, else sendfile, else through a bounded buffer."""
-    position = piece.start
-    for copy in (_copy_file_range, _sendfile, _read_write):
-        try:
-            while position < piece.end:
-                copied = copy(source, target, position, piece.end - position)
-                if copied == 0:
-                    raise CheckpointError(piece.path, f"truncated while it was read: it ends before byte {piece.end}")
-                position += copied
-            return
-        except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
-                raise
-
-
-def _copy_file_range(source: int, target: int, start: int, count: int) -> int:
-    if not hasattr(os, "copy_file_range"):
-        raise OSError(errno.ENOSYS, "no copy_file_range on this platform")
-    return os.copy_file_range(source, target, count, offset_src=start)
-
-
-def _sendfile(source: int, target: int, start: int, count: int) -> int:
-    return os.sendfile(target, source, start, count)
-
-
-def _read_write(source: int, target: int, start: int, count: int) -> int:
-    content = os.pread(source, min(count, _CHUNK_BYTES), start)
-    _write_all(target, content)
-    return len(content)
-
-
-class SourceWatch:
-    """Remembers what the source files were when they were first opened: one that changes while it is read is an error.
-
-    May be shared between threads.
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[Path, tuple[int, int]] = {}
-
-    def open(self, path: Path) -> int:
-        """Return a file descriptor for reading, which the caller closes.
-
-        Raises CheckpointError when the file cannot be opened.
-        """
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-        self._first.setdefault(path, _identity(os.fstat(descriptor)))
-        return descriptor
-
-    def check(self) -> None:
-        """Raise CheckpointError when a file is not what it was when it was first opened."""
-        for path, before in self._first.items():
-            try:
-                unchanged = _identity(path.stat()) == before
-            except OSError:
-                unchanged = False
-            if not unchanged:
-                raise CheckpointError(
-                    path, "changed while it was read", hint="wait until it is written, then try again"
-                )
-
-
-def _identity(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns

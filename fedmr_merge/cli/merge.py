@@ -14,7 +14,7 @@ from fedmr_merge.cli.groups import show_groups
 from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
-    from fedmr_merge.recombination.mean import MeanOptions, NotFinite
+    from fedmr_merge.recombination.mean_options import MeanOptions, NotFinite
     from fedmr_merge.recombination.plan import RecombinationPlan
     from fedmr_merge.recombination.planning import Recombination
 
@@ -67,11 +67,11 @@ def recombine(
     require_finite: RequireFinite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it takes; write nothing.")] = False,
 ) -> None:
-    """Recombine K checkpoints into K new ones, byte-exact, and their mean.
+    """Recombine K checkpoints into K new ones.
 
-    Each layer group is shuffled across the models, so that every layer of every model lives on in one and only one
-    new model. OUT gets one model per slot, the mean in OUT/global, and OUT/lineage.json with the origin of every
-    tensor.
+    Byte-exact, with their mean. Each layer group is shuffled across the models, so that every layer of every model
+    lives on in one and only one new model. OUT gets one model per slot, the mean in OUT/global, and OUT/lineage.json
+    with the origin of every tensor.
     """
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
@@ -136,8 +136,12 @@ def _read_plan(path: Path | None) -> RecombinationPlan | None:
 
 
 def _mean_options(weights: str | None, accumulate: str, out_dtype: str | None, max_memory: str | None) -> MeanOptions:
-    from fedmr_merge.recombination.mean import MeanOptions
+    import os
 
+    from fedmr_merge.recombination.mean_options import MeanOptions
+
+    # numpy's linear algebra is not used here; starting its threads would cost more than a small merge.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if accumulate not in ("float32", "float64"):
         raise PlanError(f"--accumulate is float32 or float64, found {accumulate!r}")
     return MeanOptions(
@@ -181,7 +185,10 @@ def average(
     max_shard_size: MaxShard = None,
     require_finite: RequireFinite = False,
 ) -> None:
-    """Average K checkpoints into one: a folder with model.safetensors, or shards as the first input has them."""
+    """Average K checkpoints into one.
+
+    OUT becomes a folder with model.safetensors, or with shards as the first input has them.
+    """
     from fedmr_merge.checkpoint.source import open_checkpoint
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.average import average as take_average
@@ -206,7 +213,10 @@ def average(
 
 
 def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], rule: Rule = "layer") -> None:
-    """Show the layer groups of a checkpoint with their tensors, parameters, bytes and dtypes."""
+    """Show the layer groups of a checkpoint.
+
+    With their tensors, parameters, bytes and dtypes, and how they were found.
+    """
     from fedmr_merge.checkpoint.source import open_checkpoint
     from fedmr_merge.recombination.planning import group_checkpoints
 

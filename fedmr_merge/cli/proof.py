@@ -29,9 +29,9 @@ def verify(
         typer.Option(help="The inputs, in the order of their slots; repeatable. Else as the lineage says."),
     ] = None,
 ) -> None:
-    """Prove a recombination: nothing lost, nothing doubled, nothing changed, the mean right.
+    """Prove a recombination from its bytes.
 
-    Works without the inputs.
+    Nothing lost, nothing doubled, nothing changed, the mean right. Works without the inputs.
     """
     from fedmr_merge.errors import VerificationError
     from fedmr_merge.recombination.verify import verify as prove
@@ -55,7 +55,10 @@ def undo(
     out: Output,
     target: Annotated[Path, typer.Option("-o", "--out", help="Where to write the inputs again; must not exist.")],
 ) -> None:
-    """Rebuild the inputs of a recombination from its outputs, byte for byte."""
+    """Rebuild the inputs of a recombination.
+
+    From its outputs alone, byte for byte.
+    """
     from fedmr_merge.recombination.verify import undo as rebuild
 
     with console.bytes_progress("rebuilding", 0) as progress:
@@ -71,7 +74,10 @@ def lineage(
     tensor: Annotated[str, typer.Argument(help="A tensor's name.")],
     slot: Annotated[int | None, typer.Option(help="One output slot; all if not given.")] = None,
 ) -> None:
-    """Tell which source a tensor came from, through every recombination in a row."""
+    """Tell where a tensor came from.
+
+    Through every recombination in a row whose lineage is still there.
+    """
     from fedmr_merge.recombination.lineage import trace
 
     for chain in trace(out, tensor, slot):

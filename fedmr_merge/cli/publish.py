@@ -1,18 +1,22 @@
-"""Commands that publish: push."""
+"""Commands that publish: push, card."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmr_merge.cli import console
 
+if TYPE_CHECKING:
+    from fedmr_merge.publish.push_plan import PushPlan
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(push)
+    app.command()(card)
 
 
 def push(
@@ -20,12 +24,85 @@ def push(
     repo_id: Annotated[str, typer.Argument(help="The repository on the Hub, ORG/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if needed.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Tag for the commit; never moved.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence in the card that is sent, e.g. apache-2.0.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Address of the Hub, instead of HF_ENDPOINT's.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be sent; send nothing, need no token.")
     ] = False,
 ) -> None:
     """Publish a model folder on the Hub. Nothing is sent before this command is typed."""
-    from fedmr_merge.publish.hub import push_folder
+    from fedmr_merge.publish.hub import plan_push, push_folder
+    from fedmr_merge.publish.staging import pushed_folder
 
-    result = push_folder(path, repo_id, private=private, revision=revision, dry_run=dry_run)
-    console.say(str(result))
+    if dry_run:
+        _show(
+            plan_push(
+                path,
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                message=message,
+                tag=tag,
+                license=license,
+                endpoint=endpoint,
+            )
+        )
+        return
+    nbytes = sum(file.stat().st_size for file in pushed_folder(path).rglob("*") if file.is_file())
+    with console.bytes_progress("pushing", nbytes) as progress:
+        result = push_folder(
+            path,
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            message=message,
+            tag=tag,
+            license=license,
+            endpoint=endpoint,
+            progress=progress,
+        )
+    if result.unchanged:
+        console.say("the Hub has all of it already, no commit was made")
+    else:
+        console.say(f"pushed {console.plural(len(result.files), 'file')}")
+        for name in result.deleted:
+            console.say(f"  removed there: {name}, weights that are no part of this model any more")
+    console.say(result.url)
+
+
+def _show(plan: PushPlan) -> None:
+    from fedmr_merge.errors import HubError
+
+    console.say(f"to {plan.target}")
+    console.table(("file", "size"), [[file.path, console.size(file.size)] for file in plan.files], right=("size",))
+    console.say(f"{console.plural(len(plan.files), 'file')}, {console.size(plan.nbytes)}, from {plan.source}")
+    if plan.faults:
+        raise HubError("not fit to be published: " + "; ".join(plan.faults), hint="mend this, then push")
+    card = "its card is valid" if plan.has_card else "it has no card, README.md"
+    console.say(f"the files are fit to be published; {card}")
+    console.say(f"dry run: nothing was sent; to send it: {plan.command}")
+
+
+def card(
+    path: Annotated[Path, typer.Argument(help="A run folder, its global/, or an output of recombine.")],
+    card_template: Annotated[str | None, typer.Option(help="A template of your own, a .md.j2 file.")] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Also render it to an HTML page beside the folder.")
+    ] = False,
+) -> None:
+    """Write a folder's card, README.md, anew. What you wrote into it, outside of the marked part, is kept."""
+    from fedmr_merge.publish.preview import write_preview
+    from fedmr_merge.publish.staging import pushed_folder
+    from fedmr_merge.publish.write_card import write_card
+
+    folder = pushed_folder(path)
+    console.say(f"card     {write_card(folder, card_template)}")
+    if preview:
+        page = folder.absolute().with_name(f"{folder.absolute().name}.card.html")
+        console.say(f"preview  {write_preview(folder, page)}")
+    console.say(f"next: fedmr-merge push {path} ORG/NAME --dry-run")

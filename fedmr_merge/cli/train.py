@@ -1,4 +1,4 @@
-"""Commands that train: run."""
+"""Commands that train: run, partition."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change an option, e.g. training.lr=0.05; repeatable.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.")]
+_MAX_CLASS_COLUMNS = 20  # a wider table cannot be read; the plot shows all classes
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda, instead of the recipe's.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(run)
+    app.command()(partition)
 
 
 def run(
@@ -35,7 +37,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove an old run in this folder first.")] = False,
 ) -> None:
-    """Follow a recipe: train, recombine, evaluate, publish. A run that was interrupted goes on where it was."""
+    """Follow a recipe, or go on with its run.
+
+    Trains, recombines, evaluates and publishes. A run that was interrupted in any way goes on where it was.
+    """
     from fedmr_merge.recipe.run import Run
     from fedmr_merge.recipe.schema import read_recipe
 
@@ -86,10 +91,14 @@ def _follow(run: Run, folder: Path, again: str) -> None:
                 if isinstance(event, RoundDone):
                     last = event.result
                     metrics = last.metrics
+                    for client, fault in last.diverged.items():
+                        console.complain("warning", f"round {last.round}: client {client} diverged: {fault}")
                     progress(
                         last.round,
                         f"{last.method}: accuracy {metrics['test_accuracy']:.4f}, loss {metrics['train_loss']:.4f}",
                     )
+                    if event.reached:
+                        console.say(f"{last.method}: over after round {last.round}, {event.reached}")
                 else:
                     console.say(f"{event.name}: {event.message}")
     except KeyboardInterrupt:
@@ -126,3 +135,38 @@ def _show(recipe: Recipe, folder: Path) -> None:
         f"{console.size(2 * federation.slots * model_bytes(federation))} sent and received a round"
     )
     console.say(f"dry run: nothing was written to {folder}")
+
+
+def partition(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The plot; NAME-partition.png if not given.")] = None,
+) -> None:
+    """Show which client holds what.
+
+    How many examples of which class every client of a recipe gets, as a table and a plot.
+    """
+    from fedmr_merge.checkpoint.writer import refuse_existing, staged_output
+    from fedmr_merge.recipe.run import partition_json, prepare
+    from fedmr_merge.recipe.schema import read_recipe
+    from fedmr_merge.report.partition import draw_partition
+
+    checked = read_recipe(recipe, _settings(settings, seed, "cpu"))
+    target = out or Path(f"{checked.name}-partition.png")
+    refuse_existing(target)
+    dealt = partition_json(prepare(checked))
+    names, counts = dealt["class_names"], dealt["class_counts"]
+    with staged_output(target) as staging:
+        draw_partition(counts, names, staging, title=f"{checked.name}: partition")
+    by_class = len(names) <= _MAX_CLASS_COLUMNS
+    columns = ("client", "examples", "classes", *(names if by_class else ()))
+    rows = [
+        [str(client), str(sum(row)), str(sum(count > 0 for count in row)), *map(str, row if by_class else ())]
+        for client, row in enumerate(counts)
+    ]
+    console.table(columns, rows, right=columns)
+    sizes = [sum(row) for row in counts]
+    console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} of {sum(sizes):,} training examples")
+    console.say(f"plot: {target}")
+    console.say(f"next: fedmr-merge run {recipe}")

@@ -71,6 +71,12 @@ class Partition:
         return cls.of(clients)
 
 
+def missing_classes(partition: Partition, data: ImageData) -> tuple[str, ...]:
+    """Return the names of the classes of which no client has an example: no model learns them."""
+    counts = partition.class_counts(data.train_labels.cpu().numpy(), data.num_classes).sum(axis=0)
+    return tuple(name for name, count in zip(data.class_names, counts, strict=True) if not count)
+
+
 def _is_indices(value: object) -> bool:
     # bool is an int to Python, and `true` is no example's number.
     return isinstance(value, list) and all(type(item) is int for item in value)

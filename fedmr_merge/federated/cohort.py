@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,20 @@ class Cohort:
         total = float(sum(weights))
         shares = [weight / total for weight in weights]
         return {name: _mean(tensor, shares) for name, tensor in self.tensors.items()}
+
+    def similarities(self, names: Iterable[str]) -> Tensor:
+        """Return the cosines between the models, [K, K], each model being the vector of its tensors `names`."""
+        gram = torch.zeros(self.slots, self.slots, dtype=torch.float64)
+        for name in names:
+            rows = self.tensors[name].flatten(1).float()
+            gram += (rows @ rows.T).cpu()
+        lengths = gram.diagonal().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+        return gram / lengths[:, None] / lengths
+
+    def similarity(self, names: Iterable[str]) -> float:
+        """Return the mean cosine over all pairs of two different slots; there must be two."""
+        cosines = self.similarities(names)
+        return float((cosines.sum() - cosines.trace()) / (self.slots * (self.slots - 1)))
 
     def to(self, device: torch.device) -> Cohort:
         """Return the cohort on a device."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedmr_merge.federated.augmentation import Augmentation, augmented
 from fedmr_merge.federated.plugin import Plugin
 
 
@@ -23,6 +24,8 @@ class ImageData:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]  #: per channel, of pixels scaled to 0..1; subtracted before a model sees an image
     std: tuple[float, ...]  #: per channel, of pixels scaled to 0..1; divided by
+    train_clients: Tensor | None = None  #: int64 [examples], counted from 0: whose example it is, where that is known
+    augmentation: Augmentation = field(default_factory=Augmentation)  #: what is done to training images
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -48,6 +51,15 @@ class ImageData:
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 images [..., channels, height, width] into the float32 values that a model is fed."""
         return images.to(torch.float32).mul_(self._scale).add_(self._shift)
+
+    def training_examples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return training images as they are trained on, still uint8 [..., channels, height, width], and their indices.
+
+        `rows` come from `augmentation.draw`: indices [...], or int64 [..., 4] where images are changed.
+        """
+        if not self.augmentation.active:
+            return self.train_images[rows], rows
+        return augmented(self.train_images, rows), rows[..., 0]
 
     def preprocess(self) -> dict[str, Any]:
         """Return what a user of the model must do to an image, as `config.json` says it."""

@@ -17,6 +17,7 @@ from fedmr_merge.federated.architecture import Architecture, Classifier
 from fedmr_merge.federated.clients import Partition
 from fedmr_merge.federated.data import ImageData
 from fedmr_merge.federated.forward import Forward
+from fedmr_merge.federated.privacy import Privacy, require_accountant, require_no_statistics
 from fedmr_merge.seeds import generator
 
 
@@ -30,7 +31,13 @@ class Training:
     lr: Annotated[float, Gt(0)] = 0.01  #: η, learning rate
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: Annotated[float, Ge(0)] = 0.0  #: added to the gradient, times the weight
-    engine: Literal["auto", "loop"] = "auto"
+    engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: one client at a time; auto: vmap on a GPU, else loop
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
+    compile: bool = False  #: compile the local step with torch.compile
+    cohort_chunk: Annotated[int, Ge(1)] | None = None  #: clients that vmap trains at once; by itself: all that fit
+    on_divergence: Literal["keep", "drop", "fail"] = "fail"  #: see `divergence.py`
+    divergence_loss: Annotated[float, Gt(0)] | None = None  #: a mean training loss above this is divergence
+    privacy: Privacy | None = None  #: client-level differential privacy
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +57,13 @@ class Federation:
         """K, the number of clients selected in a round and of the models they train."""
         return self.training.clients_per_round
 
+    @property
+    def engine(self) -> Literal["loop", "vmap"]:
+        """The engine that trains: what `training.engine` comes to on this device."""
+        if self.training.engine == "auto":
+            return "vmap" if self.device.type == "cuda" else "loop"
+        return self.training.engine
+
     @cached_property
     def layers(self) -> dict[str, str]:
         """The layer of every tensor of the model."""
@@ -68,7 +82,7 @@ class Federation:
     @cached_property
     def training_forward(self) -> Forward:
         """The model in training mode."""
-        return Forward(deepcopy(self.module).train())
+        return Forward(deepcopy(self.module).train(), frozen=self.evaluation_forward)
 
     @cached_property
     def evaluation_forward(self) -> Forward:
@@ -92,7 +106,7 @@ def open_federation(
     """Put the parts of a federation together on a device, with a freshly initialised module.
 
     Raises DataError when the partition does not fit the data, TrainingError when there are fewer clients than a round
-    selects.
+    selects or an option cannot apply to this device, engine or model.
     """
     last = max(int(indices[-1]) for indices in partition.clients)
     if last >= len(data.train_labels):
@@ -107,7 +121,7 @@ def open_federation(
         )
     device = torch.device(device)
     module = architecture.initialise(data.image_shape, data.num_classes, seed)
-    return Federation(
+    federation = Federation(
         architecture=architecture,
         data=data.to(device),
         partition=partition,
@@ -116,3 +130,19 @@ def open_federation(
         device=device,
         module=module.to(device),
     )
+    _refuse_what_cannot_apply(federation)
+    return federation
+
+
+def _refuse_what_cannot_apply(federation: Federation) -> None:
+    training = federation.training
+    if training.precision == "tf32" and federation.device.type != "cuda":
+        raise TrainingError("training.precision tf32 is a GPU's, this is a CPU", hint="set training.precision to fp32")
+    if training.cohort_chunk is not None and federation.engine == "loop":
+        raise TrainingError(
+            "training.cohort_chunk is how many clients engine vmap trains at once; engine loop trains one",
+            hint="set training.engine to vmap, or leave cohort_chunk out",
+        )
+    if training.privacy is not None:
+        require_accountant()
+        require_no_statistics(dict(federation.module.named_buffers()))

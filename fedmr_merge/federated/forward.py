@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmr_merge.federated.architecture import Classifier
 from fedmr_merge.federated.cohort import Weights
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Return images [batch, channels, height, width] in the memory layout that their device is fastest with.
+
+    With the channels last, convolutions and poolings take a tenth to a third less time on a CPU.
+    """
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
 
 
 class Forward:
@@ -18,8 +28,11 @@ class Forward:
     torch does.
     """
 
-    def __init__(self, module: Classifier) -> None:
+    def __init__(self, module: Classifier, *, frozen: Forward | None = None) -> None:
+        """Run a module; `frozen` is the same model in evaluation mode, where `module` is not."""
+        self._module = module
         self._parts = _Parts(module)
+        self._frozen = frozen
 
     def __call__(self, weights: Weights, images: Tensor) -> Tensor:
         """Map images [batch, channels, height, width] to logits [batch, classes]."""
@@ -33,7 +46,19 @@ class Forward:
         """Map features [batch, width] to logits [batch, classes]."""
         return self._call("head", weights, features)
 
+    @property
+    def frozen(self) -> Forward:
+        """The model in evaluation mode, for weights that are only looked at: it changes no statistics."""
+        return self._frozen or self
+
+    @cached_property
+    def own(self) -> dict[str, Tensor]:
+        """The module's own tensors. Called with this very mapping, no tensor has to be exchanged: it is faster."""
+        return dict(self._module.state_dict(keep_vars=True))
+
     def _call(self, part: str, weights: Weights, values: Tensor) -> Tensor:
+        if weights is self.own:
+            return cast(Tensor, getattr(self._module, part)(values))
         prefixed = {f"module.{name}": tensor for name, tensor in weights.items()}
         return cast(Tensor, functional_call(self._parts, prefixed, (part, values)))
 

@@ -5,17 +5,19 @@ Every engine sees the same batches in the same order and takes the same steps, s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.divergence import find_diverged, replace_diverged
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.forward import laid_out
+from fedmr_merge.federated.privacy import privatise
 from fedmr_merge.federated.protocol import Algorithm, Batch, Context, Trained
+from fedmr_merge.seeds import derive_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,24 +31,36 @@ class LocalTraining:
     clients: tuple[int, ...]  #: the client of slot i
     round: int
 
+    def orders(self, slot: int) -> Tensor:
+        """Return the order in which a slot's client goes through its examples, on the CPU: int64 [epochs, examples].
+
+        Where the data set is augmented, a row of four (see `Augmentation.draw`) stands for each example.
+        """
+        federation, client = self.federation, self.clients[slot]
+        indices = torch.tensor(federation.partition.clients[client])
+        epochs = []
+        for epoch in range(federation.training.local_epochs):
+            order = federation.generator("batches", self.round, client, epoch).permutation(len(indices))
+            rng = federation.generator("augmentation", self.round, client, epoch)
+            epochs.append(federation.data.augmentation.draw(indices[torch.from_numpy(order)], rng))
+        return torch.stack(epochs)
+
     def schedule(self, slot: int) -> tuple[Tensor, ...]:
         """Return the examples of every local step of a slot's client, by index, in order.
 
         Every epoch goes once through the client's examples in an order of its own; its last batch may be smaller.
         """
-        training, client = self.federation.training, self.clients[slot]
-        indices = self.federation.client_indices[client]
-        batches: list[Tensor] = []
-        for epoch in range(training.local_epochs):
-            order = self.federation.generator("batches", self.round, client, epoch).permutation(len(indices))
-            shuffled = indices[torch.from_numpy(order).to(indices.device)]
-            batches.extend(torch.split(shuffled, training.batch_size))
-        return tuple(batches)
+        orders = self.orders(slot).to(self.federation.device)
+        batch_size = self.federation.training.batch_size
+        return tuple(batch for order in orders for batch in torch.split(order, batch_size))
 
     def batch(self, indices: Tensor) -> Batch:
-        """Return these training examples, normalised."""
+        """Return the training examples of `orders`, normalised; they may be stacked, [batch] or [slots, batch]."""
         data = self.federation.data
-        return Batch(data.normalise(data.train_images[indices]), data.train_labels[indices])
+        images, indices = data.training_examples(indices)
+        if images.dim() == 4:
+            images = laid_out(images)
+        return Batch(data.normalise(images), data.train_labels[indices], indices)
 
     def context_of(self, slot: int) -> Context:
         """Return the context as the client of a slot sees it."""
@@ -55,6 +69,12 @@ class LocalTraining:
             for family, tensors in self.context.own.items()
         }
         return Context(self.context.shared, own)
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        """How many examples the client of every slot holds."""
+        sizes = self.federation.partition.sizes
+        return tuple(sizes[client] for client in self.clients)
 
 
 class Engine:
@@ -65,34 +85,25 @@ class Engine:
         raise NotImplementedError
 
 
-def train_cohort(engine: Engine, task: LocalTraining) -> Trained:
-    """Let an engine train the cohort, and check what comes back.
+def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = False) -> Trained:
+    """Let an engine train the cohort, deal with clients that diverged, and make private what the others send.
 
-    Raises TrainingError, with the client's number, when a loss or a weight is not finite.
+    Raises TrainingError, with the client's number, when a client diverges and `on_divergence` is `fail`, or when all
+    do.
     """
     cohort, losses = engine.train(task)
-    _require_finite(task, cohort, losses)
-    sizes = task.federation.partition.sizes
-    training = task.federation.training
-    examples = tuple(sizes[client] for client in task.clients)
-    return Trained(
+    federation, training = task.federation, task.federation.training
+    diverged = find_diverged(cohort, losses, task.clients, task.round, training)
+    if training.privacy is not None:
+        noise_seed = derive_seed(federation.seed, "privacy noise", task.round)
+        cohort = privatise(training.privacy, task.cohort, cohort, federation.trainable, task.clients, noise_seed)
+    trained = Trained(
         cohort=cohort,
         clients=task.clients,
-        examples=examples,
-        steps=tuple(training.local_epochs * -(-size // training.batch_size) for size in examples),
+        examples=task.examples,
+        steps=tuple(training.local_epochs * -(-size // training.batch_size) for size in task.examples),
         losses=tuple(losses),
     )
-
-
-def _require_finite(task: LocalTraining, cohort: Cohort, losses: Sequence[float]) -> None:
-    finite = torch.ones(cohort.slots, dtype=torch.bool, device=task.federation.device)
-    for tensor in cohort.tensors.values():
-        if tensor.is_floating_point():
-            finite &= torch.isfinite(tensor).flatten(1).all(dim=1)
-    for slot, (loss, weights_finite) in enumerate(zip(losses, finite.tolist(), strict=True)):
-        if not (math.isfinite(loss) and weights_finite):
-            raise TrainingError(
-                f"client {task.clients[slot]} diverged in round {task.round}: "
-                + ("its weights are not all finite" if math.isfinite(loss) else f"its training loss is {loss}"),
-                hint="lower training.lr",
-            )
+    if diverged:
+        trained = replace_diverged(trained, diverged, task.cohort, training.on_divergence, own_models)
+    return trained

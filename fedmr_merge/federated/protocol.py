@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.forward import Forward
 from fedmr_merge.federated.plugin import Plugin
+from fedmr_merge.federated.selection import SELECTIONS
 from fedmr_merge.recombination.plan import RecombinationPlan
 
 
@@ -54,6 +55,7 @@ class Batch(NamedTuple):
 
     images: Tensor  #: float32 [batch, channels, height, width], normalised
     labels: Tensor  #: int64 [batch]
+    indices: Tensor  #: int64 [batch]: which training examples they are
 
 
 class Context(NamedTuple):
@@ -75,10 +77,15 @@ class Trained:
     examples: tuple[int, ...]  #: how many examples that client holds
     steps: tuple[int, ...]  #: how many local steps it took
     losses: tuple[float, ...]  #: mean of the objective over the examples it went through
+    diverged: Mapping[int, str] = field(default_factory=dict)  #: client → what was wrong; see `divergence.py`
 
 
+@dataclass(frozen=True)
 class Algorithm(Plugin):
     """Base of the methods in `algorithms/`. What is defined here is what FedAvg and its relatives share."""
+
+    selection: Literal["uniform", "by_size", "round_robin", "by_loss"] = field(default="uniform", kw_only=True)
+    """How the clients of a round are chosen: see `selection.py`."""
 
     def start(self, federation: Federation, previous: State) -> State:
         """Return the state a stage of this method starts from.
@@ -89,9 +96,8 @@ class Algorithm(Plugin):
         raise NotImplementedError
 
     def select(self, federation: Federation, state: State, round: int) -> tuple[int, ...]:
-        """Return the K different clients of a round; slot i goes to the i-th. Uniformly at random, in random order."""
-        rng = federation.generator("client selection", round)
-        return tuple(rng.choice(len(federation.partition), size=federation.slots, replace=False).tolist())
+        """Return the K clients of a round, in random order; slot i goes to the i-th. All different, as a rule."""
+        return SELECTIONS[self.selection](federation, state.global_weights, round)
 
     def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
         """Return the K models that the selected clients get, by slot, and what else they need."""

@@ -2,42 +2,94 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedmr_merge.errors import CheckpointError
-from fedmr_merge.federated.architecture import Classifier, image_shape_of
+import torch
+
+from fedmr_merge.errors import CheckpointError, FedmrMergeError
+from fedmr_merge.federated.architecture import Architecture, Classifier, image_shape_of
 from fedmr_merge.federated.catalogue import ARCHITECTURES
 from fedmr_merge.options import Faults, check_options
 
 _MAX_SIDE = 4096
+_MAX_CHANNELS = 1024
 _MAX_CLASSES = 1_000_000
 
+Shapes = Mapping[str, tuple[int, ...]]
 
-def rebuild(config: Mapping[str, Any], source: str) -> Classifier:
-    """Build the module that a `config.json` describes; its weights are still random. `source` is what messages call
-    the file.
 
-    Raises CheckpointError when the architecture is unknown or an option of it is not possible.
+def rebuild(config: Mapping[str, Any], shapes: Shapes, source: str) -> Classifier:
+    """Build the module that a `config.json` describes, with random weights; `source` is what messages call the file.
+
+    `shapes` are those of the tensors that it is to hold. A config that describes other ones is refused before any
+    memory is taken for it: nobody can ask for more than the size of the weights that come along.
+
+    Raises CheckpointError when the architecture is unknown, an option of it is not possible, or the shapes differ.
     """
-    name, options, classes = config.get("architecture"), config.get("arch_args"), config.get("num_classes")
-    if not isinstance(name, str) or name not in ARCHITECTURES.names():
-        raise CheckpointError(
-            source, f"unknown architecture {name!r}", hint=f"known are {', '.join(ARCHITECTURES.names())}"
-        )
-    if type(classes) is not int or not 1 <= classes <= _MAX_CLASSES:
-        raise CheckpointError(source, f"num_classes must be a whole number, found {classes!r}")
+    architecture = _architecture(config, source)
+    shape, classes = _image_shape(config, source), _classes(config, source)
     try:
-        shape = image_shape_of(config["preprocess"])
-        if not all(1 <= side <= _MAX_SIDE for side in shape):
-            raise ValueError(f"images of {shape}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(source, f"preprocess must give mean, std and size: {error!r}") from error
+        with torch.device("meta"):  # shapes without memory
+            expected = architecture.build(shape, classes).state_dict()
+        _check_shapes({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes, source)
+        # Not `initialise`: that may fetch trained weights to start from, which would be overwritten at once.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            return architecture.build(shape, classes)
+    except CheckpointError:
+        raise
+    except (FedmrMergeError, RuntimeError, ValueError, TypeError, OverflowError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(source, f"{architecture.name} cannot be built as it says: {reason}") from error
+
+
+def _architecture(config: Mapping[str, Any], source: str) -> Architecture:
+    name, options = config.get("architecture"), config.get("arch_args")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES.names())
+        raise CheckpointError(source, f"unknown architecture {str(name)[:80]!r}", hint=f"known are {known}")
     if not isinstance(options, dict):
-        raise CheckpointError(source, f"arch_args must be a mapping, found {options!r}")
-    architecture = ARCHITECTURES.find(name)
+        raise CheckpointError(source, f"arch_args must be a mapping, found {str(options)[:80]}")
     faults = Faults()
-    values = check_options(architecture, options, "arch_args", faults)
+    values = check_options(ARCHITECTURES.find(name), options, "arch_args", faults)
     if faults:
         raise CheckpointError(source, "; ".join(map(str, faults)))
-    return architecture(**values).initialise(shape, classes, seed=0)
+    return ARCHITECTURES.find(name)(**values)
+
+
+def _image_shape(config: Mapping[str, Any], source: str) -> tuple[int, int, int]:
+    preprocess = config.get("preprocess")
+    parts = [preprocess.get(key) if isinstance(preprocess, dict) else None for key in ("mean", "std", "size")]
+    mean, std, size = [part if isinstance(part, list) else [] for part in parts]
+    numbers = [value for value in (*mean, *std) if type(value) in (int, float) and math.isfinite(value)]
+    fits = 1 <= len(mean) == len(std) <= _MAX_CHANNELS and len(numbers) == 2 * len(mean) and 0 not in std
+    if not fits or len(size) != 2 or not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in size):
+        raise CheckpointError(
+            source, "preprocess must give mean and std, a number for every channel, and size, [height, width]"
+        )
+    return image_shape_of({"mean": mean, "size": size})
+
+
+def _classes(config: Mapping[str, Any], source: str) -> int:
+    classes, names = config.get("num_classes"), config.get("label_names")
+    if type(classes) is not int or not 1 <= classes <= _MAX_CLASSES:
+        raise CheckpointError(source, f"num_classes must be a whole number, found {str(classes)[:80]!r}")
+    if names is not None and (not isinstance(names, list) or len(names) != classes):
+        raise CheckpointError(source, f"label_names must be a list of {classes} names")
+    return classes
+
+
+def _check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
+    different = [
+        f"{name}: {_shown(expected.get(name))} by the config, {_shown(found.get(name))} in the weights"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if different:
+        more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+        raise CheckpointError(source, "does not fit the weights: " + "; ".join(different[:3]) + more)
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.engines.loop import Loop
+from fedmr_merge.federated.engines.vmap import Vmap
 from fedmr_merge.federated.evaluation import evaluate
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.local_training import Engine, LocalTraining, train_cohort
-from fedmr_merge.federated.protocol import Algorithm, State
+from fedmr_merge.federated.privacy import spent_epsilon
+from fedmr_merge.federated.protocol import Algorithm, State, Trained
 from fedmr_merge.recombination.plan import RecombinationPlan
+
+_SAMPLED_ROUNDS = "privacy: rounds with uniformly drawn clients"
+"""Key of a state's facts: what privacy has been spent on, besides the number of rounds."""
 
 
 @dataclass(frozen=True, eq=False)
 class RoundResult:
-    """What a round did."""
+    """What a round did.
+
+    `metrics` holds `train_loss` (mean over examples, without diverged clients), `test_accuracy` and `test_loss` (of
+    the global model), `similarity` (mean pairwise cosine of the trained models; with two clients or more) and, with
+    `training.privacy`, `epsilon` (spent since the run began).
+    """
 
     round: int
     method: str  #: the algorithm's name
     clients: tuple[int, ...]  #: the client that trained the model of slot i
     state: State  #: what the next round starts from
     plan: RecombinationPlan | None  #: how the trained models were recombined, if they were
-    metrics: Mapping[
-        str, float
-    ]  #: `train_loss` (mean over examples), `test_accuracy` and `test_loss` of the global model
+    metrics: Mapping[str, float]
+    diverged: Mapping[int, str]  #: client → what was wrong with its training; see `divergence.py`
+
+
+def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -> State:
+    """Return the state a stage of a method starts from: `algorithm.start`, and what outlives a stage.
+
+    Raises TrainingError when the method cannot start here.
+    """
+    state = algorithm.start(federation, previous)
+    outliving = {key: previous.facts[key] for key in (_SAMPLED_ROUNDS,) if key in previous.facts}
+    return replace(state, facts={**state.facts, **outliving})
 
 
 def run_rounds(
@@ -33,11 +54,17 @@ def run_rounds(
     """Run rounds `first_round` to `first_round + rounds - 1`, yielding each when it is done.
 
     Rounds are counted from 1 through the whole run, across its stages. A round depends on the federation, the state
-    it starts from and its number alone: going on from the state of any earlier round gives the same bytes.
+    it starts from and its number alone: going on from the state of any earlier round gives the same bytes. States are
+    never changed: an interrupt in the middle of a round leaves that of the round before whole.
 
-    Raises TrainingError when a client diverges.
+    Raises TrainingError when a client diverges and `training.on_divergence` is `fail`, or memory runs out.
     """
-    engine = _engine(federation)
+    if federation.training.privacy is not None and algorithm.selection == "by_loss":
+        raise TrainingError(
+            "training.privacy does not cover selection by_loss, which reads every candidate's loss without noise",
+            hint="set selection to uniform",
+        )
+    engine: Engine = Vmap() if federation.engine == "vmap" else Loop()
     state = state.to(federation.device)
     for round in range(first_round, first_round + rounds):
         result = _run_round(federation, algorithm, engine, state, round)
@@ -48,25 +75,32 @@ def run_rounds(
 def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, state: State, round: int) -> RoundResult:
     selected = algorithm.select(federation, state, round)
     cohort, context = algorithm.dispatch(federation, state, selected)
-    trained = train_cohort(engine, LocalTraining(federation, algorithm, cohort, context, selected, round))
+    task = LocalTraining(federation, algorithm, cohort, context, selected, round)
+    trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
+    before = state.facts
     state, plan = algorithm.aggregate(federation, state, trained, round)
     # FedMR's global model is evaluated as the paper has it: the mean of the trained models, not one of the recombined.
     test = evaluate(federation.evaluation_forward, state.global_weights, federation.data)
-    weighted = sum(loss * count for loss, count in zip(trained.losses, trained.examples, strict=True))
-    return RoundResult(
-        round=round,
-        method=algorithm.name,
-        clients=selected,
-        state=state,
-        plan=plan,
-        metrics={
-            "train_loss": weighted / sum(trained.examples),
-            "test_accuracy": test.accuracy,
-            "test_loss": test.loss,
-        },
-    )
+    metrics = {"train_loss": _train_loss(trained), "test_accuracy": test.accuracy, "test_loss": test.loss}
+    if trained.cohort.slots > 1:
+        metrics["similarity"] = trained.cohort.similarity(federation.trainable)
+    if federation.training.privacy is not None:
+        sampled = int(before.get(_SAMPLED_ROUNDS, 0)) + (algorithm.selection == "uniform")
+        state = replace(state, facts={**state.facts, _SAMPLED_ROUNDS: sampled})
+        metrics["epsilon"] = spent_epsilon(
+            federation.training.privacy,
+            clients=len(federation.partition),
+            selected=federation.slots,
+            sampled_rounds=sampled,
+            # Rounds that nothing is known of count in full.
+            other_rounds=round - sampled,
+        )
+    return RoundResult(round, algorithm.name, selected, state, plan, metrics, trained.diverged)
 
 
-def _engine(federation: Federation) -> Engine:
-    engines: dict[str, type[Engine]] = {"auto": Loop, "loop": Loop}
-    return engines[federation.training.engine]()
+def _train_loss(trained: Trained) -> float:
+    """Return the mean loss over the examples of the clients that did train."""
+    pairs = [
+        (loss, count) for loss, count in zip(trained.losses, trained.examples, strict=True) if not math.isnan(loss)
+    ]
+    return sum(loss * count for loss, count in pairs) / sum(count for _, count in pairs)

@@ -21,8 +21,10 @@ from typing import Any
 import yaml
 
 from fedmr_merge.checkpoint.header import read_header
-from fedmr_merge.errors import CheckpointError
+from fedmr_merge.errors import CheckpointError, FedmrMergeError
+from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.staging import Staging
+from fedmr_merge.recombination.lineage import LINEAGE_FILE, read_lineage
 
 _PATH = re.compile(r"(?:(?<=file://)|(?<![\w.~:/\\-]))/[\w.@+~-]+(?:/[\w.@+~-]+)+")
 _WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\{1,2}[\w.~-]+\\[\w\\.~-]+")
@@ -93,7 +95,9 @@ def find_faults(staging: Staging, machine: Machine) -> list[str]:
             found = [pickle]
         else:
             found = list(_text_faults(path, machine))
-        if file.path == "README.md":
+        if path.name == LINEAGE_FILE:
+            found += _lineage_faults(path.parent, machine)
+        if file.path == CARD_FILE:
             found += card_faults(path.read_text(encoding="utf-8", errors="replace"), names)
         faults += [f"{file.path}: {fault}" for fault in found[:_SHOWN]]
         if len(found) > _SHOWN:
@@ -145,6 +149,19 @@ def _weight_faults(path: Path, machine: Machine) -> Iterator[str]:
         return
     for key, value in header.metadata.items():
         yield from (f"its metadata {key!r} holds {trace}" for trace in machine.traces(value))
+
+
+def _lineage_faults(folder: Path, machine: Machine) -> Iterator[str]:
+    """The headers of the sources, which `undo` writes again, are compressed in the lineage."""
+    try:
+        sources = read_lineage(folder).sources
+    except FedmrMergeError:  # not one of ours
+        return
+    for source in sources:
+        for file in source.files:
+            for key, value in file.header.metadata.items():
+                where = f"the metadata {key!r} of source {source.slot}"
+                yield from (f"{where} holds {trace}" for trace in machine.traces(value))
 
 
 def _text_faults(path: Path, machine: Machine) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""What a card says, read from the files of a run; nothing is typed twice, and what no file says the card leaves out."""
+"""What a run's card says, read from the files that are published beside it.
+
+Nothing is typed twice, and what no file says the card leaves out.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,56 @@ from typing import Any
 
 import yaml
 
+from fedmr_merge.checkpoint.hub_listing import parse_hub
+from fedmr_merge.checkpoint.source import WEIGHTS, open_checkpoint
+from fedmr_merge.errors import HubError
 
-def run_facts(run: Path) -> dict[str, Any]:
-    """Return the facts of a run folder: what the card's template is rendered with."""
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    metrics = read_lines(run / "metrics.jsonl")
-    lineage = read_lines(run / "lineage.jsonl")
-    partition = read_json(run / "partition.json")
-    publish: dict[str, Any] = next((s["publish"] for s in reversed(recipe["stages"]) if "publish" in s), {})
-    last = metrics[-1]
-    return {
-        "name": recipe["name"],
-        "recipe": recipe,
-        "recipe_text": (run / "recipe.yaml").read_text(encoding="utf-8").rstrip(),
-        "data": recipe["data"]["name"],
-        "license": publish.get("license"),
-        "tags": ["fedmr", "federated-learning", "model-recombination", "merge", *publish.get("tags", ())],
-        "client_information": publish.get("client_information", True),
-        "environment": read_json(run / "environment.json"),
-        "evaluation": read_json(run / "evaluation.json"),
-        "last": last,
-        "best": max(metrics, key=lambda line: line["test_accuracy"]),
-        "stages": stage_table(metrics),
-        "partition": _partition_facts(partition) if partition else None,
-        "layers": layer_table(lineage),
-        "seconds": sum(line["seconds"] for line in metrics),
-    }
+TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")
+_SLOT = "slot-*"
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """Return the facts of a folder that a `publish` stage wrote: what its card's template is rendered with.
+
+    Raises HubError when a file that every such folder holds is missing or damaged.
+    """
+    try:
+        recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        recipe = yaml.safe_load(recipe_text)
+        metrics = read_lines(folder / "metrics.jsonl")
+        publish: dict[str, Any] = next((s["publish"] for s in reversed(recipe["stages"]) if "publish" in s), {})
+        partition = read_json(folder / "partition.json")
+        slots = sorted(path.parent.name for path in folder.glob(f"{_SLOT}/*{WEIGHTS}"))
+        config = read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json")
+        last = metrics[-1]
+        return {
+            "name": recipe["name"],
+            "recipe": recipe,
+            "recipe_text": recipe_text.rstrip(),
+            "data": recipe["data"]["name"],
+            "license": publish.get("license"),
+            "tags": list(dict.fromkeys([*TAGS, *publish.get("tags", ())])),
+            "config": config,
+            "slots": slots,
+            "model_bytes": _model_bytes(folder, slots),
+            "result": read_json(folder / "evaluation.json"),
+            "parents": _parents(recipe),
+            "last": last,
+            "best": max(metrics, key=lambda line: line["test_accuracy"]),
+            "stages": stage_table(metrics),
+            "seconds": sum(line["seconds"] for line in metrics),
+            "privacy": _privacy(recipe, last),
+            "partition": _partition_facts(partition) if partition is not None else None,
+            "lineage": lineage_facts(read_lines(folder / "lineage.jsonl")),
+            "environment": read_json(folder / "environment.json"),
+        }
+    except OSError as error:
+        raise HubError(f"{error.filename}: cannot be read: {error.strerror}", hint=_HINT) from error
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise HubError(f"{folder}: holds files that no `publish` stage wrote: {error!r}", hint=_HINT) from error
+
+
+_HINT = "name a run folder, or what its `publish` stage wrote"
 
 
 def stage_table(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -45,47 +72,72 @@ def stage_table(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             found.append({"stage": line["stage"], "method": line["method"], "first": line["round"], "best": 0.0})
         found[-1] |= {
             "last": line["round"],
+            "rounds": line["round"] - found[-1]["first"] + 1,
             "accuracy": line["test_accuracy"],
             "best": max(found[-1]["best"], line["test_accuracy"]),
         }
     return found
 
 
-def layer_table(lineage: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for every layer group of the last recombination, the clients that trained its K copies last, and how
-    many clients each copy has met since the models went separate ways.
+def lineage_facts(lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what the last recombination did, None where no round recombined.
+
+    `groups` holds a row for every layer group: `trained`, the client that trained it last, for each of the K models
+    as they are after that recombination; `met`, how many clients have trained that copy since the models went separate
+    ways, which is where their stage began.
 
     A copy trained in slot s in round r came, by the plan of round r - 1, from slot `plan[group][s]`.
     """
-    recombined = [line for line in lineage if line["plan"]]
-    if not recombined:
-        return []
-    last = recombined[-1]
+    if not lineage or not lineage[-1]["plan"]:
+        return None
+    last = lineage[-1]
+    rounds = [line for line in lineage if line["stage"] == last["stage"]]
     rows = []
-    for group in last["plan"]["permutations"]:
-        met = [{client} for client in last["clients"]]
-        place = list(range(len(last["clients"])))
-        for line in reversed(recombined[:-1]):
-            sources = line["plan"]["permutations"].get(group)
-            if line["stage"] != last["stage"] or sources is None:
-                break
-            place = [sources[slot] for slot in place]
+    for group, permutation in last["plan"]["permutations"].items():
+        met: list[set[int]] = [set() for _ in permutation]
+        place = list(range(len(permutation)))
+        for line in reversed(rounds):
+            sources = line["plan"]["permutations"].get(group) if line["plan"] else None
+            place = [sources[slot] for slot in place] if sources else place
             for copy, slot in enumerate(place):
                 met[copy].add(line["clients"][slot])
         rows.append(
             {
                 "group": group,
-                "round": last["round"],
-                "clients": last["clients"],
+                "trained": [last["clients"][source] for source in permutation],
                 "met": [len(clients) for clients in met],
             }
         )
-    return rows
+    return {"round": last["round"], "first": rounds[0]["round"], "clients": last["clients"], "groups": rows}
+
+
+def _parents(recipe: Mapping[str, Any]) -> list[str]:
+    """The repositories that the run's first weights came from."""
+    refs = [parse_hub(source) for source in recipe["model"].get("init") or ()]
+    return list(dict.fromkeys(ref.repo_id for ref in refs if ref is not None))
+
+
+def _privacy(recipe: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any] | None:
+    options = recipe["training"].get("privacy")
+    return {**options, "epsilon": last["epsilon"]} if options and "epsilon" in last else None
+
+
+def _model_bytes(folder: Path, slots: Sequence[str]) -> int:
+    model = folder if not slots or (folder / "config.json").exists() else folder / slots[0]
+    return open_checkpoint(model).nbytes
 
 
 def _partition_facts(partition: Mapping[str, Any]) -> dict[str, Any]:
     sizes = [sum(counts) for counts in partition["class_counts"]]
-    return {"clients": len(sizes), "examples": sum(sizes), "smallest": min(sizes), "largest": max(sizes)}
+    classes = [sum(count > 0 for count in counts) for counts in partition["class_counts"]]
+    return {
+        "clients": len(sizes),
+        "examples": sum(sizes),
+        "smallest": min(sizes),
+        "largest": max(sizes),
+        "fewest_classes": min(classes),
+        "most_classes": max(classes),
+    }
 
 
 def read_json(path: Path) -> Any:
@@ -94,5 +146,5 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return the lines of a JSONL file, none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

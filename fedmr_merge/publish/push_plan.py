@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from fedmr_merge import __version__
 from fedmr_merge.errors import HubError
+from fedmr_merge.publish.card import CARD_FILE
+from fedmr_merge.publish.card_merge import addressed, licensed
 from fedmr_merge.publish.checks import Machine, find_faults
+from fedmr_merge.publish.merge_facts import published_lineage
 from fedmr_merge.publish.staging import PushFile, Staging, pushed_folder, stage
+from fedmr_merge.publish.write_card import make_card
+from fedmr_merge.recombination.lineage import LINEAGE_FILE
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?")
 _BAD_REF = re.compile(r"[\s~^:?*\[\\\x00-\x1f\x7f]|\.\.|//|@\{|^[/.-]|[/.]$|\.lock$")
@@ -42,7 +48,7 @@ class PushPlan:
 
     @property
     def has_card(self) -> bool:
-        return any(file.path == "README.md" for file in self.files)
+        return any(file.path == CARD_FILE for file in self.files)
 
     @property
     def target(self) -> str:
@@ -57,14 +63,26 @@ class PushPlan:
     @property
     def command(self) -> str:
         """The command that makes this push; the token is no part of it."""
-        words = ["fedmr-merge", "push", str(self.path), self.repo_id]
-        words += ["--private"] if self.private else []
-        words += ["--create-pr"] if self.create_pr else []
-        endpoint = self.endpoint if self.given_endpoint else None
-        named = {"revision": self.revision, "message": self.message, "tag": self.tag, "license": self.licence}
-        for name, value in {**named, "endpoint": endpoint}.items():
-            words += [f"--{name}", value] if value is not None else []
-        return shlex.join(words)
+        return push_command(
+            self.path,
+            self.repo_id,
+            private=self.private,
+            create_pr=self.create_pr,
+            revision=self.revision,
+            message=self.message,
+            tag=self.tag,
+            license=self.licence,
+            endpoint=self.endpoint if self.given_endpoint else None,
+        )
+
+
+def push_command(path: Path, repo_id: str, **options: str | bool | None) -> str:
+    """Return the command that pushes with these options."""
+    words = ["fedmr-merge", "push", str(path), repo_id]
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        words += [option] if value is True else [option, value] if value else []
+    return shlex.join(words)
 
 
 def plan_push(
@@ -127,9 +145,37 @@ def decide(
 @contextlib.contextmanager
 def prepared(plan: PushPlan) -> Iterator[tuple[PushPlan, Staging]]:
     """Gather and check the files of a plan for the length of a block."""
-    with stage(plan.source, plan.licence) as staging:
+    with stage(plan.source, partial(outgoing, plan)) as staging:
         faults = find_faults(staging, Machine.here(plan.source, plan.repo_id.split("/")))
-        yield replace(plan, files=staging.files, faults=tuple(faults)), staging
+        ready = replace(plan, files=staging.files)
+        if plan.licence is not None and not ready.has_card:
+            faults.append(f"there is no {CARD_FILE} that could name the licence")
+        yield replace(ready, faults=tuple(faults)), staging
+
+
+def outgoing(plan: PushPlan, folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the texts that are sent in place of a folder's own, or besides them; what lies there stays as it is.
+
+    The card names its place on the Hub and the licence; a recombination's lineage names no folder of this machine; an
+    output of a recombination that has no card gets one.
+    """
+    texts = {name: _read(folder / name) for name in names if PurePosixPath(name).name == LINEAGE_FILE}
+    found = {name: published_lineage(text) for name, text in texts.items() if text is not None}
+    card = _read(folder / CARD_FILE) if CARD_FILE in names else make_card(folder)
+    if card is not None:
+        # A pull request ends on main.
+        branch = None if plan.create_pr or (plan.revision or "").startswith("refs/") else plan.revision
+        card = addressed(card, plan.repo_id, None if branch == "main" else branch)
+        found[CARD_FILE] = card if plan.licence is None else licensed(card, plan.licence)
+    return found
+
+
+def _read(path: Path) -> str | None:
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:  # line ends are sent as they are
+            return stream.read()
+    except UnicodeError:
+        return None
 
 
 def _check_names(repo_id: str, refs: dict[str, str | None]) -> None:

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
@@ -21,9 +21,12 @@ from fedmr_merge.checkpoint.hub_listing import HubFile, git_blob_digest
 from fedmr_merge.checkpoint.source import PICKLE_SUFFIXES, WEIGHTS
 from fedmr_merge.errors import HubError
 
-_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^---\r?$", re.DOTALL | re.MULTILINE)
 _PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")
 _LEFTOVER_SECONDS = 24 * 3600
+_OF_A_RUN = ("global", "cohort")  #: what a `publish` stage writes
+
+#: Folder and names of its files → texts to send in place of files, or besides them.
+Rewrite = Callable[[Path, Sequence[str]], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,16 @@ class Staging:
 
 
 def pushed_folder(path: Path) -> Path:
-    """Return the folder whose files are sent: of a run its `global/`, else the folder itself.
+    """Return the folder whose files are sent: of a run what its `publish` stage wrote, else the folder itself.
 
     Raises HubError when there is no such folder or no weights in it.
     """
-    folder = path / "global" if (path / "recipe.yaml").is_file() and (path / "global").is_dir() else path
+    folder = path
+    if (path / "recipe.yaml").is_file() and any((path / name).is_dir() for name in (*_OF_A_RUN, "checkpoints")):
+        published = [path / name for name in _OF_A_RUN if (path / name).is_dir()]
+        if not published:
+            raise HubError(f"{path}: the run has nothing to publish yet", hint="its recipe's `publish` stage makes it")
+        folder = published[0]
     if not folder.is_dir():
         reason = "is a file" if folder.exists() else "there is no such folder"
         raise HubError(f"{path}: {reason}", hint="name a run folder, its global/, or a folder with safetensors")
@@ -71,8 +79,8 @@ def pushed_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def stage(folder: Path, licence: str | None = None) -> Iterator[Staging]:
-    """Gather the files of a folder for the length of a block; with `licence`, the card says that instead of its own.
+def stage(folder: Path, rewrite: Rewrite | None = None) -> Iterator[Staging]:
+    """Gather the files of a folder for the length of a block; `rewrite` says what is sent in place of what lies there.
 
     The staging folder lies beside the folder and holds hard links, so that big files cost nothing; copies where links
     cannot be made. Links, dot files and pickles are not gathered: they are named as faults.
@@ -80,16 +88,15 @@ def stage(folder: Path, licence: str | None = None) -> Iterator[Staging]:
     names, faults = _listing(folder)
     with _beside(folder) as staging:
         files = []
-        for name in names:
+        texts = rewrite(folder, names) if rewrite is not None else {}
+        for name in sorted({*names, *texts}):
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if licence is not None and name == "README.md":
-                _write_with_licence(folder / name, target, licence)
+            if name in texts:
+                target.write_text(texts[name], encoding="utf-8")
             else:
                 _link(folder / name, target)
             files.append(_hashed(target, name))
-        if licence is not None and "README.md" not in names:
-            faults.append("there is no README.md that could name the licence")
         yield Staging(folder, staging, tuple(files), tuple(faults))
 
 
@@ -159,12 +166,3 @@ def _hashed(path: Path, name: str) -> PushFile:
             sha256.update(piece)
             git_sha1.update(piece)
     return PushFile(name, size, sha256.hexdigest(), git_sha1.hexdigest())
-
-
-def _write_with_licence(source: Path, target: Path, licence: str) -> None:
-    card = source.read_text(encoding="utf-8")
-    match = _FRONT_MATTER.match(card)
-    metadata = match[1] if match else ""
-    others = re.sub(r"^license:.*\n(?:[ \t-].*\n)*", "", metadata, flags=re.MULTILINE)
-    body = card[match.end() :] if match else f"\n{card}"
-    target.write_text(f"---\nlicense: {licence}\n{others}---{body}", encoding="utf-8")

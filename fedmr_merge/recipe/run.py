@@ -5,22 +5,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.checkpoint.tensors import load_checkpoint
 from fedmr_merge.errors import RunError, TrainingError
 from fedmr_merge.federated.clients import Partition
-from fedmr_merge.federated.evaluation import evaluate
+from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
 from fedmr_merge.federated.federation import Federation, open_federation
+from fedmr_merge.federated.initialisation import initial_state_from
 from fedmr_merge.federated.protocol import State, initial_state
-from fedmr_merge.federated.rounds import RoundResult, run_rounds
-from fedmr_merge.publish.global_model import write_global_model
+from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds
+from fedmr_merge.publish.publication import evaluation_json
 from fedmr_merge.recipe.checkpoints import CheckpointWriter, Place, Saved, find_checkpoints, load_state
+from fedmr_merge.recipe.publishing import Publisher
 from fedmr_merge.recipe.run_folder import RunFolder, describe_environment
-from fedmr_merge.recipe.schema import Evaluate, Publish, Recipe, TrainingStage
+from fedmr_merge.recipe.schema import Evaluate, Publish, Recalibrate, Recipe, TrainingStage
+
+#: Of one forward pass of a batch. Below it threads wait for each other longer than they compute.
+_FLOPS_WORTH_THREADS = 1e9
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class RoundDone:
     result: RoundResult
     stage: int
     seconds: float
+    reached: str | None  #: the criterion that ended the stage with this round
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,14 @@ def partition_json(federation: Federation) -> dict[str, Any]:
     }
 
 
+def sensible_threads(federation: Federation) -> int:
+    """Return 1 for models whose batches are done before threads have woken up, else what torch would take."""
+    images = federation.data.train_images[:1].repeat(federation.training.batch_size, 1, 1, 1)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        federation.evaluation_forward(federation.module.state_dict(), federation.data.normalise(images))
+    return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else torch.get_num_threads()
+
+
 def parameters(federation: Federation) -> int:
     """Return the number of the model's parameters."""
     return sum(parameter.numel() for parameter in federation.module.parameters())
@@ -109,9 +126,9 @@ class Run:
                 self.folder.clear()
             self.folder.check(recipe)
             self.folder.remove_leftovers()
-            self._restore_threads()
             saved = self.folder.read_json("partition.json")
             self.federation = prepare(recipe, Partition.from_json(saved) if saved else None)
+            torch.set_num_threads(self._threads())
             if self.folder.is_new:
                 self.folder.write_json("partition.json", partition_json(self.federation))
                 self.folder.write_json("environment.json", describe_environment(self.federation.device))
@@ -128,11 +145,12 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.folder.close()
 
-    def _restore_threads(self) -> None:
-        """Go on with as many threads as the run began with: sums are added up in another order with more."""
+    def _threads(self) -> int:
+        """How many threads to compute with: as the run began, since sums are added up in another order with more."""
         before = self.folder.read_json("environment.json")
         if before is not None:
-            torch.set_num_threads(int(before["threads"]))
+            return int(before["threads"])
+        return self.recipe.running.threads or sensible_threads(self.federation)
 
     def changed_environment(self) -> list[str]:
         """Return what is not as it was when the run began: from then on its bytes may differ from those of a run
@@ -153,22 +171,50 @@ class Run:
         done = resumed.place.round if resumed else 0
         for log in ("metrics.jsonl", "lineage.jsonl"):
             self.folder.cut_log(log, done)
-        state = resumed.state if resumed else initial_state(self.federation)
+        state = resumed.state if resumed else self._initial_state()
         writer = CheckpointWriter(self.folder.checkpoints, self.federation)
+        publisher = Publisher(self.folder.path, self.federation, self.recipe.stages)
         try:
+            if resumed:
+                yield from self._pushes(resumed.place.stage, publisher, state, done, left_over=True)
             for position, stage in enumerate(self.recipe.stages):
                 if resumed and position < resumed.place.stage:
                     continue
                 if not isinstance(stage, TrainingStage):
                     writer.wait()
-                    yield self._other(position, stage, state, done)
+                    if done == 0:
+                        raise RunError(f"stages[{position}].{stage.name}: no training stage comes before it")
+                    if isinstance(stage, Recalibrate):
+                        state = self._recalibrate(stage, state)
+                        yield StageDone(position, stage.name, "the global model has statistics of the clients' data")
+                        continue
+                    yield self._other(position, stage, state, done, publisher)
                     continue
                 here = resumed if resumed and position == resumed.place.stage else None
                 for event in self._train(position, stage, state, done, here, writer):
                     state, done = event.result.state, event.result.round
                     yield event
+                    yield from self._pushes(position, publisher, state, done)
         finally:
             writer.close()
+        publisher.finish()
+
+    def _pushes(
+        self, position: int, publisher: Publisher, state: State, done: int, *, left_over: bool = False
+    ) -> Iterator[StageDone]:
+        """Push the branches that are due after a round; again where a run goes on from it, as that may have been
+        interrupted, and then what is left over from before.
+        """
+        for message in publisher.after_round(position, state, done):
+            yield StageDone(position, f"round {done}", message)
+        for message in publisher.left_over(position) if left_over else ():
+            yield StageDone(position, Publish.name, message)
+
+    def _initial_state(self) -> State:
+        if not self.recipe.init:
+            return initial_state(self.federation)
+        models = [load_checkpoint(open_checkpoint(source)) for source in self.recipe.init]
+        return initial_state_from(self.federation, models, self.recipe.init)
 
     def _train(
         self, position: int, stage: TrainingStage, state: State, done: int, here: Saved | None, writer: CheckpointWriter
@@ -179,43 +225,57 @@ class Run:
         if here and here.stage_over:
             return
         first = here.first_round if here else done + 1
-        last = first + stage.rounds - 1
+        last = first + stage.length.rounds - 1
+        until = stage.length.until
+        history = [line for line in self.folder.read_log("metrics.jsonl") if line["stage"] == position + 1]
+        if until:
+            until.check(self.federation)
         if here is None:
-            state = stage.method.start(self.federation, state)
+            state = begin_stage(self.federation, stage.method, state)
         before = time.perf_counter()
-        for result in run_rounds(self.federation, stage.method, state, first_round=done + 1, rounds=last - done):
-            seconds = time.perf_counter() - before
-            self._record(position, result, seconds)
-            if result.round == last or (result.round - first + 1) % self.recipe.running.checkpoint_every == 0:
-                place = Place(result.round, position, stage.name)
-                writer.write(Saved(place, result.state, first, result.round == last))
-            yield RoundDone(result, position, seconds)
-            before = time.perf_counter()
+        unsaved: Saved | None = None
+        try:
+            for result in run_rounds(self.federation, stage.method, state, first_round=done + 1, rounds=last - done):
+                seconds = time.perf_counter() - before
+                history.append(self._record(position, result, seconds))
+                reached = until.reached(history) if until else None
+                over = result.round == last or reached is not None
+                unsaved = Saved(Place(result.round, position, stage.name), result.state, first, over)
+                if over or (result.round - first + 1) % self.recipe.running.checkpoint_every == 0:
+                    writer.write(unsaved)
+                    unsaved = None
+                yield RoundDone(result, position, seconds, reached)
+                if over:
+                    return
+                before = time.perf_counter()
+        finally:
+            if unsaved:  # interrupted, or a client diverged: no round that is done is lost
+                writer.write(unsaved)
 
-    def _record(self, position: int, result: RoundResult, seconds: float) -> None:
+    def _record(self, position: int, result: RoundResult, seconds: float) -> dict[str, Any]:
+        """Write down a round; returns its line of metrics.jsonl."""
         head = {"round": result.round, "stage": position + 1, "method": result.method}
-        self.folder.append("metrics.jsonl", {**head, **result.metrics, "seconds": round(seconds, 3)})
+        metrics = {**head, **result.metrics, "seconds": round(seconds, 3)}
+        self.folder.append("metrics.jsonl", metrics)
         plan = result.plan.to_json() if result.plan else None
-        self.folder.append("lineage.jsonl", {**head, "clients": list(result.clients), "plan": plan})
+        line = {**head, "clients": list(result.clients), "plan": plan}
+        if result.diverged:
+            line["diverged"] = {str(client): fault for client, fault in result.diverged.items()}
+        self.folder.append("lineage.jsonl", line)
+        return metrics
 
-    def _other(self, position: int, stage: Evaluate | Publish, state: State, rounds_done: int) -> StageDone:
-        if rounds_done == 0:
-            raise RunError(f"stages[{position}].{stage.name}: no training stage comes before it")
+    def _recalibrate(self, stage: Recalibrate, state: State) -> State:
+        batches = recalibration_batches(self.federation, stage.batches)
+        return replace(state, global_weights=recalibrate(self.federation.module, state.global_weights, batches))
+
+    def _other(
+        self, position: int, stage: Evaluate | Publish, state: State, rounds_done: int, publisher: Publisher
+    ) -> StageDone:
         if isinstance(stage, Evaluate):
             return StageDone(position, stage.name, self._evaluate(state, rounds_done))
-        path = write_global_model(self.folder.path, self.federation, state.global_weights)
-        return StageDone(position, stage.name, f"the global model with its card is in {path}")
+        return StageDone(position, stage.name, publisher.stage(stage, state, rounds_done))
 
     def _evaluate(self, state: State, rounds_done: int) -> str:
-        found = evaluate(self.federation.evaluation_forward, state.global_weights, self.federation.data)
-        self.folder.write_json(
-            "evaluation.json",
-            {
-                "round": rounds_done,
-                "split": "test",
-                "examples": found.examples,
-                "accuracy": found.accuracy,
-                "loss": found.loss,
-            },
-        )
-        return f"test accuracy {found.accuracy:.4f} on {found.examples:,} held-out examples"
+        found = evaluation_json(self.federation, state, rounds_done)
+        self.folder.write_json("evaluation.json", found)
+        return f"test accuracy {found['accuracy']:.4f} on {found['examples']:,} held-out examples"

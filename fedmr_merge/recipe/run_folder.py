@@ -66,7 +66,10 @@ class RunFolder:
         return not (self.path / _RECIPE).exists()
 
     def check(self, recipe: Recipe) -> None:
-        """Check that a run of this recipe may be here. Raises RunError, with the difference, when the folder is another's."""
+        """Check that a run of this recipe may be here.
+
+        Raises RunError, with the difference, when the folder is another's.
+        """
         if self.is_new:
             if any(path.name not in _FIRST_FILES for path in self.path.iterdir()):
                 raise RunError(f"{self.path}: is not empty and no run folder", hint="choose another folder with --out")

@@ -19,17 +19,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from annotated_types import Ge
+from pydantic import Field
 
 from fedmr_merge.errors import RecipeError
 from fedmr_merge.federated.architecture import Architecture
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
 from fedmr_merge.federated.clients import PartitionMethod
+from fedmr_merge.federated.criteria import Until
 from fedmr_merge.federated.data import DataSet
 from fedmr_merge.federated.federation import Training
 from fedmr_merge.federated.plugin import Plugin
@@ -39,6 +41,8 @@ from fedmr_merge.recipe.text import apply_setting, read_recipe_text
 
 P = TypeVar("P", bound=Plugin)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+RepoId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
+LicenceId = Annotated[str, Field(pattern=r"^[a-z0-9.+-]+$")]
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,16 @@ class Running:
     """The keys of `training:` that are about the run and not about learning."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Ge(1)] | None = None  #: of a CPU; by itself 1 for small models, else all cores
     checkpoint_every: Annotated[int, Ge(1)] = 1  #: rounds between two checkpoints; a stage's last round always gets one
 
 
 @dataclass(frozen=True)
-class Rounds:
+class Length:
     """How long a training stage lasts."""
 
-    rounds: Annotated[int, Ge(1)]
+    rounds: Annotated[int, Ge(1)]  #: at most, where there is `until`
+    until: Until | None = None  #: ends the stage as soon as one of its criteria is met
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class TrainingStage:
     """Rounds of one training method."""
 
     method: Algorithm
-    rounds: int
+    length: Length
 
     @property
     def name(self) -> str:
@@ -70,7 +76,8 @@ class TrainingStage:
 
     def to_json(self) -> dict[str, Any]:
         """Return the stage as a recipe spells it."""
-        return {"rounds": self.rounds, **self.method.options()}
+        until = {} if self.length.until is None else {"until": self.length.until}
+        return {"rounds": self.length.rounds, **until, **self.method.options()}
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,30 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Publish:
-    """Write the global model with its card to the run's `global/`; with `repo`, push it to the Hub."""
+class Recalibrate:
+    """Estimate the global model's batch normalisation statistics anew, from batches of the clients' data."""
 
-    repo: str | None = None  #: `org/name`; nothing leaves the machine without it
-    private: bool = False
-    license: str | None = None  #: licence of the model, as the Hub names it, e.g. apache-2.0
-    tags: tuple[str, ...] = ()
+    batches: Annotated[int, Ge(1)] = 10  #: of `training.batch_size` examples
+
+    name = "recalibrate"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stage's options."""
+        return {"batches": self.batches}
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Write what is to be published, with its card, to the run's `global/` (`cohort/` where it holds the cohort alone);
+    with `repo`, push it to the Hub.
+    """
+
+    repo: RepoId | None = None  #: `org/name`; nothing leaves the machine without it
+    private: bool = False  #: make a new repository private
+    license: LicenceId | None = None  #: licence of the model, as the Hub names it, e.g. apache-2.0
+    tags: tuple[str, ...] = ()  #: of the card, besides those that every card has
+    what: Literal["global", "cohort", "both"] = "global"  #: the global model, the K models to go on from, or both
+    every: Annotated[int, Ge(1)] | None = None  #: also push after every so many rounds, to a branch `round-000100`
     client_information: bool = True  #: whether partition and lineage, which tell something of the clients, go along
 
     name = "publish"
@@ -101,8 +125,12 @@ class Publish:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-Stage = TrainingStage | Evaluate | Publish
-_OTHER_STAGES: dict[str, type[Evaluate] | type[Publish]] = {"evaluate": Evaluate, "publish": Publish}
+Stage = TrainingStage | Recalibrate | Evaluate | Publish
+_OTHER_STAGES: dict[str, type[Recalibrate | Evaluate | Publish]] = {
+    "recalibrate": Recalibrate,
+    "evaluate": Evaluate,
+    "publish": Publish,
+}
 
 
 @dataclass(frozen=True)
@@ -114,14 +142,15 @@ class Recipe:
     data: DataSet
     partition: PartitionMethod
     model: Architecture
+    init: tuple[str, ...]  #: the checkpoint that all slots start from, or one for each; none: random weights
     training: Training
     running: Running
     stages: tuple[Stage, ...]
 
     @property
     def rounds(self) -> int:
-        """Rounds of all stages together."""
-        return sum(stage.rounds for stage in self.stages if isinstance(stage, TrainingStage))
+        """Rounds of all stages together, at most."""
+        return sum(stage.length.rounds for stage in self.stages if isinstance(stage, TrainingStage))
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe with every option spelled out, as plain values."""
@@ -132,7 +161,11 @@ class Recipe:
                 "name": self.name,
                 "seed": self.seed,
                 "data": {"name": self.data.name, **self.data.options(), "partition": partition},
-                "model": {"name": self.model.name, **self.model.options()},
+                "model": {
+                    "name": self.model.name,
+                    **self.model.options(),
+                    **({"init": self.init} if self.init else {}),
+                },
                 "training": training,
                 "stages": [{stage.name: stage.to_json()} for stage in self.stages],
             }
@@ -174,12 +207,14 @@ def parse_recipe(raw: Any, source: str) -> Recipe:
         PARTITIONS, data_options.pop("partition", None), "data.partition", "kind", faults, "data" in top
     )
     data = _plugin(DATA_SETS, data_options, "data", "name", faults, "data" in top)
-    model = _plugin(ARCHITECTURES, top.get("model"), "model", "name", faults, "model" in top)
+    model_options = mapping(top.get("model"), "model", faults) if "model" in top else {}
+    init = _init(model_options.pop("init", None), faults)
+    model = _plugin(ARCHITECTURES, model_options, "model", "name", faults, "model" in top)
     training, running = _training(top.get("training"), faults)
     stages = _stages(top.get("stages"), faults) if "stages" in top else ()
     if faults or data is None or partition is None or model is None or training is None:
         raise RecipeError(source, faults)
-    return Recipe(name, seed, data, partition, model, training, running, stages)
+    return Recipe(name, seed, data, partition, model, init, training, running, stages)
 
 
 def _plugin(catalogue: Catalogue[P], raw: Any, path: str, key: str, faults: Faults, present: bool) -> P | None:
@@ -191,11 +226,21 @@ def _plugin(catalogue: Catalogue[P], raw: Any, path: str, key: str, faults: Faul
     if name is None:
         faults.add(f"{path}.{key}", f"is missing, known are {', '.join(catalogue.names())}")
         return None
-    if name not in catalogue.names():
+    if name not in catalogue:
         faults.unknown(f"{path}.{key}", name, catalogue.names(), f"name {name!r}")
         return None
     found: P | None = _make(catalogue.find(name), options, path, faults)
     return found
+
+
+def _init(raw: Any, faults: Faults) -> tuple[str, ...]:
+    found = [raw] if isinstance(raw, str) else raw
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not found or not all(isinstance(path, str) for path in found):
+        faults.add("model.init", "expected a checkpoint (a file, a folder or a Hub id), or a list of one for each slot")
+        return ()
+    return tuple(found)
 
 
 def _make(cls: type[Any], options: dict[str, Any], path: str, faults: Faults) -> Any:
@@ -231,17 +276,24 @@ def _stage(raw: Any, path: str, faults: Faults) -> Stage | None:
     path, options = f"{path}.{name}", mapping(raw[name], f"{path}.{name}", faults)
     if name in _OTHER_STAGES:
         stage: Stage | None = _make(_OTHER_STAGES[name], options, path, faults)
+        if isinstance(stage, Publish) and stage.repo is None:
+            for option in ("private", "every"):
+                if getattr(stage, option):
+                    faults.add(f"{path}.{option}", "is about a push, which needs repo")
         return stage
-    if name not in ALGORITHMS.names():
+    if name not in ALGORITHMS:
         faults.unknown(path, name, (*ALGORITHMS.names(), *_OTHER_STAGES), "stage")
         return None
-    length = _make(Rounds, {"rounds": options.pop("rounds")} if "rounds" in options else {}, path, faults)
+    about_length = {field.name: options.pop(field.name) for field in fields(Length) if field.name in options}
+    length = _make(Length, about_length, path, faults)
     method = _make(ALGORITHMS.find(name), options, path, faults)
-    return TrainingStage(method, length.rounds) if method is not None and length is not None else None
+    return TrainingStage(method, length) if method is not None and length is not None else None
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists: what YAML and JSON know."""
+    """Dataclasses as mappings and tuples as lists: what YAML and JSON know."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

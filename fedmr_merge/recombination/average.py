@@ -12,15 +12,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.header import DTYPE_BITS, TensorEntry, build_header, parse_header
 from fedmr_merge.checkpoint.source import STANDARD_NAMES, WEIGHTS, Checkpoint, open_checkpoint
-from fedmr_merge.checkpoint.writer import Progress, SourceWatch, refuse_existing, staged_output
+from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import CheckpointError, PlanError
 from fedmr_merge.recombination.layout import OutputFile, OutputModel, lay_out
 from fedmr_merge.recombination.matching import match_checkpoints
-from fedmr_merge.recombination.mean import MeanOptions, NotFinite, for_each_piece, out_dtype
-from fedmr_merge.recombination.number_formats import NO_MEAN, Array
+from fedmr_merge.recombination.mean_options import KEPT, NO_MEAN, MeanOptions, NotFinite, out_dtype
+
+if TYPE_CHECKING:
+    from fedmr_merge.recombination.number_formats import Array
 
 
 def average(
@@ -32,7 +36,8 @@ def average(
     max_shard_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> list[NotFinite]:
-    """Write the mean of K checkpoints of one architecture to `out`: a file where it is named `….safetensors`, else a folder.
+    """Write the mean of K checkpoints of one architecture to `out`: a file where it is named `….safetensors`, else a
+    folder.
 
     Returns the NaN and infinite numbers that were met. Raises CheckpointError, LayerMismatchError, PlanError (weights
     that do not fit, dtypes that have no mean, a memory bound that cannot be kept) or OutputError.
@@ -43,7 +48,7 @@ def average(
     match_checkpoints(opened)
     options = options or MeanOptions()
     check_mean(opened, options)
-    watch = SourceWatch()
+    watch = SourceWatch(opened)
     with staged_output(out) as staging:
         model = mean_layout(opened[0], options, max_shard_bytes)
         target = staging
@@ -65,6 +70,8 @@ def check_mean(checkpoints: Sequence[Checkpoint], options: MeanOptions) -> None:
                 f"{name}: {entry.dtype} numbers are codes with a scale beside them and have no mean",
                 hint="recombine with --no-global, or convert the models to a float dtype first",
             )
+        if entry.dtype not in KEPT and (entry.dtype == "C64") != (out_dtype(entry, options) == "C64"):
+            raise PlanError(f"{name}: {entry.dtype} cannot be written as {options.out_dtype}, one of them is complex")
 
 
 def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | None = None) -> OutputModel:
@@ -122,6 +129,8 @@ def _write_file(
     watch: SourceWatch,
     progress: Progress | None,
 ) -> list[NotFinite]:
+    from fedmr_merge.recombination.mean import for_each_piece  # imports numpy
+
     with path.open("xb", buffering=0) as stream:
         stream.write(file.header)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from fedmr_merge.checkpoint.copying import Segment
 from fedmr_merge.checkpoint.header import TensorEntry, build_header
 from fedmr_merge.checkpoint.source import STANDARD_NAMES, Checkpoint, WeightFile
-from fedmr_merge.checkpoint.writer import Segment, write_json
+from fedmr_merge.checkpoint.writer import write_json
+from fedmr_merge.errors import CheckpointError
 
 Sources = Mapping[str, TensorEntry]
 LAYERS_KEY = "fedmr_merge.layers"  #: in a file's metadata, by the trainer: JSON, tensor name → layer name
@@ -79,7 +80,11 @@ def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True) -> N
     for name in (*others, *(file.name for file in donor.files)):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
     for name in others:
-        shutil.copyfile(donor.path / name, target / name)
+        try:
+            content = (donor.path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(donor.path / name, f"cannot be read: {error.strerror}") from error
+        (target / name).write_bytes(content)
 
 
 def lay_out(

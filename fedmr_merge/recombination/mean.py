@@ -8,80 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
 
+from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.header import DTYPE_BITS, TensorEntry
-from fedmr_merge.checkpoint.writer import SourceWatch
-from fedmr_merge.errors import CheckpointError, PlanError
+from fedmr_merge.errors import CheckpointError
 from fedmr_merge.recombination.layout import OutputFile
-from fedmr_merge.recombination.number_formats import FLOATS, KEPT, Array, accumulator, decode, encode
-
-_PIECE_ELEMENTS = 1 << 17
-_MIN_PIECE_ELEMENTS = 1 << 12
-#: What one thread holds per element, at most: one source's bytes, two accumulators, and the steps of encoding.
-_BYTES_PER_ELEMENT = 48
-#: Python, numpy and the headers, beside the pieces in work.
-_BASE_BYTES = 120 << 20
+from fedmr_merge.recombination.mean_options import KEPT, MeanOptions, NotFinite, out_dtype
+from fedmr_merge.recombination.number_formats import Array, accumulator, decode, encode
 
 Entries = Sequence[Mapping[str, TensorEntry]]
-
-
-@dataclass(frozen=True)
-class MeanOptions:
-    """How a mean is taken."""
-
-    weights: tuple[float, ...] | None = None  #: one per slot, divided by their sum; equal if None
-    double: bool = False  #: add up in float64
-    out_dtype: str | None = None  #: dtype of the mean's floats; that of the inputs if None
-    threads: int | None = None  #: as many as there are cores if None
-    max_memory_bytes: int | None = None
-
-    def check(self, slots: int) -> None:
-        """Raise PlanError when the options do not fit `slots` models."""
-        if self.weights is not None:
-            if len(self.weights) != slots:
-                raise PlanError(
-                    f"{len(self.weights)} weights for {slots} models", hint="give one weight for each model"
-                )
-            if not all(isfinite(w) and w >= 0 for w in self.weights) or sum(self.weights) <= 0:
-                raise PlanError(f"weights must be 0 or more and not all 0, found {list(self.weights)}")
-        if self.out_dtype is not None and self.out_dtype not in FLOATS:
-            raise PlanError(
-                f"a mean cannot be written as {self.out_dtype!r}", hint=f"choose one of {', '.join(FLOATS)}"
-            )
-
-    def plan_work(self) -> tuple[int, int]:
-        """Return (threads, elements per piece) that keep to the memory bound. Raises PlanError when none does."""
-        threads = self.threads or os.cpu_count() or 1
-        if self.max_memory_bytes is None:
-            return threads, _PIECE_ELEMENTS
-        room = self.max_memory_bytes - _BASE_BYTES
-        threads = max(1, min(threads, room // (_MIN_PIECE_ELEMENTS * _BYTES_PER_ELEMENT)))
-        elements = min(_PIECE_ELEMENTS, room // (threads * _BYTES_PER_ELEMENT))
-        if elements < _MIN_PIECE_ELEMENTS:
-            least = (_BASE_BYTES + _MIN_PIECE_ELEMENTS * _BYTES_PER_ELEMENT) >> 20
-            raise PlanError(
-                f"a mean cannot be taken within {self.max_memory_bytes >> 20} MiB",
-                hint=f"allow at least {least + 1} MiB",
-            )
-        return threads, elements
-
-
-@dataclass(frozen=True)
-class NotFinite:
-    """NaN or infinite numbers that a mean met in its inputs."""
-
-    tensor: str
-    slot: int
-    count: int
-
-
-def out_dtype(entry: TensorEntry, options: MeanOptions) -> str:
-    """Return the dtype that the mean of a tensor is written in."""
-    return entry.dtype if entry.dtype in KEPT or options.out_dtype is None else options.out_dtype
 
 
 @dataclass(frozen=True)
@@ -110,6 +48,7 @@ def for_each_piece(
     threads, elements = options.plan_work()
     slots = len(entries)
     weights = np.asarray(options.weights or [1.0] * slots, np.float64)
+    weights = np.ldexp(weights, -np.frexp(weights.max())[1])  # exact, and none is too large or too small for float32
     local = threading.local()
     not_finite: Counter[tuple[str, int]] = Counter()
     lock = threading.Lock()

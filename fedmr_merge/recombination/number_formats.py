@@ -15,12 +15,6 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-#: dtypes that are kept as they are: a mean of counters or masks means nothing.
-KEPT = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
-#: dtypes that are codes of a block with a scale of its own, or packed below a byte: no mean of the codes is the mean of
-#: the numbers.
-NO_MEAN = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
-
 _NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8"}
 #: exponent bits, mantissa bits, bias, whether the all-ones exponent means infinity and NaN as in IEEE 754, whether -0
 #: is the only NaN
@@ -30,7 +24,6 @@ _FLOAT8 = {
     "F8_E4M3FNUZ": (4, 3, 8, False, True),
     "F8_E5M2FNUZ": (5, 2, 16, False, True),
 }
-FLOATS = (*_NUMPY, "BF16", *_FLOAT8)
 
 
 def accumulator(dtype: str, double: bool) -> np.dtype[Any]:
@@ -104,20 +97,19 @@ def _float8_values(dtype: str) -> Array:
 def _to_float8(singles: Array, dtype: str) -> Array:
     values = _float8_values(dtype)
     finite = values[:128][np.isfinite(values[:128])].astype(np.float64)  # ascending: the codes of the magnitudes
-    magnitude = np.abs(singles).astype(np.float64)
     middles = (finite[1:] + finite[:-1]) / 2
+    magnitude = np.abs(singles).astype(np.float64)
     lower = np.searchsorted(middles, magnitude, side="left")
     tie = (lower < len(middles)) & (magnitude == middles[np.minimum(lower, len(middles) - 1)])
     codes: Array = (lower + (tie & (lower % 2 == 1))).astype(np.uint8)
-    infinity = np.flatnonzero(np.isposinf(values))
-    if infinity.size:
-        codes[np.isinf(singles)] = infinity[0]
-    else:
-        codes[np.isinf(singles)] = np.flatnonzero(np.isnan(values))[0]
+    not_a_number = np.flatnonzero(np.isnan(values))[0]
+    if dtype != "F8_E4M3":  # that one stays at its largest number, as in torch
+        infinity = np.flatnonzero(np.isposinf(values))
+        too_large = magnitude >= finite[-1] + (finite[-1] - finite[-2]) / 2
+        codes[too_large] = infinity[0] if infinity.size else not_a_number
     negative = np.signbit(singles)
-    if not np.isnan(values[0x80]):
-        codes |= negative.astype(np.uint8) << 7
-    else:  # no negative zero there
-        codes |= (negative & (codes > 0)).astype(np.uint8) << 7
-    codes[np.isnan(singles)] = np.flatnonzero(np.isnan(values))[0]
+    if np.isnan(values[0x80]):
+        negative &= codes > 0  # no negative zero there
+    codes |= negative.astype(np.uint8) << 7
+    codes[np.isnan(singles)] = not_a_number
     return codes

@@ -17,7 +17,7 @@ from fedmr_merge.recombination.average import check_mean, mean_layout
 from fedmr_merge.recombination.layer_rule import trainer_layers
 from fedmr_merge.recombination.layout import OutputModel, lay_out
 from fedmr_merge.recombination.matching import match_checkpoints
-from fedmr_merge.recombination.mean import MeanOptions
+from fedmr_merge.recombination.mean_options import MeanOptions
 from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan, draw_plan
 from fedmr_merge.recombination.rules import Grouping, apply_rule, pin_groups, tie_groups
 from fedmr_merge.recombination.ties import find_ties
@@ -128,7 +128,10 @@ def plan_recombination(
 
 
 def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str) -> Grouping:
-    """Return the layer groups of matching checkpoints, tied tensors together. Raises RuleError or LayerMismatchError."""
+    """Return the layer groups of matching checkpoints, tied tensors together.
+
+    Raises RuleError or LayerMismatchError.
+    """
     first = checkpoints[0]
     grouping = apply_rule(rule, first.shapes, trainer_layers(first))
     if grouping.require_equal and len(checkpoints) > 1:

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from fedmr_merge.checkpoint.copying import SourceWatch, assemble, assemble_hashed
 from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
-from fedmr_merge.checkpoint.writer import Progress, SourceWatch, assemble, refuse_existing, staged_output
+from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import OutputError
 from fedmr_merge.recombination.average import write_mean
-from fedmr_merge.recombination.hashing import hash_run, hash_tensors
+from fedmr_merge.recombination.hashing import hash_tensors
 from fedmr_merge.recombination.layout import OutputFile
 from fedmr_merge.recombination.lineage import LINEAGE_FILE, TensorOrigin, describe_source, write_lineage
-from fedmr_merge.recombination.mean import NotFinite
+from fedmr_merge.recombination.mean_options import NotFinite
 from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, Recombination, plan_recombination
 from fedmr_merge.recombination.store import StoreReport, write_in_store
@@ -86,7 +87,7 @@ def recombine(
 def execute(work: Recombination, out: str | Path, *, progress: Progress | None = None) -> Outcome:
     """Write what was planned; see `recombine`."""
     out, output = Path(out), work.output
-    watch = SourceWatch()
+    watch = SourceWatch(work.checkpoints)
     if not output.in_store:
         check_space(out, work.nbytes)
     report: StoreReport | None = None
@@ -113,11 +114,16 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
                 "weights": output.mean.weights,
                 "accumulate": "float64" if output.mean.double else "float32",
                 "out_dtype": output.mean.out_dtype,
-                "sha256": hash_tensors(open_checkpoint(target).tensors) if output.hash else None,
+                "sha256": _hash_model(target) if output.hash else None,
             }
         watch.check()
         write_lineage(staging / LINEAGE_FILE, _facts(work, out, mean), _origins(work, digests))
     return Outcome(work, out, tuple(not_finite), report)
+
+
+def _hash_model(path: Path) -> dict[str, str]:
+    model = open_checkpoint(path)
+    return hash_tensors(model.tensors, SourceWatch([model]))
 
 
 def check_space(out: Path, nbytes: int) -> None:
@@ -146,16 +152,16 @@ def _write_models(work: Recombination, staging: Path, watch: SourceWatch, progre
 
     def write(job: tuple[int, OutputFile, Path]) -> Digests:
         slot, file, path = job
-        assemble(path, file.header, file.segments, watch, progress)
         if not work.output.hash:
+            assemble(path, file.header, file.segments, watch, progress)
             return {}
-        sizes = [(name, source.nbytes) for name, source in file.tensors]
-        return {(slot, name): digest for name, digest in hash_run(path, len(file.header), sizes)}
+        found = assemble_hashed(path, file.header, file.segments, watch, progress)
+        return {(slot, name): digest for (name, _), digest in zip(file.tensors, found, strict=True)}
 
     digests: Digests = {}
-    # Copying alone is bound by the memory and gains nothing from threads; hashing is bound by the processor and does.
-    threads = min(len(jobs), os.cpu_count() or 1) if work.output.hash else 1
-    with ThreadPoolExecutor(threads) as pool:
+    # Two cores copy twice as fast as one. Hashing does not hold the interpreter's lock: with two cores it fits into the
+    # time that one needs to copy (docs/benchmarks.md has the figures).
+    with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
         for found in pool.map(write, jobs):
             digests |= found
     return digests

@@ -3,6 +3,7 @@
     rules:                                   # the first that matches a tensor's name decides
       - {match: "layer{s}.{b}.{re:conv|bn}{n}.*", group: "layer{s}.{b}.{n}"}
       - {match: "fc.*", group: head, recombine: pin}
+    otherwise: layer                         # what no rule matches is grouped by the rule `layer`
     ties: [[model.embed_tokens.weight, lm_head.weight]]          # tensors that are one: their groups become one
     require_equal: {adapter_config.json: [r, lora_alpha]}        # what else must agree between the models
     detect: ["**.lora_A.**"]                                     # `--rule auto` takes it if each one matches
@@ -26,7 +27,7 @@ from fedmr_merge.errors import RuleError
 
 _CAPTURE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FIELDS = {"match", "group", "recombine"}
-_SECTIONS = {"description", "detect", "rules", "ties", "require_equal"}
+_SECTIONS = {"description", "detect", "rules", "otherwise", "ties", "require_equal"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class RuleSet:
     ties: tuple[tuple[str, ...], ...]
     require_equal: Mapping[str, tuple[str, ...]]
     detect: tuple[re.Pattern[str], ...]
+    layer_otherwise: bool  #: whether the rule `layer` groups what no rule matches
 
     def detects(self, names: Sequence[str]) -> bool:
         """Whether these names show the family that the rule set was written for."""
@@ -72,7 +74,7 @@ class RuleSet:
 def compile_pattern(match: str) -> re.Pattern[str]:
     """Translate a pattern into a regular expression. Raises ValueError with what is wrong with it."""
     if match.startswith("re:"):
-        return re.compile(match[3:])
+        return re.compile(match[3:], re.DOTALL)
     seen: set[str] = set()
     out: list[str] = []
     position = 0
@@ -101,7 +103,7 @@ def compile_pattern(match: str) -> re.Pattern[str]:
         else:
             out.append(piece)
         position = after
-    return re.compile("".join(out))
+    return re.compile("".join(out), re.DOTALL)  # a name may hold a line break
 
 
 def _closing_brace(match: str, start: int) -> int:
@@ -190,6 +192,9 @@ class _Reader:
         for node, tie in zip(self.sequence(sections.get("ties")), ties, strict=True):
             if len(tie) < 2:
                 self.fault(node, "a tie names two tensors or more")
+        otherwise = sections.get("otherwise")
+        if otherwise is not None and self.string(otherwise) != "layer":
+            self.fault(otherwise, f"otherwise can only be `layer`, found {self.string(otherwise)!r}")
         equal = sections.get("require_equal")
         require_equal = self.mapping(equal, None, "file") if equal is not None else {}
         return RuleSet(
@@ -199,6 +204,7 @@ class _Reader:
             ties=ties,
             require_equal={file: tuple(self.strings(node)) for file, node in require_equal.items()},
             detect=tuple(p for node in self.sequence(sections.get("detect")) if (p := self.pattern(node))),
+            layer_otherwise=otherwise is not None,
         )
 
     def rule(self, node: yaml.Node) -> Rule | None:
@@ -217,14 +223,17 @@ class _Reader:
             self.fault(fields["recombine"], f"recombine is `shuffle` or `pin`, found {mode!r}")
         if pattern is None:
             return None
-        try:
-            if not group.format_map(dict.fromkeys(pattern.groupindex, "x")):
-                self.fault(fields["group"], "the group's name is empty")
-        except KeyError as error:
-            self.fault(fields["group"], f"{{{error.args[0]}}} is not captured by {self.string(fields['match'])!r}")
-        except (ValueError, IndexError, AttributeError):
-            self.fault(fields["group"], f"{group!r} is not a name with {{captures}}")
+        self.check_group(fields["group"], group, pattern)
         return Rule(self.string(fields["match"]), pattern, group, mode == "pin", node.start_mark.line + 1)
+
+    def check_group(self, node: yaml.Node, group: str, pattern: re.Pattern[str]) -> None:
+        captures = set(re.findall(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", group))
+        for capture in sorted(captures - pattern.groupindex.keys()):
+            self.fault(node, f"{{{capture}}} is not captured by the pattern")
+        if not group:
+            self.fault(node, "the group's name is empty")
+        elif set("{}") & set(re.sub(r"\{[A-Za-z_][A-Za-z0-9_]*\}", "", group)):
+            self.fault(node, f"{group!r} is not a name with {{captures}}")
 
     def pattern(self, node: yaml.Node) -> re.Pattern[str] | None:
         try:

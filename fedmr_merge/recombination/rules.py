@@ -19,7 +19,7 @@ from fedmr_merge.recombination.layer_rule import layers_from_names
 from fedmr_merge.recombination.plan import LayerGroup
 
 if TYPE_CHECKING:
-    from fedmr_merge.recombination.rule_language import RuleSet
+    from fedmr_merge.recombination.rule_language import Rule, RuleSet
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,7 +49,7 @@ def rule_names() -> tuple[str, ...]:
 def describe_rules() -> list[tuple[str, str]]:
     """Return (name, what its layer groups are) of every built-in rule."""
     described = {
-        "auto": "the first rule set below whose family the names show, else layer",
+        "auto": "the rule set below whose family the names show best, else layer",
         "layer": "the paper's: a convolution or linear layer with its bias and its normalisation, statistics included",
         "segments:N": "N contiguous runs of tensors, in natural order of their names",
     }
@@ -57,26 +57,30 @@ def describe_rules() -> list[tuple[str, str]]:
 
 
 def check_rule_file(path: Path, shapes: Shapes) -> list[str]:
-    """Return what is wrong with a rule file for these tensors: unmatched or ambiguous tensors, rules that match nothing.
+    """Return what is wrong with a rule file for these tensors: unmatched or ambiguous ones, rules that take nothing.
 
-    Ambiguous is a tensor that two rules put into different groups. A rule that matches everything is a fallback and may follow any other.
+    Ambiguous is a tensor that two rules put into different groups. A rule that matches everything is a fallback and
+    may follow any other.
     """
     from fedmr_merge.recombination.rule_language import read_rule_file
 
     rule_set = read_rule_file(path)
-    faults = []
-    used: set[int] = set()
+    faults: list[str] = []
+    used: set[Rule] = set()
     for name in shapes:
         matches = [(rule, group) for rule in rule_set.rules if (group := rule.group_of(name)) is not None]
         if not matches:
-            faults.append(f"{name!r} matches no rule")
+            if not rule_set.layer_otherwise:
+                faults.append(f"{name!r} matches no rule")
             continue
-        used.add(matches[0][0].line)
+        used.add(matches[0][0])
         first, group = matches[0]
         for rule, other in matches[1:]:
             if not rule.is_fallback and other != group:
-                faults.append(f"{name!r} is ambiguous: line {first.line} says {group!r}, line {rule.line} says {other!r}")
-    faults += [f"line {r.line}: the rule {r.match!r} takes no tensor" for r in rule_set.rules if r.line not in used]
+                faults.append(
+                    f"{name!r} is ambiguous: line {first.line} says {group!r}, line {rule.line} says {other!r}"
+                )
+    faults += [f"line {r.line}: the rule {r.match!r} takes no tensor" for r in rule_set.rules if r not in used]
     return faults
 
 
@@ -126,16 +130,22 @@ def _built_in(name: str) -> RuleSet:
 
 
 def _auto(shapes: Shapes, layers: Mapping[str, str] | None) -> Grouping:
-    for name in rule_names():
-        if name not in ("auto", "layer", "segments:N") and (rule_set := _built_in(name)).detects(list(shapes)):
-            return Grouping(
-                name, f"picked by the names: {rule_set.description}", _match(rule_set, shapes), rule_set.require_equal
-            )
+    """The rule set with the most `detect` patterns of those whose patterns are all found among the names."""
+    if not _written_by_trainer(shapes, layers):
+        rule_sets = [_built_in(name) for name in rule_names() if name not in ("auto", "layer", "segments:N")]
+        for rule_set in sorted(rule_sets, key=lambda rule_set: -len(rule_set.detect)):
+            if rule_set.detects(list(shapes)):
+                found = f"picked by the names: {rule_set.description}"
+                return Grouping(rule_set.name, found, _match(rule_set, shapes), rule_set.require_equal)
     return _layer(shapes, layers)
 
 
+def _written_by_trainer(shapes: Shapes, layers: Mapping[str, str] | None) -> bool:
+    return layers is not None and shapes.keys() <= layers.keys()
+
+
 def _layer(shapes: Shapes, layers: Mapping[str, str] | None) -> Grouping:
-    if layers is not None and shapes.keys() <= layers.keys():
+    if layers is not None and _written_by_trainer(shapes, layers):
         return Grouping("layer", "as the trainer wrote it into the file's metadata", _collect(layers, shapes))
     by_name, joined = layers_from_names(shapes)
     found = (
@@ -149,7 +159,7 @@ def _layer(shapes: Shapes, layers: Mapping[str, str] | None) -> Grouping:
 def _segments(rule: str, shapes: Shapes) -> Grouping:
     """N contiguous runs of tensors, in natural order of their names, as even in number as can be."""
     count = rule.removeprefix("segments:")
-    if not count.isdigit() or not 1 <= int(count) <= len(shapes):
+    if not count.isdecimal() or not 1 <= int(count) <= len(shapes):
         raise RuleError(f"layer rule {rule!r}: write segments:N, N from 1 to the number of tensors, {len(shapes)}")
     names = sorted(shapes, key=_natural)
     runs = {name: f"segment.{position * int(count) // len(names)}" for position, name in enumerate(names)}
@@ -175,7 +185,9 @@ def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:
                 break
         else:
             unmatched.append(name)
-    if unmatched:
+    if unmatched and rule_set.layer_otherwise:
+        group_of |= layers_from_names({name: shapes[name] for name in unmatched})[0]
+    elif unmatched:
         more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
         raise RuleError(
             f"layer rule {rule_set.name!r}: no rule matches {', '.join(map(repr, unmatched[:5]))}{more}",

@@ -12,22 +12,25 @@ whatever the size of the models.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header import TensorEntry, build_header
 from fedmr_merge.checkpoint.source import Checkpoint, WeightFile
-from fedmr_merge.checkpoint.writer import Progress, Segment, SourceWatch, assemble, sync
+from fedmr_merge.checkpoint.writer import Progress, sync
 from fedmr_merge.errors import CheckpointError, OutputError
-from fedmr_merge.recombination.hashing import hash_range
+from fedmr_merge.recombination.hashing import hash_tensors
 from fedmr_merge.recombination.layer_rule import trainer_layers
 from fedmr_merge.recombination.layout import HASHES_KEY, LAYERS_KEY, base_name, copy_sidecars, dumps, write_index
 from fedmr_merge.recombination.plan import LayerGroup
@@ -59,6 +62,19 @@ class _Shard:
     hashes: dict[str, str]
 
 
+@contextlib.contextmanager
+def _using(store: Path, *, alone: bool) -> Iterator[None]:
+    """Hold the store: with others for writing, alone for removing."""
+    descriptor = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputError(store, "the store is in use", hint="try again when the other command is done") from error
+    finally:
+        os.close(descriptor)
+
+
 def write_in_store(
     work: Recombination, staging: Path, store: Path, watch: SourceWatch, progress: Progress | None
 ) -> tuple[StoreReport, dict[tuple[int, str], str]]:
@@ -66,7 +82,17 @@ def write_in_store(
 
     Returns what it cost, and (output slot, tensor) → SHA-256. Raises OutputError when the store cannot be written to.
     """
-    writer = _StoreWriter(store, watch, progress)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(store, f"cannot be written: {error.strerror}") from error
+    with _using(store, alone=False):
+        return _write_models(work, staging, _StoreWriter(store, watch, progress))
+
+
+def _write_models(
+    work: Recombination, staging: Path, writer: _StoreWriter
+) -> tuple[StoreReport, dict[tuple[int, str], str]]:
     digests: dict[tuple[int, str], str] = {}
     for slot in work.models:
         donor = work.checkpoints[slot]
@@ -96,18 +122,19 @@ def write_in_store(
 def collect_garbage(store: Path) -> tuple[int, int]:
     """Remove the shards of a store that no output links to any more. Returns how many shards and bytes went.
 
-    Raises OutputError when the folder is no store.
+    Raises OutputError when the folder is no store, or is being written to.
     """
     if not store.is_dir():
         raise OutputError(store, "no such store", hint="a store is the folder .fedmr-merge-store beside an output")
     shards, nbytes = 0, 0
-    for path in store.glob("??/*.safetensors"):
-        stat = path.stat()
-        if stat.st_nlink == 1:
-            path.unlink()
-            shards, nbytes = shards + 1, nbytes + stat.st_size
-    for leftover in store.glob(f"{_STAGING}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    with _using(store, alone=True):
+        for path in store.glob("??/*.safetensors"):
+            stat = path.stat()
+            if stat.st_nlink == 1:
+                path.unlink()
+                shards, nbytes = shards + 1, nbytes + stat.st_size
+        for leftover in store.glob(f"{_STAGING}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     return shards, nbytes
 
 
@@ -154,13 +181,7 @@ class _StoreWriter:
 
     def _copy_in(self, source: Checkpoint, prefix: str, members: Sequence[str]) -> _Shard:
         entries = {member: source.tensors[prefix + member] for member in members}
-        hashes = {}
-        for member, entry in entries.items():
-            descriptor = self.watch.open(entry.file)
-            try:
-                hashes[member] = hash_range(entry.file, descriptor, entry.start, entry.end)
-            finally:
-                os.close(descriptor)
+        hashes = hash_tensors(entries, self.watch)
         metadata = {"format": "pt", HASHES_KEY: dumps(hashes)}
         layers = trainer_layers(source) or {}
         if layers:

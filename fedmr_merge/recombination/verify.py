@@ -12,16 +12,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header import TensorEntry
 from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
-from fedmr_merge.checkpoint.writer import Progress, Segment, SourceWatch, assemble, refuse_existing, staged_output
+from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import FedmrMergeError, VerificationError
 from fedmr_merge.recombination.hashing import hash_tensors
 from fedmr_merge.recombination.layout import OutputFile, copy_sidecars
 from fedmr_merge.recombination.lineage import Lineage, Source, read_lineage
-from fedmr_merge.recombination.mean import MeanOptions, for_each_piece
-from fedmr_merge.recombination.number_formats import Array
+from fedmr_merge.recombination.mean_options import MeanOptions
+
+if TYPE_CHECKING:
+    from fedmr_merge.recombination.number_formats import Array
 
 
 @dataclass
@@ -73,7 +77,7 @@ def _check_hashes(
     place = lineage.outputs[slot]
     for name in sorted(expected.keys() ^ model.tensors.keys()):
         result.faults.append(f"{place}: tensor {name!r} is {'missing' if name in expected else 'not in the lineage'}")
-    found = hash_tensors(model.tensors, progress)
+    found = hash_tensors(model.tensors, SourceWatch([model]), progress)
     result.tensors += len(found)
     result.nbytes += model.nbytes
     for name, digest in found.items():
@@ -123,7 +127,10 @@ def _check_conservation(
             )
             return
     opened = [s if isinstance(s, Checkpoint) else open_checkpoint(s) for s in sources]
-    inputs = {slot: hash_tensors(checkpoint.tensors, progress) for slot, checkpoint in enumerate(opened)}
+    inputs = {
+        slot: hash_tensors(checkpoint.tensors, SourceWatch([checkpoint]), progress)
+        for slot, checkpoint in enumerate(opened)
+    }
     wrong = [
         origin
         for origin in lineage.tensors
@@ -140,6 +147,8 @@ def _check_conservation(
 
 def _check_mean(lineage: Lineage, models: Mapping[int, Checkpoint], result: Verification) -> None:
     """Take the mean again, from the outputs put back into the order of the inputs, and compare every byte."""
+    from fedmr_merge.recombination.mean import for_each_piece  # imports numpy
+
     assert lineage.mean is not None
     path = lineage.folder / lineage.mean["path"]
     try:
@@ -168,7 +177,7 @@ def _check_mean(lineage: Lineage, models: Mapping[int, Checkpoint], result: Veri
                 if os.pread(descriptor, raw.nbytes, position) != raw.tobytes():
                     wrong.append(f"{name}, byte {position} or after")
 
-            for_each_piece(expected, entries, options, SourceWatch(), compare)
+            for_each_piece(expected, entries, options, SourceWatch(models.values()), compare)
         finally:
             os.close(descriptor)
     if wrong:
@@ -200,7 +209,7 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
     if checked.faults:
         raise VerificationError(f"{lineage.folder}: " + "; ".join(checked.faults[:3]), hint="nothing was written")
     names = _source_names(lineage.sources)
-    watch = SourceWatch()
+    watch = SourceWatch(models.values())
     with staged_output(target) as staging:
         staging.mkdir()
         for source, name in zip(lineage.sources, names, strict=True):

@@ -28,7 +28,8 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str)
         f"{accuracies[-1]:.1f} %",
         (rounds[-1], accuracies[-1]),
         textcoords="offset points",
-        xytext=(-4, -14),
+        # A curve comes from below: above it is room, but at the top of the axes.
+        xytext=(-4, 8 if accuracies[-1] < 90 else -16),
         ha="right",
         color="#1f3b64",
     )

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from small_federation import make_data
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.clients import Partition
+from fedmr_merge.federated.clients import Partition, missing_classes
 
 
 def test_json_round_trip():
@@ -19,6 +20,12 @@ def test_json_round_trip():
 def test_class_counts():
     counts = Partition.of([[0, 1, 4], [2, 3]]).class_counts(np.array([0, 2, 1, 1, 2]), num_classes=4)
     assert counts.tolist() == [[1, 0, 2, 0], [0, 2, 0, 0]]
+
+
+def test_classes_that_no_client_has_are_named():
+    data = make_data(np.array([0, 1, 1, 3]), classes=4)
+    assert missing_classes(Partition.of([[0, 1], [2]]), data) == ("class 2", "class 3")
+    assert missing_classes(Partition.of([[0, 1], [3]]), data) == ("class 2",)
 
 
 def test_arrays_are_read_only_copies():

@@ -67,3 +67,23 @@ def test_expand_refuses_several_models():
 def test_slots_must_agree():
     with pytest.raises(ValueError, match="first dimension"):
         Cohort({"a": torch.zeros(2, 1), "b": torch.zeros(3, 1)})
+
+
+def test_similarity_is_the_mean_cosine_of_all_pairs():
+    """Models (1, 0), (0, 2) and (3, 3) over two tensors: cosines 0, √½ and √½."""
+    cohort = Cohort(
+        {
+            "a": torch.tensor([[1.0], [0.0], [3.0]]),
+            "b": torch.tensor([[0.0], [2.0], [3.0]]),
+            "n": torch.tensor([1, 2, 3]),
+        }
+    )
+    cosines = cohort.similarities(("a", "b"))
+    torch.testing.assert_close(
+        cosines, torch.tensor([[1, 0, 0.5**0.5], [0, 1, 0.5**0.5], [0.5**0.5, 0.5**0.5, 1]], dtype=torch.float64)
+    )
+    assert cohort.similarity(("a", "b")) == pytest.approx(2 * 0.5**0.5 / 3)
+
+
+def test_similarity_of_a_model_of_zeros_is_0():
+    assert Cohort({"a": torch.tensor([[0.0, 0.0], [1.0, 2.0]])}).similarity(("a",)) == 0.0

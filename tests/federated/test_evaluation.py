@@ -5,10 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_federation import make_federation
+from small_federation import Normalised, make_federation
 
+from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated import evaluation
-from fedmr_merge.federated.evaluation import evaluate
+from fedmr_merge.federated.evaluation import (
+    ClassEvaluation,
+    evaluate,
+    evaluate_by_class,
+    recalibrate,
+    recalibration_batches,
+)
 
 
 def test_accuracy_and_loss_are_those_of_the_whole_test_part(monkeypatch):
@@ -29,3 +36,65 @@ def test_a_model_that_knows_nothing_has_the_loss_of_guessing():
     federation = make_federation()
     found = evaluate(federation.evaluation_forward, federation.module.state_dict(), federation.data)
     assert found.loss == pytest.approx(math.log(3), rel=1e-6)
+
+
+def test_by_class_is_the_same_and_counts_which_class_is_taken_for_which(monkeypatch):
+    federation = make_federation()
+    weights = {name: torch.randn_like(tensor) * 0.1 for name, tensor in federation.module.state_dict().items()}
+    monkeypatch.setattr(evaluation, "_BATCH_SIZE", 7)
+    whole = evaluate(federation.evaluation_forward, weights, federation.data)
+    found = evaluate_by_class(federation.evaluation_forward, weights, federation.data)
+    assert (found.accuracy, found.loss, found.examples) == (whole.accuracy, whole.loss, whole.examples)
+    federation.module.load_state_dict(weights)
+    with torch.no_grad():
+        predicted = federation.module(federation.data.normalise(federation.data.test_images)).argmax(1)
+    labels = federation.data.test_labels
+    for label in range(3):
+        for other in range(3):
+            assert found.confusion[label][other] == ((labels == label) & (predicted == other)).sum()
+    assert found.class_examples == tuple(torch.bincount(labels, minlength=3).tolist())
+
+
+def test_class_accuracy_by_hand():
+    found = ClassEvaluation(accuracy=0.5, loss=1.0, examples=6, confusion=((2, 1, 0), (1, 1, 1), (0, 0, 0)))
+    assert found.class_examples == (3, 3, 0)
+    assert found.class_accuracy == (2 / 3, 1 / 3, None)
+
+
+class TestRecalibration:
+    """Statistics of batch normalisations, estimated anew."""
+
+    def test_statistics_are_means_over_the_batches(self):
+        federation = make_federation(Normalised())
+        weights = {name: tensor.clone() for name, tensor in federation.module.state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in weights.items()}
+        batches = list(recalibration_batches(federation, 3))
+        assert [len(images) for images in batches] == [4, 4, 4]
+        found = recalibrate(federation.module, weights, iter(batches))
+        activations = [federation.module.conv(images).detach().transpose(0, 1).flatten(1) for images in batches]
+        means = torch.stack([values.mean(1) for values in activations]).mean(0)
+        variances = torch.stack([values.var(1) for values in activations]).mean(0)
+        torch.testing.assert_close(found["norm.running_mean"], means)
+        torch.testing.assert_close(found["norm.running_var"], variances)
+        for name, tensor in before.items():
+            assert torch.equal(weights[name], tensor), name
+            assert torch.equal(federation.module.state_dict()[name], tensor), name
+            if name not in ("norm.running_mean", "norm.running_var"):
+                assert torch.equal(found[name], tensor), name
+        assert not found["norm.running_mean"].is_inference()
+
+    def test_batches_are_different_examples_of_the_clients_always_the_same(self):
+        federation = make_federation()
+        first, again = (torch.cat(list(recalibration_batches(federation, 10))) for _ in range(2))
+        assert torch.equal(first, again)
+        assert len(torch.unique(first.flatten(1), dim=0)) == 40
+        assert not torch.equal(first, torch.cat(list(recalibration_batches(make_federation(seed=1), 10))))
+
+    def test_a_model_without_statistics_stays_as_it_is(self):
+        federation = make_federation()
+        weights = federation.module.state_dict()
+        assert recalibrate(federation.module, weights, recalibration_batches(federation, 1)) == weights
+
+    def test_more_than_there_is_is_refused(self):
+        with pytest.raises(TrainingError, match="11 batches of 4 examples cannot be had from the clients' 40"):
+            next(recalibration_batches(make_federation(), 11))

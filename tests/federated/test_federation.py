@@ -53,3 +53,41 @@ def test_trainable_are_the_parameters():
         "fc.weight",
         "fc.bias",
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "tf32"}, "training.precision tf32 is a GPU's"),
+        ({"cohort_chunk": 2}, "engine loop trains one"),
+        ({"engine": "loop", "cohort_chunk": 2}, "engine loop trains one"),
+    ],
+)
+def test_an_option_that_cannot_apply_is_refused(options, message):
+    with pytest.raises(TrainingError, match=message) as caught:
+        make_federation(**options)
+    assert caught.value.hint
+
+
+def test_auto_is_loop_on_a_cpu():
+    assert make_federation().engine == "loop"
+    assert make_federation(engine="vmap").engine == "vmap"
+
+
+def test_a_forward_with_the_modules_own_tensors_is_the_same():
+    federation = make_federation(Normalised())
+    forward, images = federation.training_forward, federation.data.normalise(federation.data.test_images)
+    copy = {name: tensor.detach().clone() for name, tensor in forward.own.items()}
+    assert forward.own.keys() == federation.module.state_dict().keys()
+    assert torch.equal(forward(forward.own, images), forward(copy, images))
+    assert all(torch.equal(forward.own[name], tensor) for name, tensor in copy.items())
+    assert forward.own["norm.num_batches_tracked"] == 1
+
+
+def test_a_frozen_forward_changes_no_statistics():
+    federation = make_federation(Normalised())
+    weights = {name: tensor.clone() for name, tensor in federation.module.state_dict().items()}
+    frozen = federation.training_forward.frozen
+    frozen.features(weights, federation.data.normalise(federation.data.test_images))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in federation.module.state_dict().items())
+    assert frozen.frozen is frozen

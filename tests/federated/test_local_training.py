@@ -34,7 +34,7 @@ def test_loop_takes_the_steps_of_torch_sgd(options):
         )
         total = examples = 0
         for indices in task.schedule(slot):
-            images, labels = task.batch(indices)
+            images, labels, _ = task.batch(indices)
             loss = F.cross_entropy(module(images), labels)
             optimiser.zero_grad()
             # torch skips a parameter without a gradient, the engine takes its gradient to be zero.

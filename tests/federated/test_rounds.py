@@ -5,13 +5,14 @@ import torch
 from small_federation import digest, make_data, make_federation
 
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
+from fedmr_merge.federated.algorithms.independent import Independent
 from fedmr_merge.federated.clients import Partition
 from fedmr_merge.federated.engines.loop import Loop
 from fedmr_merge.federated.federation import Training, open_federation
 from fedmr_merge.federated.local_training import LocalTraining, train_cohort
 from fedmr_merge.federated.models.cnn import Cnn
 from fedmr_merge.federated.protocol import initial_state
-from fedmr_merge.federated.rounds import run_rounds
+from fedmr_merge.federated.rounds import begin_stage, run_rounds
 
 
 def test_every_round_has_batches_of_its_own():
@@ -42,3 +43,20 @@ def test_train_loss_is_the_mean_over_examples():
     sizes = torch.tensor([len(federation.partition.clients[client]) for client in result.clients])
     expected = (torch.tensor(trained.losses) * sizes).sum() / sizes.sum()
     assert result.metrics["train_loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_round_says_how_alike_the_trained_models_are():
+    federation = make_federation()
+    state = Independent().start(federation, initial_state(federation))
+    (result,) = run_rounds(federation, Independent(), state, first_round=1, rounds=1)
+    assert result.metrics["similarity"] == pytest.approx(result.state.cohort.similarity(federation.trainable))
+    alone = make_federation(clients_per_round=1)
+    state = Independent().start(alone, initial_state(alone))
+    (result,) = run_rounds(alone, Independent(), state, first_round=1, rounds=1)
+    assert "similarity" not in result.metrics
+
+
+def test_a_stage_begins_as_its_method_starts():
+    federation = make_federation()
+    previous = initial_state(federation)
+    assert digest(begin_stage(federation, FedAvg(), previous)) == digest(FedAvg().start(federation, previous))

@@ -17,6 +17,7 @@ from hub_server import HubServer
 from fedmr_merge.errors import HubError
 from fedmr_merge.publish.checks import Machine, card_faults
 from fedmr_merge.publish.hub import plan_push, push_folder
+from fedmr_merge.publish.push_plan import decide, prepared
 from fedmr_merge.publish.staging import stage
 
 REPO = "alice/digits"
@@ -207,7 +208,7 @@ def test_licence_is_put_into_any_card(tmp_path: Path) -> None:
     }
     for card, expected in cards.items():
         folder = write_model(tmp_path / str(len(card)), card=card)
-        with stage(folder, "mit") as staging:
+        with prepared(decide(folder, REPO, False, None, False, None, None, "mit", None)) as (_, staging):
             assert (staging.folder / "README.md").read_text() == expected
 
 

@@ -34,11 +34,11 @@ def test_the_digits_recipe() -> None:
     assert recipe.partition.options()["alpha"] == 0.5
     first, second, *others = recipe.stages
     assert isinstance(first, TrainingStage)
-    assert (first.name, first.rounds) == ("fedavg", 10)
+    assert (first.name, first.length.rounds) == ("fedavg", 10)
     assert isinstance(second, TrainingStage)
     assert second.method.options()["rule"] == "layer"
     assert [type(stage) for stage in others] == [Evaluate, Publish]
-    assert recipe.rounds == first.rounds + second.rounds
+    assert recipe.rounds == first.length.rounds + second.length.rounds
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)

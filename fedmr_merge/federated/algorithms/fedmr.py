@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
@@ -14,6 +14,8 @@ from fedmr_merge.federated.protocol import Algorithm, State, Trained, distinct_m
 from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan, draw_plan
 from fedmr_merge.recombination.recombine import recombine_stacked
 from fedmr_merge.recombination.rules import group_tensors
+
+_STATISTICS = "buffers"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class FedMR(Algorithm):
 
     rule: str = "layer"  #: which tensors move together
     probability: Annotated[float, Ge(0), Le(1)] = 1.0  #: that a layer group is shuffled in a round
+    buffers: Literal["follow_layer", "average", "keep"] = "follow_layer"
+    """Where a normalisation's statistics go: with their group, to every slot as their mean, or nowhere."""
 
     def start(self, federation: Federation, previous: State) -> State:
         """Go on from the K models, or from K copies of the global one (the paper's two-stage training)."""
@@ -42,11 +46,27 @@ class FedMR(Algorithm):
         self, federation: Federation, state: State, trained: Trained, round: int
     ) -> tuple[State, RecombinationPlan]:
         """Average the trained models for the global one, then recombine them (lines 8 and 9)."""
-        groups = self._groups(federation, trained.cohort)
+        groups, mean = self._groups(federation, trained.cohort), trained.cohort.mean()
         plan = draw_plan(groups, trained.cohort.slots, seed=federation.seed, round=round, probability=self.probability)
-        recombined = Cohort(recombine_stacked(plan, groups, trained.cohort.tensors))
-        return State(recombined, trained.cohort.mean()), plan
+        recombined = recombine_stacked(plan, groups, trained.cohort.tensors)
+        if self.buffers == "average":
+            for name in _buffers(federation):
+                recombined[name] = mean[name].expand_as(recombined[name])
+        return State(Cohort(recombined), mean), plan
 
     def _groups(self, federation: Federation, cohort: Cohort) -> tuple[LayerGroup, ...]:
+        """Return the layer groups; the buffers are one by themselves, which stays, where they do not follow."""
         shapes = {name: tuple(tensor.shape[1:]) for name, tensor in cohort.tensors.items()}
-        return group_tensors(self.rule, shapes, federation.layers)
+        groups = group_tensors(self.rule, shapes, federation.layers)
+        buffers = _buffers(federation)
+        if self.buffers == "follow_layer" or not buffers:
+            return groups
+        parted = [
+            replace(group, tensors=tuple(name for name in group.tensors if name not in buffers)) for group in groups
+        ]
+        return (*(group for group in parted if group.tensors), LayerGroup(_STATISTICS, buffers, pinned=True))
+
+
+def _buffers(federation: Federation) -> tuple[str, ...]:
+    saved = federation.module.state_dict()
+    return tuple(name for name, _ in federation.module.named_buffers() if name in saved)

@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from fedmr_merge.federated.data import DataSet, ImageData
-from fedmr_merge.seeds import generator
+from fedmr_merge.federated.datasets._hold_out import hold_out
 
 _TEST_SHARE = 0.2
 
@@ -27,7 +27,7 @@ class Digits(DataSet):
         # The 17 grey levels 0..16 are spread over 0..255, the scale of every other data set.
         images = torch.from_numpy(np.rint(pixels * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
         targets = torch.from_numpy(labels.astype(np.int64))
-        test = _held_out(labels)
+        test = torch.from_numpy(hold_out(labels, _TEST_SHARE, "digits: held-out part"))
         return ImageData(
             train_images=images[~test],
             train_labels=targets[~test],
@@ -38,13 +38,3 @@ class Digits(DataSet):
             mean=(0.3053,),
             std=(0.3760,),
         )
-
-
-def _held_out(labels: np.ndarray) -> torch.Tensor:
-    chosen = np.zeros(len(labels), dtype=bool)
-    for digit in range(10):
-        members = np.flatnonzero(labels == digit)
-        # A fixed seed: a run's own seed must not change what it is tested on.
-        order = generator(0, "digits: held-out part", digit).permutation(len(members))
-        chosen[members[order[: round(_TEST_SHARE * len(members))]]] = True
-    return torch.from_numpy(chosen)

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
+from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.engines._step import (
+    LossOf,
+    gradients_of,
+    is_out_of_memory,
+    own_draws,
+    sgd_step,
+    tensor_cores,
+    zero_momenta,
+)
 from fedmr_merge.federated.local_training import Engine, LocalTraining
+from fedmr_merge.seeds import derive_seed
 
 
 class Loop(Engine):
     """Trains the models of a cohort one after the other."""
+
+    def __init__(self) -> None:
+        self._loss_of = LossOf(mapped=False)
 
     def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
         """Return the trained cohort and each client's mean loss."""
@@ -21,36 +34,37 @@ class Loop(Engine):
             for name, tensor in task.cohort.tensors.items()
         }
         losses = []
-        for slot in range(task.cohort.slots):
-            weights, loss = _train_client(task, slot)
-            losses.append(loss)
-            for name, tensor in weights.items():
-                trained[name][slot].copy_(tensor)
+        with tensor_cores(task.federation), own_draws(task.federation):
+            for slot, client in enumerate(task.clients):
+                torch.manual_seed(derive_seed(task.federation.seed, "local training", task.round, client))
+                try:
+                    losses.append(self._train_client(task, slot))
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise TrainingError(
+                        f"out of memory while client {client} trained in round {task.round}",
+                        hint="lower training.batch_size",
+                    ) from error
+                for name, tensor in task.federation.training_forward.own.items():
+                    trained[name][slot].copy_(tensor.detach())
         return Cohort(trained), losses
 
-
-def _train_client(task: LocalTraining, slot: int) -> tuple[dict[str, Tensor], float]:
-    training = task.federation.training
-    # Copies, so that the dispatched model stays as it is, and so that a model's memory is laid out alike in every
-    # slot: a kernel may round otherwise at another alignment, and a model must train to the same bytes wherever it
-    # lies.
-    weights = {name: tensor.clone() for name, tensor in task.cohort.slot(slot).items()}
-    parameters = [weights[name].requires_grad_() for name in task.federation.trainable]
-    momenta = [torch.zeros_like(parameter) for parameter in parameters]
-    forward, objective, context = task.federation.training_forward, task.algorithm.objective, task.context_of(slot)
-    total = torch.zeros((), dtype=torch.float64, device=task.federation.device)
-    examples = 0
-    for indices in task.schedule(slot):
-        loss = objective(forward, weights, task.batch(indices), context)
-        # A parameter that the loss does not depend on has a gradient of zero.
-        gradients: tuple[Tensor, ...] = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    def _train_client(self, task: LocalTraining, slot: int) -> float:
+        """Train the model of a slot in the tensors of the forward's own module; return the mean loss."""
+        federation, training = task.federation, task.federation.training
+        # Every model is trained in the same memory, so that it trains to the same bytes in whatever slot it lies: a
+        # kernel may round otherwise at another alignment.
+        weights = federation.training_forward.own
         with torch.no_grad():
-            if training.weight_decay:
-                # Not in place: a gradient may be a tensor of the context itself.
-                gradients = torch._foreach_add(gradients, parameters, alpha=training.weight_decay)
-            torch._foreach_mul_(momenta, training.momentum)
-            torch._foreach_add_(momenta, gradients)
-            torch._foreach_add_(parameters, momenta, alpha=-training.lr)
-        total += loss.detach() * len(indices)
-        examples += len(indices)
-    return {name: tensor.detach() for name, tensor in weights.items()}, float(total) / examples
+            for name, tensor in task.cohort.slot(slot).items():
+                weights[name].copy_(tensor)
+        parameters = [weights[name] for name in federation.trainable]
+        momenta = zero_momenta(parameters, training)
+        loss_of, context = self._loss_of(task), task.context_of(slot)
+        total = torch.zeros((), dtype=torch.float64, device=federation.device)
+        for indices in task.schedule(slot):
+            loss = loss_of(weights, task.batch(indices), context)
+            sgd_step(parameters, momenta, gradients_of(loss, parameters), training)
+            total += loss.detach() * len(indices)
+        return float(total) / (training.local_epochs * task.examples[slot])

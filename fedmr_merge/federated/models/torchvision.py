@@ -68,7 +68,7 @@ class Torchvision(Architecture):
             )
         entry = known[self.weights]
         try:
-            # Only tensors are read from torchvision's file, and only when its bytes are those of its hash.
+            # weights_only: tensors are read from torchvision's file, and nothing in it is run.
             state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except OSError as error:
             raise TrainingError(
@@ -117,6 +117,13 @@ class _Split(Classifier):
         return logits
 
 
+class _Mean(nn.Module):
+    """The mean over each channel: adaptive pooling to one pixel, in an operation that vmap maps."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(-2, -1), keepdim=True)
+
+
 def _make(name: str, num_classes: int) -> nn.Module:
     options = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
@@ -129,6 +136,9 @@ def _make(name: str, num_classes: int) -> nn.Module:
             part.p = 0.0
         if isinstance(part, nn.MultiheadAttention):
             part.dropout = 0.0
+        for child, pool in list(part.named_children()):
+            if isinstance(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1)):
+                setattr(part, child, _Mean())
     return network
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -19,15 +19,21 @@ _MAX_DRAWS = 1000
 
 @dataclass(frozen=True)
 class Dirichlet(PartitionMethod):
-    """Class by class, the clients' shares are drawn from Dir(alpha) (after Hsu et al. 2019), as FedMR's authors do it.
+    """Class mixtures drawn from a Dirichlet distribution, in one of two forms.
 
-    Their balancing rule: a client that already holds examples/clients or more gets none of the next class. Their
-    minimum: everything is redrawn until every client has at least `min_examples`.
+    `balanced`, as FedMR's authors do it: class by class, the clients' shares are drawn from Dir(alpha), where a client
+    that already holds examples/clients or more gets none of the next class; everything is redrawn until every client
+    has at least `min_examples`.
+
+    `hsu`, the plain form of Hsu et al. 2019: client by client, the shares of the classes are drawn from
+    Dir(alpha * p), p being their shares of all examples, and as many examples as every other client gets are drawn
+    accordingly, without replacement; a class that is used up is drawn no more.
     """
 
     alpha: Annotated[float, Gt(0)] = 0.5  #: α, concentration: the smaller, the less alike the clients
     clients: Annotated[int, Ge(1)] = 100  #: number of clients
     min_examples: Annotated[int, Ge(1)] = 10  #: what every client gets at least
+    form: Literal["balanced", "hsu"] = "balanced"
 
     def split(self, data: ImageData, seed: int) -> Partition:
         """Deal the training examples to the clients."""
@@ -39,6 +45,8 @@ class Dirichlet(PartitionMethod):
                 hint="take fewer clients or a smaller min_examples",
             )
         rng = generator(seed, "partition: dirichlet")
+        if self.form == "hsu":
+            return Partition.of(self._draw_equal(labels, data.num_classes, rng))
         for _ in range(_MAX_DRAWS):
             owners = self._draw(labels, data.num_classes, rng)
             if np.bincount(owners, minlength=self.clients).min() >= self.min_examples:
@@ -48,6 +56,33 @@ class Dirichlet(PartitionMethod):
             f"has at least {self.min_examples} examples",
             hint="take a larger alpha, fewer clients or a smaller min_examples",
         )
+
+    def _draw_equal(
+        self, labels: NDArray[np.int64], num_classes: int, rng: np.random.Generator
+    ) -> list[NDArray[np.int64]]:
+        """Return the examples of every client; the clients' sizes differ by one at most."""
+        members = [rng.permutation(np.flatnonzero(labels == label)) for label in range(num_classes)]
+        left = np.array([len(examples) for examples in members])
+        prior = np.maximum(left / len(labels), np.finfo(np.float64).tiny)
+        sizes = np.full(self.clients, len(labels) // self.clients)
+        sizes[: len(labels) % self.clients] += 1
+        clients = []
+        for size in sizes:
+            mixture = rng.dirichlet(self.alpha * prior)
+            counts = np.zeros(num_classes, dtype=np.int64)
+            while counts.sum() < size:
+                open_classes = left > counts
+                shares = mixture * open_classes
+                if not shares.sum() > 0:
+                    # All the classes that this client prefers are used up.
+                    shares = open_classes * prior
+                drawn = rng.multinomial(size - counts.sum(), shares / shares.sum())
+                counts += np.minimum(drawn, left - counts)
+            left -= counts
+            clients.append(
+                np.concatenate([members[label][left[label] :][:count] for label, count in enumerate(counts)])
+            )
+        return clients
 
     def _draw(self, labels: NDArray[np.int64], num_classes: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the client of every example."""

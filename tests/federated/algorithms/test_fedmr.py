@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_federation import digest, make_federation
+from small_federation import Normalised, digest, make_federation
 
 import fedmr_merge
 from fedmr_merge.errors import RuleError, TrainingError
@@ -130,3 +130,35 @@ def test_gives_the_same_bytes_in_another_process():
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+STATISTICS = ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+
+
+@pytest.mark.parametrize("buffers", ["follow_layer", "average", "keep"])
+@pytest.mark.parametrize("rule", ["layer", "tensor", "model"])
+def test_statistics_go_where_they_are_told(buffers, rule):
+    federation = make_federation(Normalised())
+    state = start(federation, FedMR())
+    trained = one_round(federation, Independent(), state, 1).state.cohort
+    result = one_round(federation, FedMR(buffers=buffers, rule=rule), state, 1)
+    plain = one_round(federation, FedMR(rule=rule), state, 1)
+    for name in STATISTICS:
+        found = result.state.cohort.tensors[name]
+        if buffers == "average":
+            expected = trained.mean()[name].expand_as(found)
+        else:
+            expected = trained.tensors[name] if buffers == "keep" else plain.state.cohort.tensors[name]
+        assert torch.equal(found, expected), name
+    # Everything that is trained moves as it would anyway, and the plan says what moved.
+    for name in federation.trainable:
+        assert torch.equal(result.state.cohort.tensors[name], plain.state.cohort.tensors[name])
+        assert torch.equal(result.state.global_weights[name], plain.state.global_weights[name])
+    if buffers != "follow_layer":
+        assert result.plan.permutations["buffers"] == (0, 1, 2)
+
+
+def test_a_model_without_statistics_has_no_group_of_them():
+    federation = make_federation()
+    result = one_round(federation, FedMR(buffers="keep"), start(federation, FedMR()), 1)
+    assert set(result.plan.permutations) == {"conv1", "conv2", "fc1", "fc2"}

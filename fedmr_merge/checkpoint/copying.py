@@ -1,0 +1,197 @@
+"""Copy bytes of source files into a target: in the kernel, or through a small buffer that hashes them on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmr_merge.checkpoint.header import FileIdentity, file_identity
+from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.writer import Progress
+from fedmr_merge.errors import CheckpointError
+
+#: Fits a core's own cache, so that a byte that was just read is hashed and written from there.
+BUFFER_BYTES = 1 << 18
+_PIECE_BYTES = 64 << 20  # between two reports of progress
+_MAX_OPEN = 64  # a store can have more shards than a process may have open files
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of bytes of a source file."""
+
+    path: Path
+    start: int
+    end: int
+
+
+def assemble(
+    target: Path, header: bytes, segments: Iterable[Segment], watch: SourceWatch, progress: Progress | None = None
+) -> None:
+    """Write `header` and then the bytes of the segments, in order, copied by the kernel."""
+    with target.open("xb", buffering=0) as stream, _Sources(watch) as sources:
+        _write_all(stream.fileno(), header)
+        for piece in _pieces(_merge_adjacent(segments)):
+            _copy_range(sources.descriptor(piece.path), stream.fileno(), piece)
+            if progress:
+                progress(piece.end - piece.start)
+
+
+def assemble_hashed(
+    target: Path, header: bytes, segments: Iterable[Segment], watch: SourceWatch, progress: Progress | None = None
+) -> list[str]:
+    """Write `header` and then the bytes of the segments, in order. Returns the SHA-256 of each segment.
+
+    Every byte passes through this process once: it is read, hashed and written while it is in the cache, which costs
+    less than to copy it in the kernel and read it again.
+    """
+    digests = []
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    with target.open("xb", buffering=0) as stream, _Sources(watch) as sources:
+        _write_all(stream.fileno(), header)
+        for segment in segments:
+            digest = hashlib.sha256()
+            for part in read_range(segment.path, sources.descriptor(segment.path), segment.start, segment.end, buffer):
+                digest.update(part)
+                _write_all(stream.fileno(), part)
+            digests.append(digest.hexdigest())
+            if progress:
+                progress(segment.end - segment.start)
+    return digests
+
+
+def read_range(path: Path, descriptor: int, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield a file's bytes from `start` to `end`, one buffer full after the other.
+
+    Raises CheckpointError when the file ends before that.
+    """
+    while start < end:
+        count = os.preadv(descriptor, [buffer[: end - start]], start)
+        if count == 0:
+            raise CheckpointError(path, f"truncated while it was read: it ends before byte {end}")
+        yield buffer[:count]
+        start += count
+
+
+class _Sources:
+    """The source files that are open, a bounded number of them."""
+
+    def __init__(self, watch: SourceWatch) -> None:
+        self._watch = watch
+        self._open: dict[Path, int] = {}
+
+    def __enter__(self) -> _Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def descriptor(self, path: Path) -> int:
+        if path not in self._open:
+            if len(self._open) >= _MAX_OPEN:
+                self.__exit__()
+            self._open[path] = self._watch.open(path)
+        return self._open[path]
+
+
+def _merge_adjacent(segments: Iterable[Segment]) -> Iterator[Segment]:
+    last: Segment | None = None
+    for segment in segments:
+        if last is not None and segment.path == last.path and segment.start == last.end:
+            last = Segment(last.path, last.start, segment.end)
+            continue
+        if last is not None:
+            yield last
+        last = segment
+    if last is not None:
+        yield last
+
+
+def _pieces(segments: Iterable[Segment]) -> Iterator[Segment]:
+    for segment in segments:
+        for start in range(segment.start, segment.end, _PIECE_BYTES):
+            yield Segment(segment.path, start, min(start + _PIECE_BYTES, segment.end))
+
+
+def _write_all(descriptor: int, content: bytes | memoryview) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _copy_range(source: int, target: int, piece: Segment) -> None:
+    """Append a source's bytes to the target: copy_file_range, else sendfile, else through a bounded buffer."""
+    position = piece.start
+    for copy in (_copy_file_range, _sendfile, _read_write):
+        try:
+            while position < piece.end:
+                copied = copy(source, target, position, piece.end - position)
+                if copied == 0:
+                    raise CheckpointError(piece.path, f"truncated while it was read: it ends before byte {piece.end}")
+                position += copied
+            return
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+
+
+def _copy_file_range(source: int, target: int, start: int, count: int) -> int:
+    if not hasattr(os, "copy_file_range"):
+        raise OSError(errno.ENOSYS, "no copy_file_range on this platform")
+    return os.copy_file_range(source, target, count, offset_src=start)
+
+
+def _sendfile(source: int, target: int, start: int, count: int) -> int:
+    return os.sendfile(target, source, start, count)
+
+
+def _read_write(source: int, target: int, start: int, count: int) -> int:
+    content = os.pread(source, min(count, BUFFER_BYTES), start)
+    _write_all(target, content)
+    return len(content)
+
+
+class SourceWatch:
+    """Holds source files to what they were when their headers were read: one that changes meanwhile is an error.
+
+    May be shared between threads.
+    """
+
+    def __init__(self, checkpoints: Iterable[Checkpoint]) -> None:
+        self._before = {file.path: file.header.identity for c in checkpoints for file in c.files}
+
+    def open(self, path: Path) -> int:
+        """Return a file descriptor for reading, which the caller closes.
+
+        Raises CheckpointError when the file cannot be opened or is another one than before.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+        try:
+            self._compare(path, file_identity(os.fstat(descriptor)))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def check(self) -> None:
+        """Raise CheckpointError when a file is not what it was when its header was read."""
+        for path in self._before:
+            try:
+                now = file_identity(path.stat())
+            except OSError:
+                now = None
+            self._compare(path, now)
+
+    def _compare(self, path: Path, now: FileIdentity | None) -> None:
+        if self._before.get(path, now) != now:
+            raise CheckpointError(path, "changed while it was read", hint="wait until it is written, then try again")

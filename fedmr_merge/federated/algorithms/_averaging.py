@@ -1,0 +1,23 @@
+"""What FedAvg shares with the methods that change how clients train and average as it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.protocol import Algorithm, State, Trained
+
+
+@dataclass(frozen=True)
+class Averaging(Algorithm):
+    """Clients train the global model; their mean, weighted by examples, is the next one."""
+
+    def start(self, federation: Federation, previous: State) -> State:
+        """Go on from the global model."""
+        return State(Cohort.stack([previous.global_weights]), previous.global_weights)
+
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+        """Return the weighted mean w ← Σ n_i w_i / Σ n_i over the selected clients; what else is kept stays."""
+        mean = trained.cohort.mean(weights=trained.examples)
+        return State(Cohort.stack([mean]), mean, state.tensors, state.facts), None

@@ -1,0 +1,89 @@
+"""FedGen's generator: a label and noise to features, with the state of its Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import vmap
+
+from fedmr_merge.federated.cohort import Cohort, Weights
+from fedmr_merge.federated.forward import Forward
+from fedmr_merge.seeds import derive_seed
+
+_PARAMETERS = ("hidden.weight", "hidden.bias", "out.weight", "out.bias")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def draws(seed: int, purpose: str, round: int) -> torch.Generator:
+    """Return a generator of its own for a purpose and round; on the CPU, so that every device sees the same draws."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, round))
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureGenerator:
+    """Two linear layers with ReLU between. `tensors` are its parameters and what its optimiser remembers."""
+
+    tensors: Weights
+
+    @classmethod
+    def initialise(cls, noise: int, classes: int, hidden: int, width: int, seed: int) -> FeatureGenerator:
+        """Return a generator with random parameters and an optimiser that has taken no step."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "generator's initial weights"))
+            layers = nn.ModuleDict({"hidden": nn.Linear(noise + classes, hidden), "out": nn.Linear(hidden, width)})
+        tensors = {f"generator/{name}": tensor for name, tensor in layers.state_dict().items()}
+        for name in _PARAMETERS:
+            for moment in _MOMENTS:
+                tensors[f"adam/{name}/{moment}"] = torch.zeros_like(tensors[f"generator/{name}"])
+        return cls({**tensors, "adam/step": torch.zeros(())})
+
+    def to(self, device: torch.device) -> FeatureGenerator:
+        """Return the generator on a device."""
+        return FeatureGenerator({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def __call__(self, labels: Tensor, noise: Tensor) -> Tensor:
+        """Return features [batch, width] for labels [batch] and noise [batch, noise]."""
+        return _generate({name: self.tensors[f"generator/{name}"] for name in _PARAMETERS}, labels, noise)
+
+    def trained(
+        self, forward: Forward, teachers: Cohort, batches: Sequence[tuple[Tensor, Tensor]], lr: float
+    ) -> tuple[FeatureGenerator, list[float]]:
+        """Return a generator after one step of Adam on each batch of labels and noise, and the losses.
+
+        The loss is the cross-entropy of the label under the mean logits of all teachers' heads: Zhu et al. 2021, eq. 4.
+        """
+        parameters = {name: self.tensors[f"generator/{name}"].clone().requires_grad_() for name in _PARAMETERS}
+        device = self.tensors["generator/out.bias"].device
+        optimiser = torch.optim.Adam(parameters.values(), lr=lr)
+        for name, parameter in parameters.items():
+            moments = {moment: self.tensors[f"adam/{name}/{moment}"].clone() for moment in _MOMENTS}
+            optimiser.state[parameter] = {"step": self.tensors["adam/step"].cpu().clone(), **moments}
+        heads = vmap(forward.head, in_dims=(0, None))
+        losses = []
+        for labels, noise in batches:
+            labels, noise = labels.to(device), noise.to(device)
+            features = _generate(parameters, labels, noise)
+            loss = F.cross_entropy(heads(dict(teachers.tensors), features).mean(dim=0), labels)
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+                parameter.grad = gradient
+            optimiser.step()
+            losses.append(loss.detach())
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in parameters.items():
+            tensors[f"generator/{name}"] = parameter.detach()
+            for moment in _MOMENTS:
+                tensors[f"adam/{name}/{moment}"] = optimiser.state[parameter][moment]
+            tensors["adam/step"] = optimiser.state[parameter]["step"]
+        return FeatureGenerator(tensors), torch.stack(losses).tolist()
+
+
+def _generate(parameters: Weights, labels: Tensor, noise: Tensor) -> Tensor:
+    classes = parameters["hidden.weight"].shape[1] - noise.shape[1]
+    inputs = torch.cat([noise, F.one_hot(labels, classes).to(noise.dtype)], dim=1)
+    hidden = F.relu(F.linear(inputs, parameters["hidden.weight"], parameters["hidden.bias"]))
+    return F.linear(hidden, parameters["out.weight"], parameters["out.bias"])

@@ -1,0 +1,58 @@
+"""Multi-to-multi training with cross-aggregation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.protocol import Algorithm, State, Trained, distinct_models
+
+
+@dataclass(frozen=True)
+class FedCross(Algorithm):
+    """K models train at K clients, then each takes in a little of a partner (Hu et al. 2024, ICDE, algorithm 1).
+
+    v_i ← α v_i + (1 − α) v_partner. The global model is the unweighted mean of the K models.
+    """
+
+    alpha: Annotated[float, Ge(0.5), Le(1)] = 0.99  #: α, what a model keeps of itself; 1 is `independent`
+    partner: Literal["in_order", "most_similar", "least_similar"] = "in_order"  #: by cosine of the trained models
+
+    def start(self, federation: Federation, previous: State) -> State:
+        """Go on from the K models, or from K copies of the global one."""
+        if federation.slots < 2:
+            raise TrainingError(
+                "fedcross crosses at least 2 models, but 1 client per round trains 1",
+                hint="set training.clients_per_round to 2 or more",
+            )
+        return State(distinct_models(federation, previous), previous.global_weights)
+
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+        """Cross every model with its partner; integer buffers stay."""
+        partners = self._partners(federation, trained.cohort, round)
+
+        def cross(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            return self.alpha * tensor + (1 - self.alpha) * tensor[partners]
+
+        crossed = Cohort({name: cross(tensor) for name, tensor in trained.cohort.tensors.items()})
+        return State(crossed, crossed.mean()), None
+
+    def _partners(self, federation: Federation, trained: Cohort, round: int) -> list[int]:
+        slots = trained.slots
+        if self.partner == "in_order":
+            # Every other model is a model's partner once in K − 1 rounds.
+            return [(slot + round % (slots - 1) + 1) % slots for slot in range(slots)]
+        cosines = trained.similarities(federation.trainable)
+        if self.partner == "least_similar":
+            cosines = -cosines
+        # No model is its own partner.
+        cosines.fill_diagonal_(float("-inf"))
+        return [int(slot) for slot in cosines.argmax(dim=1)]

@@ -1,0 +1,112 @@
+"""Data-free knowledge distillation by a generator of features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from fedmr_merge.federated.algorithms._averaging import Averaging
+from fedmr_merge.federated.algorithms._feature_generator import FeatureGenerator, draws
+from fedmr_merge.federated.cohort import Cohort, Weights
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.forward import Forward
+from fedmr_merge.federated.protocol import Batch, Context, State, Trained
+
+_SAMPLED = 1000  # generated features with labels drawn from p̂ that a round has for its clients
+_PER_CLASS = 20  # and of each class
+
+
+@dataclass(frozen=True)
+class FedGen(Averaging):
+    """The server learns to generate features that the clients' heads classify; clients train on them too.
+
+    Zhu et al. 2021 (ICML): the generator by eq. 4, the clients by eq. 5 and, as in the paper's code, a divergence (β)
+    between the predictions for an image and for generated features of its class. Features are generated once a round;
+    every example has its own among them. There are none in the first round, when the generator has seen no client.
+    """
+
+    alpha: Annotated[float, Ge(0)] = 0.2  #: α, weight of the loss on generated features
+    beta: Annotated[float, Ge(0)] = 0.2  #: β, weight of the divergence from their predictions
+    generator_steps: Annotated[int, Ge(1)] = 50  #: a round
+    generator_batch: Annotated[int, Ge(1)] = 128  #: generated features in a step
+    generator_lr: Annotated[float, Gt(0)] = 3e-4  #: of Adam
+    hidden: Annotated[int, Ge(1)] = 256  #: width of the generator
+    noise: Annotated[int, Ge(1)] = 32  #: width of its noise, uniform in [0, 1)
+
+    def start(self, federation: Federation, previous: State) -> State:
+        """Go on from the global model, with a freshly initialised generator."""
+        images = federation.data.normalise(federation.data.test_images[:1])
+        width = federation.evaluation_forward.features(previous.global_weights, images).shape[1]
+        generator = FeatureGenerator.initialise(
+            self.noise, federation.data.num_classes, self.hidden, width, federation.seed
+        )
+        tensors = generator.to(federation.device).tensors
+        return State(Cohort.stack([previous.global_weights]), previous.global_weights, tensors=tensors)
+
+    def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
+        """Send the global model, and generated features with their labels."""
+        cohort, _ = super().dispatch(federation, state, selected)
+        if "label_counts" not in state.facts:
+            return cohort, Context()
+        random = draws(federation.seed, "generated features", state.facts["round"])
+        generator, classes, device = FeatureGenerator(state.tensors), federation.data.num_classes, federation.device
+        labels = _labels(state.facts["label_counts"], _SAMPLED, random).to(device)
+        every = torch.arange(classes, device=device).repeat_interleave(_PER_CLASS)
+        noise = torch.rand(len(labels) + len(every), self.noise, generator=random).to(device)
+        with torch.no_grad():
+            features = generator(torch.cat([labels, every]), noise)
+        sampled, per_class = features[: len(labels)], features[len(labels) :]
+        generated = {"labels": labels, "sampled": sampled, "per_class": per_class.view(classes, _PER_CLASS, -1)}
+        return cohort, Context(shared={"generated": generated})
+
+    def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
+        """Return the cross-entropy, that on generated features, and the divergence from their predictions."""
+        logits = forward(weights, batch.images)
+        loss = F.cross_entropy(logits, batch.labels)
+        if "generated" not in context.shared:
+            return loss
+        generated = context.shared["generated"]
+        # Told by the example's number: an objective draws nothing.
+        place = batch.indices % _SAMPLED
+        loss = loss + self.alpha * F.cross_entropy(
+            forward.head(weights, generated["sampled"][place]), generated["labels"][place]
+        )
+        own_class = generated["per_class"][batch.labels, batch.indices % _PER_CLASS]
+        target = forward.head(weights, own_class).detach().log_softmax(dim=1)
+        divergence = (target.exp() * (target - logits.log_softmax(dim=1))).sum(dim=1).mean()
+        return loss + self.beta * divergence
+
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+        """Average as FedAvg does; train the generator on the clients' heads and label counts."""
+        averaged, _ = super().aggregate(federation, state, trained, round)
+        random = draws(federation.seed, "generator training", round)
+        counts = _label_counts(federation, trained.clients)
+        batches = [
+            (
+                _labels(counts, self.generator_batch, random),
+                torch.rand(self.generator_batch, self.noise, generator=random),
+            )
+            for _ in range(self.generator_steps)
+        ]
+        generator, losses = FeatureGenerator(state.tensors).trained(
+            federation.evaluation_forward, trained.cohort, batches, self.generator_lr
+        )
+        facts = {"label_counts": counts, "round": round, "generator_loss": losses[-1]}
+        return replace(averaged, tensors=generator.tensors, facts=facts), None
+
+
+def _labels(counts: list[int], number: int, random: torch.Generator) -> Tensor:
+    """Draw labels from p̂(y), the share of each class among the examples of the clients last seen."""
+    return torch.multinomial(torch.tensor(counts, dtype=torch.float64), number, replacement=True, generator=random)
+
+
+def _label_counts(federation: Federation, clients: tuple[int, ...]) -> list[int]:
+    """Return how many examples of each class these clients have together."""
+    indices = torch.cat([federation.client_indices[client] for client in clients])
+    counts = torch.bincount(federation.data.train_labels[indices], minlength=federation.data.num_classes)
+    return [int(count) for count in counts]

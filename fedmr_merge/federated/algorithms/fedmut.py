@@ -1,0 +1,60 @@
+"""Federated learning by mutated models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from fedmr_merge.federated.cohort import Cohort, Weights
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.protocol import Algorithm, State, Trained
+from fedmr_merge.recombination.rules import group_tensors
+
+
+@dataclass(frozen=True)
+class FedMut(Algorithm):
+    """Clients train mutants of the global model, moved along or against its last update (Hu et al. 2024, AAAI).
+
+    Slot i gets w + s_i r Δ, layer by layer: Δ is what the round changed in the global model w, and as many of the
+    signs s are + as −, so that the mean of the mutants is w. The global model is the unweighted mean of the trained
+    models. Only what is trained mutates; buffers are those of w.
+    """
+
+    radius: Annotated[float, Ge(0)] = 4.0  #: r, length of a mutation in updates; 0 averages without mutation
+    rule: str = "layer"  #: which tensors mutate together
+
+    def start(self, federation: Federation, previous: State) -> State:
+        """Go on from K copies of the global model: without an update there is nothing to mutate along."""
+        self._groups(federation, previous.global_weights)  # a rule that does not fit is told before any training
+        copies = Cohort.stack([previous.global_weights]).expand(federation.slots)
+        return State(copies, previous.global_weights)
+
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+        """Average the trained models and mutate the mean."""
+        mean = trained.cohort.mean()
+        slots = trained.cohort.slots
+        mutants = {name: torch.stack([tensor] * slots) for name, tensor in mean.items()}
+        for group, names in self._groups(federation, mean).items():
+            signs = self._signs(federation, slots, round, group)
+            for name in names:
+                update = mean[name] - state.global_weights[name]
+                mutants[name] += self.radius * signs.to(update).view(-1, *[1] * update.dim()) * update
+        return State(Cohort(mutants), mean), None
+
+    def _groups(self, federation: Federation, weights: Weights) -> dict[str, list[str]]:
+        """Return the trained tensors of every layer group."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        groups = group_tensors(self.rule, shapes, federation.layers)
+        trainable = set(federation.trainable)
+        return {group.name: [name for name in group.tensors if name in trainable] for group in groups}
+
+    def _signs(self, federation: Federation, slots: int, round: int, group: str) -> Tensor:
+        """Return as many +1 as −1 in random order, with one 0 among an odd number of slots."""
+        signs = np.array([1.0, -1.0] * (slots // 2) + [0.0] * (slots % 2))
+        rng = federation.generator("mutation signs", round, group)
+        return torch.from_numpy(rng.permutation(signs))

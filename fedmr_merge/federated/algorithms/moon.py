@@ -1,0 +1,55 @@
+"""Model-contrastive federated learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from fedmr_merge.federated.algorithms._averaging import Averaging
+from fedmr_merge.federated.algorithms._client_memory import recall, remembering
+from fedmr_merge.federated.cohort import Cohort, Weights
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.forward import Forward
+from fedmr_merge.federated.protocol import Batch, Context, State, Trained
+
+
+@dataclass(frozen=True)
+class Moon(Averaging):
+    """Features are drawn to the global model's and away from the client's previous one's (Li et al. 2021, CVPR, eq. 3).
+
+    The features are those below the last layer: no projection head is added, so that the models stay comparable. The
+    previous model of a client is kept from its first round on; until then the global one stands in for it, which
+    makes the term a constant.
+    """
+
+    mu: Annotated[float, Ge(0)] = 1.0  #: μ, weight of the contrastive term; 0 is FedAvg
+    temperature: Annotated[float, Gt(0)] = 0.5  #: τ
+
+    def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
+        """Send the global model; each client has its previous one."""
+        cohort, _ = super().dispatch(federation, state, selected)
+        previous = recall(state.tensors, selected, state.global_weights)
+        return cohort, Context(shared={"global": state.global_weights}, own={"previous": previous})
+
+    def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
+        """Return ℓ_sup + μ ℓ_con."""
+        features = forward.features(weights, batch.images)
+        logits = forward.head(weights, features)
+        anchors = (context.shared["global"], context.own["previous"])
+        similarities = [
+            F.cosine_similarity(features, forward.frozen.features(anchor, batch.images)) for anchor in anchors
+        ]
+        # −log(exp(s_glob/τ) / (exp(s_glob/τ) + exp(s_prev/τ))) is the cross-entropy of two logits, the first the right.
+        contrast = F.softplus((similarities[1] - similarities[0]) / self.temperature)
+        return F.cross_entropy(logits, batch.labels) + self.mu * contrast.mean()
+
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+        """Average as FedAvg does, and keep what the clients trained."""
+        state, _ = super().aggregate(federation, state, trained, round)
+        return replace(
+            state, tensors=remembering(state.tensors, trained.clients, trained.cohort.tensors, trained.steps)
+        ), None

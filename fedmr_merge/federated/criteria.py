@@ -1,0 +1,80 @@
+"""When a stage ends before its last round: what `until` of a recipe names.
+
+A criterion reads the metrics of the stage's rounds so far, first round first, and nothing else: whoever goes on with a
+run hands in those that were recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.federation import Federation
+
+History = Sequence[Mapping[str, Any]]
+"""The metrics of each round of a stage, as `RoundResult.metrics` has them."""
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The test accuracy has not risen by `min_delta` above its best for `patience` rounds."""
+
+    patience: Annotated[int, Ge(1)] = 10
+    min_delta: Annotated[float, Ge(0)] = 0.001  #: accuracy is counted from 0 to 1
+
+    def reached(self, history: History) -> str | None:
+        """Return what happened, once it has."""
+        best, rounds_ago = float("-inf"), 0
+        for metrics in history:
+            if metrics["test_accuracy"] > best + self.min_delta:
+                best, rounds_ago = metrics["test_accuracy"], 0
+            else:
+                rounds_ago += 1
+            if rounds_ago >= self.patience:
+                return f"the test accuracy has stayed at {best:.4f} for {rounds_ago} rounds"
+        return None
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The models that the clients trained have a mean pairwise cosine similarity above a threshold.
+
+    The dynamic switch between two stages that the FedMR paper leaves to future work.
+    """
+
+    above: Annotated[float, Gt(-1), Le(1)] = 0.95
+
+    def reached(self, history: History) -> str | None:
+        """Return what happened, once it has."""
+        for metrics in history:
+            if metrics["similarity"] > self.above:
+                return f"the models' mean cosine similarity is {metrics['similarity']:.4f}, above {self.above}"
+        return None
+
+
+@dataclass(frozen=True)
+class Until:
+    """Ends a stage as soon as one of its criteria is met."""
+
+    plateau: Plateau | None = None
+    similarity: Similarity | None = None
+
+    def check(self, federation: Federation) -> None:
+        """Raise TrainingError when a criterion could never be met here."""
+        if self.similarity is not None and federation.slots < 2:
+            raise TrainingError(
+                "until.similarity compares models, but 1 client per round trains 1",
+                hint="set training.clients_per_round to 2 or more",
+            )
+
+    def reached(self, history: History) -> str | None:
+        """Return what happened, once a criterion is met by the rounds so far."""
+        for criterion in (self.plateau, self.similarity):
+            reason = criterion.reached(history) if criterion is not None else None
+            if reason is not None:
+                return reason
+        return None

@@ -1,0 +1,93 @@
+"""Clients whose training diverged: a loss or a weight that is not finite, or a mean loss above a bound.
+
+What such a client trained is thrown away in any case. Its slot follows `training.on_divergence`:
+
+    fail   the run ends and names the client.
+    keep   the model that the client was sent stands in for the one it did not train, as if it had taken no step. It
+           counts in averages and is recombined like the others.
+    drop   the client counts for nothing: the others are averaged without it. Where every slot has a model of its
+           own, the slot goes on with the mean of the other trained models, which leaves their mean as it is.
+
+Whatever a method remembers of a client (control variate, previous model, update) stays as it was before the round.
+When every client of a round diverges, the run ends under each policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.federation import Training
+from fedmr_merge.federated.protocol import Trained
+
+
+def find_diverged(
+    cohort: Cohort, losses: Sequence[float], clients: Sequence[int], round: int, training: Training
+) -> dict[int, str]:
+    """Return what is wrong with each slot whose client diverged.
+
+    Raises TrainingError when there is one and the policy is `fail`, or when all diverged.
+    """
+    finite = torch.stack(
+        [
+            torch.isfinite(tensor).flatten(1).all(dim=1)
+            for tensor in cohort.tensors.values()
+            if tensor.is_floating_point()
+        ]
+    ).all(dim=0)
+    diverged = {}
+    bound = training.divergence_loss
+    for slot, (loss, weights_finite) in enumerate(zip(losses, finite.tolist(), strict=True)):
+        if not math.isfinite(loss):
+            diverged[slot] = f"its training loss is {loss}"
+        elif not weights_finite:
+            diverged[slot] = "its weights are not all finite"
+        elif bound is not None and loss > bound:
+            diverged[slot] = f"its training loss is {loss:.4g}, above {bound:.4g}"
+    if diverged and (training.on_divergence == "fail" or len(diverged) == len(losses)):
+        slot, fault = next(iter(diverged.items()))
+        others = "" if len(diverged) == 1 else f" (and {len(diverged) - 1} more of {len(losses)} clients)"
+        raise TrainingError(
+            f"client {clients[slot]} diverged in round {round}: {fault}{others}",
+            hint="lower training.lr, or let the round go on without such clients: training.on_divergence: drop",
+        )
+    return diverged
+
+
+def replace_diverged(
+    trained: Trained, diverged: Mapping[int, str], dispatched: Cohort, policy: str, own_models: bool
+) -> Trained:
+    """Return what came back from a round in which the clients of some slots, not of all, diverged: see above.
+
+    The slots that stand for a diverged client have taken 0 steps, at a loss of NaN.
+    """
+    slots = range(trained.cohort.slots)
+    healthy = [slot for slot in slots if slot not in diverged]
+    faults = {trained.clients[slot]: fault for slot, fault in diverged.items()}
+    if policy == "drop" and not own_models:
+        return replace(
+            trained,
+            cohort=Cohort({name: tensor[healthy] for name, tensor in trained.cohort.tensors.items()}),
+            clients=tuple(trained.clients[slot] for slot in healthy),
+            examples=tuple(trained.examples[slot] for slot in healthy),
+            steps=tuple(trained.steps[slot] for slot in healthy),
+            losses=tuple(trained.losses[slot] for slot in healthy),
+            diverged=faults,
+        )
+    mean = Cohort({name: tensor[healthy] for name, tensor in trained.cohort.tensors.items()}).mean()
+    models = [
+        trained.cohort.slot(slot) if slot in healthy else (mean if policy == "drop" else dispatched.slot(slot))
+        for slot in slots
+    ]
+    return replace(
+        trained,
+        cohort=Cohort.stack(models),
+        steps=tuple(trained.steps[slot] if slot in healthy else 0 for slot in slots),
+        losses=tuple(trained.losses[slot] if slot in healthy else math.nan for slot in slots),
+        diverged=faults,
+    )

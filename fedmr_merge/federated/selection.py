@@ -1,0 +1,75 @@
+"""Which clients take part in a round: what a method's option `selection` names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedmr_merge.federated.cohort import Weights
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.forward import laid_out
+
+Selection = Callable[[Federation, Weights, int], tuple[int, ...]]
+"""(federation, global model, round) → K different clients in random order."""
+
+_CANDIDATES = 2  # of `by_loss`, per client that is selected: d = 2K
+_BATCH_SIZE = 500
+
+
+def uniform(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
+    """K of the clients, uniformly at random."""
+    rng = federation.generator("client selection", round)
+    return tuple(rng.choice(len(federation.partition), size=federation.slots, replace=False).tolist())
+
+
+def by_size(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
+    """K of the clients, one after the other, each with a probability in proportion to its number of examples."""
+    return _by_size(federation, federation.slots, federation.generator("client selection", round))
+
+
+def round_robin(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
+    """The next K of a circle of all clients, whose order is the same through the run."""
+    clients, slots = len(federation.partition), federation.slots
+    circle = federation.generator("client selection: circle").permutation(clients)
+    chosen = circle[(np.arange(slots) + (round - 1) * slots) % clients]
+    # In random order, or the models of FedMR's family would each go to the same few clients for ever.
+    return tuple(federation.generator("client selection", round).permutation(chosen).tolist())
+
+
+def by_loss(federation: Federation, weights: Weights, round: int) -> tuple[int, ...]:
+    """The K clients at which the global model does worst, out of 2K candidates that are drawn by size.
+
+    Power-of-choice, Cho et al. 2022 (AISTATS), section 3.1, with d = 2K.
+    """
+    rng = federation.generator("client selection", round)
+    candidates = _by_size(federation, min(_CANDIDATES * federation.slots, len(federation.partition)), rng)
+    losses = {client: _loss(federation, weights, client) for client in candidates}
+    chosen = sorted(candidates, key=lambda client: (-losses[client], client))[: federation.slots]
+    return tuple(rng.permutation(chosen).tolist())
+
+
+SELECTIONS: Mapping[str, Selection] = {
+    "uniform": uniform,
+    "by_size": by_size,
+    "round_robin": round_robin,
+    "by_loss": by_loss,
+}
+
+
+def _by_size(federation: Federation, count: int, rng: np.random.Generator) -> tuple[int, ...]:
+    sizes = np.array(federation.partition.sizes, dtype=np.float64)
+    return tuple(rng.choice(len(sizes), size=count, replace=False, p=sizes / sizes.sum()).tolist())
+
+
+def _loss(federation: Federation, weights: Weights, client: int) -> float:
+    """Return a model's mean cross-entropy over a client's training examples."""
+    data, indices = federation.data, federation.client_indices[client]
+    total = torch.zeros((), dtype=torch.float64, device=federation.device)
+    with torch.inference_mode():
+        for batch in torch.split(indices, _BATCH_SIZE):
+            logits = federation.evaluation_forward(weights, data.normalise(laid_out(data.train_images[batch])))
+            total += F.cross_entropy(logits, data.train_labels[batch], reduction="sum")
+    return float(total) / len(indices)

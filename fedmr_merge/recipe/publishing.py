@@ -1,0 +1,100 @@
+"""The `publish` stages of a run: written to its folder, and pushed where they name a repository.
+
+A push that fails is remembered and told at the end, with the command that finishes it: it neither stops the training
+nor loses anything. Until a branch is on the Hub, its files wait in the run's `unpushed/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fedmr_merge.errors import HubError, PushError
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.protocol import State
+from fedmr_merge.publish.hub import push_folder
+from fedmr_merge.publish.publication import write_publication
+from fedmr_merge.publish.push_plan import push_command
+from fedmr_merge.recipe.schema import Publish, Stage
+
+_UNPUSHED = "unpushed"
+
+
+class Publisher:
+    """Publishes the states of one run."""
+
+    def __init__(self, run: Path, federation: Federation, stages: Sequence[Stage]) -> None:
+        self._run, self._federation, self._stages = run, federation, stages
+        self._failed: dict[str, str] = {}  #: the command that finishes a push → why it failed
+
+    def stage(self, stage: Publish, state: State, round: int) -> str:
+        """Do a `publish` stage after a round; returns what was done."""
+        target = self._run / ("cohort" if stage.what == "cohort" else "global")
+        self._write(target, stage, state, round)
+        held = {"global": "the global model", "cohort": "the cohort", "both": "the global model and the cohort"}
+        done = f"{target} holds {held[stage.what]}, with a card"
+        return done if stage.repo is None else f"{done}; {self._push(target, stage, stage.repo, None)}"
+
+    def after_round(self, position: int, state: State, round: int) -> Iterator[str]:
+        """Push the branches that later stages want after this round of the stage at `position`."""
+        for stage in self._later(position):
+            if stage.every is not None and round % stage.every == 0:
+                branch = f"round-{round:06d}"
+                target = self._run / _UNPUSHED / branch
+                target.parent.mkdir(exist_ok=True)
+                self._write(target, stage, state, round)
+                yield self._push_branch(target, stage)
+
+    def left_over(self, position: int) -> Iterator[str]:
+        """Push what an earlier process could not, now that the run goes on in the stage at `position`."""
+        waiting = sorted((self._run / _UNPUSHED).glob("round-*"))
+        for stage in [stage for stage in self._later(position) if stage.every is not None][:1]:
+            for target in waiting:
+                yield self._push_branch(target, stage)
+
+    def finish(self) -> None:
+        """Raise PushError when a push failed; its hint holds the commands that finish what was begun."""
+        if self._failed:
+            commands = " && ".join(self._failed)
+            raise PushError(
+                f"the run is complete, but not all of it is on the Hub: {next(iter(self._failed.values()))}",
+                hint=f"everything is on disk; this finishes it: {commands}",
+            )
+
+    def _later(self, position: int) -> list[Publish]:
+        return [stage for stage in self._stages[position + 1 :] if isinstance(stage, Publish)]
+
+    def _write(self, target: Path, stage: Publish, state: State, round: int) -> None:
+        write_publication(
+            self._run,
+            target,
+            self._federation,
+            state,
+            round,
+            what=stage.what,
+            client_information=stage.client_information,
+        )
+
+    def _push_branch(self, target: Path, stage: Publish) -> str:
+        assert stage.repo is not None  # the schema wants it beside `every`
+        told = self._push(target, stage, stage.repo, target.name)
+        if self._command(target, stage, stage.repo, target.name) not in self._failed:
+            shutil.rmtree(target)
+            with contextlib.suppress(OSError):  # others wait there
+                target.parent.rmdir()
+        return told
+
+    def _push(self, target: Path, stage: Publish, repo: str, branch: str | None) -> str:
+        command = self._command(target, stage, repo, branch)
+        self._failed.pop(command, None)
+        try:
+            result = push_folder(target, repo, private=stage.private, revision=branch)
+        except HubError as error:
+            self._failed[command] = str(error)
+            return f"not pushed: {error}"
+        return f"{'is on the Hub already' if result.unchanged else 'pushed'}: {result.url}"
+
+    def _command(self, target: Path, stage: Publish, repo: str, branch: str | None) -> str:
+        return push_command(target, repo, private=stage.private, revision=branch)

@@ -1,0 +1,80 @@
+"""How a mean of models is taken, and of what no mean can be taken. Needs no numpy: what only plans imports this."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import isfinite
+
+from fedmr_merge.checkpoint.header import TensorEntry
+from fedmr_merge.errors import PlanError
+
+#: dtypes that a mean can be taken of
+FLOATS = ("F16", "F32", "F64", "C64", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+#: dtypes that are kept as they are: a mean of counters or masks means nothing.
+KEPT = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
+#: dtypes that are codes of a block with a scale of its own, or packed below a byte: no mean of the codes is the mean of
+#: the numbers.
+NO_MEAN = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
+
+_PIECE_ELEMENTS = 1 << 17
+_MIN_PIECE_ELEMENTS = 1 << 12
+#: What one thread holds per element, at most: one source's bytes, two accumulators, and the steps of encoding.
+_BYTES_PER_ELEMENT = 48
+#: Python, numpy and the headers, beside the pieces in work.
+_BASE_BYTES = 120 << 20
+
+
+@dataclass(frozen=True)
+class MeanOptions:
+    """How a mean is taken."""
+
+    weights: tuple[float, ...] | None = None  #: one per slot, divided by their sum; equal if None
+    double: bool = False  #: add up in float64
+    out_dtype: str | None = None  #: dtype of the mean's floats; that of the inputs if None
+    threads: int | None = None  #: as many as there are cores if None
+    max_memory_bytes: int | None = None
+
+    def check(self, slots: int) -> None:
+        """Raise PlanError when the options do not fit `slots` models."""
+        if self.weights is not None:
+            if len(self.weights) != slots:
+                raise PlanError(
+                    f"{len(self.weights)} weights for {slots} models", hint="give one weight for each model"
+                )
+            if not all(isfinite(w) and w >= 0 for w in self.weights) or sum(self.weights) <= 0:
+                raise PlanError(f"weights must be 0 or more and not all 0, found {list(self.weights)}")
+        if self.out_dtype is not None and self.out_dtype not in FLOATS:
+            raise PlanError(
+                f"a mean cannot be written as {self.out_dtype!r}", hint=f"choose one of {', '.join(FLOATS)}"
+            )
+
+    def plan_work(self) -> tuple[int, int]:
+        """Return (threads, elements per piece) that keep to the memory bound. Raises PlanError when none does."""
+        threads = self.threads or os.cpu_count() or 1
+        if self.max_memory_bytes is None:
+            return threads, _PIECE_ELEMENTS
+        room = self.max_memory_bytes - _BASE_BYTES
+        threads = max(1, min(threads, room // (_MIN_PIECE_ELEMENTS * _BYTES_PER_ELEMENT)))
+        elements = min(_PIECE_ELEMENTS, room // (threads * _BYTES_PER_ELEMENT))
+        if elements < _MIN_PIECE_ELEMENTS:
+            least = (_BASE_BYTES + _MIN_PIECE_ELEMENTS * _BYTES_PER_ELEMENT) >> 20
+            raise PlanError(
+                f"a mean cannot be taken within {self.max_memory_bytes >> 20} MiB",
+                hint=f"allow at least {least + 1} MiB",
+            )
+        return threads, elements
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """NaN or infinite numbers that a mean met in its inputs."""
+
+    tensor: str
+    slot: int
+    count: int
+
+
+def out_dtype(entry: TensorEntry, options: MeanOptions) -> str:
+    """Return the dtype that the mean of a tensor is written in."""
+    return entry.dtype if entry.dtype in KEPT or options.out_dtype is None else options.out_dtype

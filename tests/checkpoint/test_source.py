@@ -1,0 +1,190 @@
+"""What is opened as a checkpoint, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_checkpoints import LINEAR, MIXED, model, write, write_folder, write_sharded, write_sidecars
+
+from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
+from fedmr_merge.errors import CheckpointError
+
+
+def content(checkpoint: Checkpoint) -> dict[str, bytes]:
+    return {name: e.file.read_bytes()[e.start : e.end] for name, e in checkpoint.tensors.items()}
+
+
+def expected(seed: int = 0) -> dict[str, bytes]:
+    return {name: raw for name, (_, _, raw) in model(seed).items()}
+
+
+def test_file(tmp_path: Path) -> None:
+    found = open_checkpoint(write(tmp_path / "a.safetensors", model(0), {"format": "pt"}))
+    assert content(found) == expected()
+    assert not found.is_folder
+    assert found.metadata == {"format": "pt"}
+    assert found.nbytes == sum(map(len, expected().values()))
+
+
+@pytest.mark.parametrize("stem", ["model", "adapter_model", "diffusion_pytorch_model", "anything"])
+def test_folder_with_one_weight_file(stem: str, tmp_path: Path) -> None:
+    write(tmp_path / f"{stem}.safetensors", model(0))
+    assert content(open_checkpoint(tmp_path)) == expected()
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_sharded_folder(shards: int, tmp_path: Path) -> None:
+    write_sharded(tmp_path, model(0), shards)
+    found = open_checkpoint(tmp_path)
+    assert content(found) == expected()
+    assert found.indexes == ("model.safetensors.index.json",)
+    assert len(found.files) == shards
+    assert content(open_checkpoint(tmp_path / "model.safetensors.index.json")) == expected()
+
+
+def test_components_of_a_pipeline(tmp_path: Path) -> None:
+    write(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", model(0))
+    write_sharded(tmp_path / "text_encoder", model(1), 3)
+    write_sidecars(tmp_path, {"model_index.json": "{}", "scheduler/scheduler_config.json": "{}", "unet/config.json": "{}"})
+    found = open_checkpoint(tmp_path)
+    both = {f"unet/{n}": raw for n, raw in expected(0).items()} | {f"text_encoder/{n}": r for n, r in expected(1).items()}
+    assert content(found) == both
+    assert set(found.sidecars) == {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json"}
+    assert found.indexes == ("text_encoder/model.safetensors.index.json",)
+
+
+def test_sidecars_are_carried_and_others_stay(tmp_path: Path) -> None:
+    taken = {"config.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "LICENSE", "modeling_x.py"}
+    left = {".hidden.json", "README.md", "optimizer.bin", "pytorch_model.bin.index.json", "lineage.json", "a.png"}
+    write_folder(tmp_path, model(0), {name: "{}" for name in taken | left})
+    assert set(open_checkpoint(tmp_path).sidecars) == taken
+
+
+def test_the_index_of_a_standard_name_wins(tmp_path: Path) -> None:
+    write_sharded(tmp_path, model(0), 2)
+    write_sharded(tmp_path, model(1), 3, stem="consolidated")
+    assert content(open_checkpoint(tmp_path)) == expected(0)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl"])
+def test_pickles_are_refused_with_how_to_convert(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"pytorch_model{suffix}"
+    path.write_bytes(b"\x80\x02.")
+    for named in (path, tmp_path):
+        with pytest.raises(CheckpointError, match=f"pytorch_model{suffix}: pickled weights") as caught:
+            open_checkpoint(named)
+        assert "save_file" in str(caught.value.hint)
+
+
+def broken_index(change: Callable[[dict[str, str], Path], object]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        write_sharded(folder, model(0, LINEAR), 2)
+        path = folder / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        change(index["weight_map"], folder)
+        path.write_text(json.dumps(index))
+
+    return make
+
+
+def point_to(name: str) -> Callable[[Path], None]:
+    return broken_index(lambda weight_map, _: weight_map.update({"layer0.weight": name}))
+
+
+def link_out(folder: Path) -> None:
+    write_sharded(folder, model(0, LINEAR), 2)
+    shard = folder / "model-00001-of-00002.safetensors"
+    outside = folder.parent / "elsewhere.safetensors"
+    shard.rename(outside)
+    shard.symlink_to(outside)
+
+
+def drop_shard(folder: Path) -> None:
+    write_sharded(folder, model(0, LINEAR), 2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def two_files(folder: Path) -> None:
+    write(folder / "a.safetensors", model(0, LINEAR))
+    write(folder / "b.safetensors", model(0, LINEAR))
+
+
+def two_indexes(folder: Path) -> None:
+    write_sharded(folder, model(0, LINEAR), 2, stem="x")
+    write_sharded(folder, model(0, LINEAR), 2, stem="y")
+
+
+def doubled(folder: Path) -> None:
+    write_sharded(folder, model(0, LINEAR), 2)
+    write(folder / "model-00002-of-00002.safetensors", model(0, LINEAR))
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "shard outside": (point_to("../../x.safetensors"), "leads out of the folder"),
+    "shard absolute": (point_to("/etc/passwd"), "leads out of the folder"),
+    "shard with backslash": (point_to("..\\x.safetensors"), "leads out of the folder"),
+    "shard with a null": (point_to("x\0.safetensors"), "no file name"),
+    "shard with half a character": (point_to("\ud800.safetensors"), "no file name"),
+    "shard empty": (point_to(""), "leads out of the folder"),
+    "shard the folder itself": (point_to("."), "leads out of the folder"),
+    "shard in a folder below": (point_to("sub/x.safetensors"), "beside its index"),
+    "shard a pickle": (point_to("pytorch_model.bin"), "pickled weights"),
+    "shard in the wrong file": (point_to("model-00002-of-00002.safetensors"), "'layer0.weight' is not in"),
+    "shard missing": (drop_shard, "shard model-00002-of-00002.safetensors is missing"),
+    "tensor not in the index": (broken_index(lambda m, _: m.pop("layer3.weight")), "the index does not name it"),
+    "tensor not in any shard": (
+        broken_index(lambda m, _: m.update({"more": "model-00001-of-00002.safetensors"})),
+        "'more' is not in",
+    ),
+    "tensor in two shards": (doubled, "layer0.weight"),
+    "link out of the folder": (link_out, "a link that leads out"),
+    "index no JSON": (lambda f: write_sidecars(f, {"model.safetensors.index.json": "{"}), "not valid JSON"),
+    "index empty": (lambda f: write_sidecars(f, {"model.safetensors.index.json": "{}"}), "weight_map must map"),
+    "two weight files": (two_files, "2 weight files and no index"),
+    "two indexes": (two_indexes, "several indexes"),
+    "nothing in it": (lambda f: write_sidecars(f, {"config.json": "{}"}), "no .safetensors file"),
+    "no tensors": (lambda f: write_folder(f, {}), "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults(name: str, tmp_path: Path) -> None:
+    make, words = FAULTS[name]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_checkpoint(tmp_path / "x")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="not a file"):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_links_of_the_hub_cache_are_trusted(tmp_path: Path) -> None:
+    repo = tmp_path / "models--org--name"
+    write(repo / "blobs" / "aaaa", model(0))
+    snapshot = repo / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/aaaa")
+    assert content(open_checkpoint(snapshot)) == expected()
+
+
+def test_entries_know_their_shape(tmp_path: Path) -> None:
+    found = open_checkpoint(write(tmp_path / "a.safetensors", model(0)))
+    assert {n: (e.dtype, e.shape) for n, e in found.tensors.items()} == dict(MIXED)
+    assert found.tensors["conv1.weight"].signature == "F32 [4, 3, 3, 3]"
+    assert found.tensors["conv1.weight"].parameters == 108

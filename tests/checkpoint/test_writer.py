@@ -1,0 +1,113 @@
+"""An output is complete or absent, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmr_merge.checkpoint.writer import remove_leftovers, staged_output, write_json, write_text
+from fedmr_merge.errors import OutputError
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_appears_when_the_block_ends(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with staged_output(target) as staging:
+        if kind == "folder":
+            staging.mkdir()
+        inner = staging / "a" if kind == "folder" else staging
+        inner.write_bytes(b"1")
+        assert not target.exists()
+    assert entries(target.parent) == {"out"}
+    assert (target / "a" if kind == "folder" else target).read_bytes() == b"1"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(target.stat().st_mode) == (0o777 if kind == "folder" else 0o666) & ~umask
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_vanishes_when_the_block_fails(error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(OutputError if error is OSError else error), staged_output(tmp_path / "out") as staging:
+        staging.mkdir()
+        (staging / "a").write_bytes(b"1")
+        raise error("stop")
+    assert entries(tmp_path) == set()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_nothing_is_overwritten(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    if kind == "file":
+        target.write_bytes(b"old")
+    elif kind == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to("nowhere")
+    with pytest.raises(OutputError, match="out: exists already"), staged_output(target):
+        pass
+    assert entries(tmp_path) == {"out"}
+
+
+def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(OutputError, match="exists already"), staged_output(target) as staging:
+        staging.write_bytes(b"new")
+        target.write_bytes(b"other")
+    assert target.read_bytes() == b"other"
+    assert entries(tmp_path) == {"out"}
+
+
+def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot be written"), staged_output(tmp_path / "file" / "out"):
+        pass
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from fedmr_merge.checkpoint.writer import staged_output
+with staged_output(Path(sys.argv[1])) as staging:
+    staging.mkdir()
+    (staging / "half").write_bytes(b"1")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_next_time_and_a_living_one_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        remove_leftovers(target)
+        assert len(entries(tmp_path)) == 1
+        process.send_signal(signal.SIGKILL)
+    assert not target.exists()
+    assert len(entries(tmp_path)) == 1
+    with staged_output(target) as staging:
+        staging.write_bytes(b"1")
+    assert entries(tmp_path) == {"out"}
+
+
+def test_text_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"ü": 1})
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, float("nan"))
+    with pytest.raises(TypeError):
+        write_text(path, 1)  # type: ignore[arg-type]
+    assert path.read_text() == "new"
+    assert entries(tmp_path) == {"a.json"}

@@ -1,0 +1,132 @@
+"""What a card says of a run: hand-made files, numbers that can be checked by eye."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedmr_merge.errors import HubError
+from fedmr_merge.publish.facts import lineage_facts, run_facts, stage_table
+from fedmr_merge.publish.publication import published_recipe
+
+
+def line(round: int, clients: list[int], plan: dict[str, list[int]] | None, stage: int = 2) -> dict[str, Any]:
+    permutations = None if plan is None else {"format_version": 1, "slots": len(clients), "permutations": plan}
+    return {"round": round, "stage": stage, "method": "fedmr", "clients": clients, "plan": permutations}
+
+
+def test_who_trained_each_copy_last_and_how_many_have() -> None:
+    """Two slots, two groups, three rounds. Group `a` never moves, group `b` changes places in every round."""
+    moves = {"a": [0, 1], "b": [1, 0]}
+    lineage = [
+        line(1, [9, 9], None, stage=1),
+        line(2, [10, 20], moves),
+        line(3, [10, 30], moves),
+        line(4, [40, 20], moves),
+    ]
+    # b in slot 0 after round 4 was in slot 1 in round 4 (client 20), in slot 0 in round 3 (10), in slot 1 in round 2 (20).
+    assert lineage_facts(lineage) == {
+        "round": 4,
+        "first": 2,
+        "clients": [40, 20],
+        "groups": [
+            {"group": "a", "trained": [40, 20], "met": [2, 2]},
+            {"group": "b", "trained": [20, 40], "met": [2, 3]},
+        ],
+    }
+
+
+def test_rounds_that_did_not_recombine_leave_every_copy_where_it_is() -> None:
+    lineage = [line(1, [1, 2], None), line(2, [3, 4], {"a": [1, 0]})]
+    facts = lineage_facts(lineage)
+    assert facts is not None
+    assert facts["groups"] == [{"group": "a", "trained": [4, 3], "met": [2, 2]}]
+
+
+@pytest.mark.parametrize("lineage", [[], [line(1, [1, 2], {"a": [1, 0]}), line(2, [1, 2], None, stage=3)]])
+def test_models_that_were_not_recombined_last_have_no_such_lineage(lineage: list[dict[str, Any]]) -> None:
+    assert lineage_facts(lineage) is None
+
+
+def metrics(*accuracies: float) -> list[dict[str, Any]]:
+    return [
+        {"round": r, "stage": 1 + (r > 2), "method": "ab"[r > 2], "test_accuracy": a, "test_loss": 1.0, "seconds": 0.5}
+        for r, a in enumerate(accuracies, start=1)
+    ]
+
+
+def test_stages_with_their_rounds_end_and_best() -> None:
+    assert stage_table(metrics(0.5, 0.25, 0.5, 0.75, 0.625)) == [
+        {"stage": 1, "method": "a", "first": 1, "last": 2, "rounds": 2, "accuracy": 0.25, "best": 0.5},
+        {"stage": 2, "method": "b", "first": 3, "last": 5, "rounds": 3, "accuracy": 0.625, "best": 0.75},
+    ]
+
+
+def test_facts_that_no_file_states_are_left_out(run: Path) -> None:
+    folder = run / "global"
+    whole = run_facts(folder)
+    assert whole["partition"]["examples"] == 1438
+    assert (whole["partition"]["clients"], len(whole["slots"])) == (8, 3)
+    assert whole["lineage"]["first"] == 2
+    assert (whole["license"], whole["tags"][-1]) == (None, "merge"), "those of the last publish stage"
+    for name in ("partition.json", "lineage.jsonl", "evaluation.json", "environment.json"):
+        (folder / name).unlink()
+    facts = run_facts(folder)
+    assert [facts[key] for key in ("partition", "lineage", "result", "environment")] == [None] * 4
+    assert facts["privacy"] is None
+
+
+def test_privacy_is_told_as_it_was_measured(run: Path) -> None:
+    folder = run / "global"
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["training"]["privacy"] = {"clip": 0.5, "noise_multiplier": 1.1, "delta": 1e-05}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert run_facts(folder)["privacy"] is None, "no epsilon was measured"
+    lines = [json.loads(text) | {"epsilon": 2.5} for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    assert run_facts(folder)["privacy"] == {"clip": 0.5, "noise_multiplier": 1.1, "delta": 1e-05, "epsilon": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.yaml", "[]"),
+        ("recipe.yaml", "a: ["),
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", "{}"),
+        ("partition.json", "{}"),
+        ("config.json", "["),
+    ],
+)
+def test_damaged_files_are_told(run: Path, name: str, content: str) -> None:
+    (run / "global" / name).write_text(content)
+    with pytest.raises(HubError, match="global: holds files that no `publish` stage wrote"):
+        run_facts(run / "global")
+
+
+def recipe(**data: Any) -> dict[str, Any]:
+    stages = [
+        {"fedmr": {"rounds": 2, "rule": "/home/me/rules/mine.yaml"}},
+        {"fedmr": {"rounds": 2, "rule": "layer"}},
+        {"publish": {"repo": "a/b", "private": True, "every": 2, "what": "both"}},
+    ]
+    return {"name": "x", "data": data, "model": {"name": "cnn"}, "training": {}, "stages": stages}
+
+
+def test_published_recipe_pushes_nowhere_and_names_no_folder() -> None:
+    found = published_recipe(recipe(name="cifar10", path="/data/cifar"))
+    assert found["data"] == {"name": "cifar10", "path": None}, "it can be had from the Hub"
+    rules = [stage["fedmr"]["rule"] for stage in found["stages"][:2]]
+    assert rules == ["mine.yaml", "layer"]
+    assert found["stages"][2] == {"publish": {"repo": None, "private": False, "every": None, "what": "both"}}
+    assert published_recipe(recipe(name="parquet", path="/data/flowers"))["data"]["path"] == "flowers"
+
+
+def test_published_recipe_names_first_weights_by_their_names_only(tmp_path: Path) -> None:
+    given = recipe(name="digits")
+    given["model"]["init"] = [str(tmp_path / "m.safetensors"), "org/name@v1/slot-00"]
+    assert published_recipe(given)["model"]["init"] == ["m.safetensors", "org/name@v1/slot-00"]

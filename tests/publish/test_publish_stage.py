@@ -1,0 +1,188 @@
+"""The `publish` stage with a repository: what goes where, and that a failed push loses nothing."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import HubServer
+from huggingface_hub import constants
+from small_run import RECIPE, command, follow
+
+from fedmr_merge.checkpoint.hub_source import expand_hub
+from fedmr_merge.errors import PushError, RecipeError
+from fedmr_merge.publish.card_merge import split_card
+from fedmr_merge.recipe.run import RoundDone, Run
+from fedmr_merge.recipe.schema import parse_recipe
+
+REPO = "alice/digits"
+
+
+@pytest.fixture(autouse=True)
+def here(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub and the token are those of the environment."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+
+
+def stages(**publish: Any) -> list[dict[str, Any]]:
+    return [{"fedmr": {"rounds": 3}}, {"publish": {"repo": REPO, **publish}}]
+
+
+def branches(hub: HubServer) -> dict[str, str]:
+    refs = hub.repos[REPO].refs if REPO in hub.repos else {}
+    return {name.removeprefix("refs/heads/"): commit for name, commit in refs.items() if "heads" in name}
+
+
+def tree(hub: HubServer, revision: str = "main") -> set[str]:
+    commit = hub.repos[REPO].resolve(revision)
+    assert commit is not None
+    return set(commit.tree) - {".gitattributes"}
+
+
+def commits(hub: HubServer) -> int:
+    return len(hub.requests("POST", "/commit/"))
+
+
+def test_global_model_goes_to_main(hub: HubServer, tmp_path: Path) -> None:
+    messages = follow(tmp_path / "run", stages=stages(private=True, license="mit", tags=["x"]))
+    assert hub.repos[REPO].private
+    assert set(branches(hub)) == {"main"}
+    folder = tmp_path / "run" / "global"
+    assert tree(hub) == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name in tree(hub) - {"README.md"}:
+        assert hub.content(REPO, name) == (folder / name).read_bytes()
+    card = hub.content(REPO, "README.md").decode()
+    assert f'load_model("{REPO}")' in card
+    assert 'license: "mit"' in (split_card(card)[0] or "")
+    assert messages[-1].endswith(f"pushed: {hub.endpoint}/{REPO}/commit/{branches(hub)['main']}")
+    # The same command again goes on at the end, and makes no second commit.
+    assert "is on the Hub already" in follow(tmp_path / "run", stages=stages(private=True, license="mit", tags=["x"]))[-1]
+    assert commits(hub) == 1
+
+
+def test_published_recipe_does_not_push_when_somebody_reproduces_it(hub: HubServer, tmp_path: Path) -> None:
+    follow(tmp_path / "run", stages=stages(every=2))
+    text = hub.content(REPO, "recipe.yaml").decode()
+    assert "repo: null" in text
+    assert "every: null" in text
+    assert REPO not in text
+
+
+def test_every_so_many_rounds_a_branch_that_somebody_can_go_on_from(hub: HubServer, tmp_path: Path) -> None:
+    follow(tmp_path / "run", stages=stages(what="cohort", every=2))
+    assert set(branches(hub)) == {"main", "round-000002"}
+    assert not (tmp_path / "run" / "unpushed").exists()
+    slots = expand_hub(f"{REPO}@round-000002/slot-*")
+    assert [slot.subfolder for slot in slots] == ["slot-00", "slot-01", "slot-02"]
+    card = hub.content(REPO, "README.md", "round-000002").decode()
+    assert "The 3 models of round 2" in card
+    [line] = re.findall(r"fedmr-merge recombine .*", card)
+    assert shlex.split(line)[2] == f"{REPO}@round-000002/slot-*"
+    assert len(hub.content(REPO, "metrics.jsonl", "round-000002").splitlines()) == 2
+    assert "The 3 models of round 3" in hub.content(REPO, "README.md").decode()
+
+
+def test_both_kinds_in_one_commit(hub: HubServer, tmp_path: Path) -> None:
+    follow(tmp_path / "run", stages=stages(what="both"))
+    assert {"model.safetensors", "config.json", "slot-00/model.safetensors", "slot-02/config.json"} <= tree(hub)
+    assert commits(hub) == 1
+
+
+def test_no_client_information_leaves_the_machine(hub: HubServer, tmp_path: Path) -> None:
+    follow(tmp_path / "run", stages=stages(what="both", every=2, client_information=False))
+    for revision in branches(hub):
+        assert not tree(hub, revision) & {"lineage.jsonl", "partition.json", "partition.png"}
+
+
+def test_nothing_leaves_the_machine_without_a_repository(hub: HubServer, tmp_path: Path) -> None:
+    follow(tmp_path / "run", stages=[{"fedmr": {"rounds": 1}}, {"publish": {"what": "both"}}])
+    assert not hub.log
+
+
+def test_failed_pushes_do_not_stop_the_run_and_the_commands_finish_them(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    folder = tmp_path / "run"
+    with pytest.raises(PushError, match="the token is not valid") as caught:
+        follow(folder, stages=stages(every=1, what="both"))
+    assert caught.value.exit_code == 3
+    assert not hub.repos
+    assert (folder / "global" / "model.safetensors").exists()
+    assert sorted(path.name for path in (folder / "unpushed").iterdir()) == [f"round-00000{r}" for r in (1, 2, 3)]
+    hint = str(caught.value.hint)
+    commands = [shlex.split(part) for part in hint.split("finishes it: ")[1].split(" && ")]
+    assert len(commands) == 4
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    for typed in commands:
+        assert typed[0] == "fedmr-merge"
+        assert command(*typed[1:], "--quiet") == 0
+    assert set(branches(hub)) == {"main", "round-000001", "round-000002", "round-000003"}
+    assert commits(hub) == 4
+
+
+def test_exit_code_is_3_and_the_command_is_printed(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    import yaml
+
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(RECIPE | {"stages": stages()}))
+    assert command("run", tmp_path / "small.yaml", "--out", tmp_path / "run") == 3
+    told = capsys.readouterr()
+    assert f"fedmr-merge push {tmp_path / 'run' / 'global'} {REPO}" in told.err
+    assert "hf_wrong" not in told.err + told.out
+
+
+def test_run_that_goes_on_pushes_what_an_earlier_process_could_not(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = parse_recipe(RECIPE | {"stages": stages(every=1, what="cohort")}, "small.yaml")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with Run(checked, tmp_path / "run") as run:
+        events = run.execute()
+        while not (isinstance(event := next(events), RoundDone) and event.result.round == 2):
+            pass
+        events.close()  # round 1 could not be pushed, round 2 was not tried
+    assert [path.name for path in (tmp_path / "run" / "unpushed").iterdir()] == ["round-000001"]
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    follow(tmp_path / "run", stages=stages(every=1, what="cohort"))
+    assert set(branches(hub)) == {"main", "round-000001", "round-000002", "round-000003"}
+    assert not (tmp_path / "run" / "unpushed").exists()
+    follow(tmp_path / "again", stages=[{"fedmr": {"rounds": 3}}, {"publish": {"what": "cohort"}}])
+    for slot in range(3):
+        name = f"slot-{slot:02d}/model.safetensors"
+        assert hub.content(REPO, name) == (tmp_path / "again" / "cohort" / name).read_bytes(), "as in one go"
+
+
+def test_interrupted_run_pushes_the_same_branch_again_without_a_commit(hub: HubServer, tmp_path: Path) -> None:
+    follow(tmp_path / "run", stages=stages(every=3))
+    before = commits(hub)
+    shutil.rmtree(tmp_path / "run" / "global")
+    follow(tmp_path / "run", stages=stages(every=3))
+    assert commits(hub) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"every": 2}, "stages[1].publish.every: is about a push, which needs repo"),
+        ({"private": True}, "stages[1].publish.private: is about a push, which needs repo"),
+        ({"repo": "digits"}, "stages[1].publish.repo: "),
+        ({"repo": "https://x.example/a/b"}, "stages[1].publish.repo: "),
+        ({"repo": REPO, "every": 0}, "stages[1].publish.every: "),
+        ({"what": "all"}, "stages[1].publish.what: "),
+        ({"license": "My Licence"}, "stages[1].publish.license: "),
+        ({"endpoint": "https://x.example"}, "stages[1].publish.endpoint: unknown option"),
+        ({"token": "hf_x"}, "stages[1].publish.token: unknown option"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], fault: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(RECIPE | {"stages": [{"fedmr": {"rounds": 1}}, {"publish": options}]}, "small.yaml")
+    assert fault in str(caught.value)

@@ -1,0 +1,41 @@
+"""What docs/train.md shows can be typed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fedmr_merge.federated.catalogue import ARCHITECTURES, DATA_SETS, PARTITIONS
+from fedmr_merge.recipe.schema import parse_recipe
+
+PAGE = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+WHOLE = {
+    "name": "page",
+    "data": {"name": "digits", "partition": {"kind": "iid"}},
+    "model": {"name": "cnn"},
+    "stages": [{"fedavg": {"rounds": 1}}],
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_is_a_recipe_or_a_part_of_one(block):
+    parse_recipe(WHOLE | yaml.safe_load(block), "docs/train.md")
+
+
+def test_every_plug_in_is_in_a_table():
+    for catalogue in (ARCHITECTURES, DATA_SETS, PARTITIONS):
+        for name in catalogue.names():
+            assert re.search(rf"^\|.*`{re.escape(name)}`.*\|", PAGE, flags=re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", ["cnn", "lenet", "resnet20", "resnet20-preact", "vgg16"])
+def test_the_numbers_of_parameters_are_right(name):
+    (count,) = re.findall(rf"^\| `{name}` .*\| ([\d,]+)[^|]*\|$", PAGE, flags=re.MULTILINE)
+    with torch.device("meta"):
+        module = ARCHITECTURES.find(name)().build((3, 32, 32), 10)
+    assert sum(parameter.numel() for parameter in module.parameters()) == int(count.replace(",", ""))

@@ -1,0 +1,224 @@
+"""The mean: against torch for every dtype, the same for any number of threads, integers kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_checkpoints import MIXED, floats, model, read, tree, write, write_folder, write_sharded
+
+from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.errors import CheckpointError, OutputError, PlanError
+from fedmr_merge.recombination import mean_options
+from fedmr_merge.recombination.average import average
+from fedmr_merge.recombination.mean_options import MeanOptions, NotFinite
+
+FLOATS = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "C64": torch.complex64,
+}
+COUNT = 1000
+
+
+def cohort(dtype: torch.dtype, slots: int, folder: Path) -> tuple[list[Path], torch.Tensor]:
+    generator = torch.Generator().manual_seed(slots)
+    if dtype == torch.complex64:
+        stacked = torch.randn(slots, COUNT, dtype=dtype, generator=generator)
+    else:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        stacked = (torch.randn(slots, COUNT, dtype=wide, generator=generator) * 3).to(dtype)
+    paths = []
+    for slot in range(slots):
+        paths.append(folder / f"{slot}.safetensors")
+        save_file({"w": stacked[slot].clone()}, paths[-1])
+    return paths, stacked
+
+
+def torch_mean(stacked: torch.Tensor, weights: tuple[float, ...] | None, double: bool) -> torch.Tensor:
+    """Slot after slot in the wider type, one division, one rounding."""
+    if stacked.dtype == torch.complex64:
+        wide = torch.complex128 if double else torch.complex64
+    else:
+        wide = torch.float64 if double or stacked.dtype == torch.float64 else torch.float32
+    total = torch.zeros(stacked.shape[1:], dtype=wide)
+    for slot, row in enumerate(stacked):
+        total += row.to(wide) if weights is None else row.to(wide) * torch.tensor(weights[slot], dtype=total.real.dtype)
+    return total / (len(stacked) if weights is None else sum(weights))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("weights", [None, (0.5, 0.25, 2.0)])
+@pytest.mark.parametrize("double", [False, True])
+def test_is_torch_s_mean_bit_for_bit(
+    dtype: str, weights: tuple[float, ...] | None, double: bool, tmp_path: Path
+) -> None:
+    paths, stacked = cohort(FLOATS[dtype], 3, tmp_path)
+    average(paths, tmp_path / "out.safetensors", options=MeanOptions(weights=weights, double=double))
+    found = load_file(tmp_path / "out.safetensors")["w"]
+    expected = torch_mean(stacked, weights, double).to(FLOATS[dtype])
+    assert found.dtype == FLOATS[dtype]
+    if dtype == "C64":  # the division of complex numbers is rounded otherwise
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    else:
+        assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64", "F8_E4M3"])
+@pytest.mark.parametrize("out", ["F32", "BF16", "F64", "F8_E5M2"])
+def test_another_dtype_out(dtype: str, out: str, tmp_path: Path) -> None:
+    paths, stacked = cohort(FLOATS[dtype], 2, tmp_path)
+    average(paths, tmp_path / "out.safetensors", options=MeanOptions(out_dtype=out))
+    found = load_file(tmp_path / "out.safetensors")["w"]
+    assert torch.equal(found.view(torch.uint8), torch_mean(stacked, None, False).to(FLOATS[out]).view(torch.uint8))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_the_same_bytes_for_any_number_of_threads_and_any_pieces(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", model(i)) for i in range(5)]
+    average(paths, tmp_path / "one.safetensors", options=MeanOptions(threads=1))
+    monkeypatch.setattr(mean_options, "_PIECE_ELEMENTS", 7)
+    average(paths, tmp_path / "many.safetensors", options=MeanOptions(threads=threads))
+    assert (tmp_path / "many.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+
+
+def test_integers_and_masks_are_slot_0_s(tmp_path: Path) -> None:
+    layout = {d: (d, (5,)) for d in ("BOOL", "U8", "I32", "I64")}
+    paths = [write(tmp_path / f"{i}.safetensors", model(i, layout)) for i in range(3)]
+    options = MeanOptions(out_dtype="F16", weights=(0, 1, 1))
+    average(paths, tmp_path / "out.safetensors", options=options)
+    assert read(tmp_path / "out.safetensors") == read(paths[0])
+
+
+def test_weights_are_divided_by_their_sum(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", {"w": floats([float(i), 1.0])}) for i in range(3)]
+    average(paths, tmp_path / "out.safetensors", options=MeanOptions(weights=(0, 1, 3)))
+    assert np.frombuffer(read(tmp_path / "out.safetensors")["w"][2], "<f4").tolist() == [1.75, 1.0]
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1.0, 1e40, 1e308])
+def test_weights_of_any_size(scale: float, tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", {"w": floats([float(i), 1.0])}) for i in range(3)]
+    average(paths, tmp_path / "out.safetensors", options=MeanOptions(weights=(scale, scale, 0)))
+    assert np.frombuffer(read(tmp_path / "out.safetensors")["w"][2], "<f4").tolist() == [0.5, 1.0]
+
+
+def test_half_floats_do_not_overflow_while_they_are_added_up(tmp_path: Path) -> None:
+    large = np.full(4, 60000, "<f2").tobytes()
+    paths = [write(tmp_path / f"{i}.safetensors", {"w": ("F16", (4,), large)}) for i in range(3)]
+    assert average(paths, tmp_path / "out.safetensors") == []
+    assert read(tmp_path / "out.safetensors")["w"][2] == large
+
+
+def test_a_folder_is_written_like_slot_0(tmp_path: Path) -> None:
+    sources = [
+        write_sharded(tmp_path / "a", model(0), 3, sidecars={"config.json": "{}"}),
+        write_folder(tmp_path / "b", model(1), {"config.json": "{}"}),
+    ]
+    average(sources, tmp_path / "out")
+    assert tree(tmp_path / "out").keys() == tree(sources[0]).keys()
+    average(sources, tmp_path / "small", max_shard_bytes=300, options=MeanOptions(out_dtype="F32"))
+    assert len(open_checkpoint(tmp_path / "small").files) > 3
+    average([p / "model.safetensors" for p in (sources[1], sources[1])], tmp_path / "file")
+    assert tree(tmp_path / "file").keys() == {"model.safetensors"}
+
+
+def with_nan(seed: int, values: list[float]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    return {**model(seed), "head.bias": floats([*values, *[0.0] * (10 - len(values))])}
+
+
+def test_not_finite_numbers_are_counted_and_reported(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    paths = [
+        write(tmp_path / f"{i}.safetensors", with_nan(i, values))
+        for i, values in enumerate([[1.0], [nan, inf, -inf, 1.0], [inf]])
+    ]
+    found = average(paths, tmp_path / "out.safetensors")
+    assert found == [NotFinite("head.bias", 1, 3), NotFinite("head.bias", 2, 1)]
+    mean = np.frombuffer(read(tmp_path / "out.safetensors")["head.bias"][2], "<f4")
+    assert np.isnan(mean[0])
+    assert mean[1:3].tolist() == [inf, -inf]
+    assert np.isfinite(mean[3:]).all()
+    with pytest.raises(CheckpointError, match=r"1\.safetensors: tensor 'head.bias' holds 3 NaN or infinite numbers"):
+        average(paths, tmp_path / "other.safetensors", require_finite=True)
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_opposite_infinities_are_seen(tmp_path: Path) -> None:
+    inf = float("inf")
+    paths = [write(tmp_path / f"{i}.safetensors", {"w": floats([v])}) for i, v in enumerate((inf, -inf))]
+    assert average(paths, tmp_path / "out.safetensors") == [NotFinite("w", 0, 1), NotFinite("w", 1, 1)]
+
+
+def test_a_sum_too_large_for_its_type_is_no_fault_of_the_inputs(tmp_path: Path) -> None:
+    """Numbers near the largest float32 add up in float64 on request."""
+    paths = [write(tmp_path / f"{i}.safetensors", {"w": floats([3e38])}) for i in range(2)]
+    assert average(paths, tmp_path / "out.safetensors", options=MeanOptions(double=True)) == []
+    assert np.frombuffer(read(tmp_path / "out.safetensors")["w"][2], "<f4")[0] == np.float32(3e38)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (MeanOptions(weights=(1.0,)), "1 weights for 2 models"),
+        (MeanOptions(weights=(1.0, -1.0)), "0 or more"),
+        (MeanOptions(weights=(0.0, 0.0)), "not all 0"),
+        (MeanOptions(weights=(1.0, float("nan"))), "0 or more"),
+        (MeanOptions(out_dtype="F4"), "cannot be written as 'F4'"),
+        (MeanOptions(out_dtype="I8"), "cannot be written as 'I8'"),
+        (MeanOptions(out_dtype="C64"), "complex"),
+        (MeanOptions(max_memory_bytes=1 << 20), "cannot be taken within 1 MiB"),
+    ],
+)
+def test_options_that_make_no_sense(options: MeanOptions, words: str, tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", model(i)) for i in range(2)]
+    with pytest.raises(PlanError, match=words):
+        average(paths, tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_complex_numbers_have_no_real_mean(tmp_path: Path) -> None:
+    paths, _ = cohort(torch.complex64, 2, tmp_path)
+    with pytest.raises(PlanError, match="complex"):
+        average(paths, tmp_path / "out", options=MeanOptions(out_dtype="F32"))
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F8_E8M0"])
+def test_codes_of_blocks_have_no_mean(dtype: str, tmp_path: Path) -> None:
+    raw = bytes(4 if dtype == "F4" else 8)
+    paths = [write(tmp_path / f"{i}.safetensors", {"w": (dtype, (8,), raw)}) for i in range(2)]
+    with pytest.raises(PlanError, match="w: .* have no mean"):
+        average(paths, tmp_path / "out")
+
+
+def test_an_output_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="exists already"):
+        average([tmp_path, tmp_path], tmp_path / "out")
+
+
+@pytest.mark.parametrize("megabytes", [130, 200, 1000])
+def test_work_keeps_to_its_bound(megabytes: int) -> None:
+    threads, elements = MeanOptions(max_memory_bytes=megabytes << 20, threads=64).plan_work()
+    assert threads >= 1
+    assert mean_options._BASE_BYTES + threads * elements * mean_options._BYTES_PER_ELEMENT <= megabytes << 20
+
+
+def test_scalars_and_empty_tensors_have_means(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", model(i)) for i in range(2)]
+    average(paths, tmp_path / "out.safetensors")
+    found = read(tmp_path / "out.safetensors")
+    assert {n: (d, s) for n, (d, s, _) in found.items()} == dict(MIXED)
+    scales = [np.frombuffer(read(p)["scale"][2], "<f8")[0] for p in (*paths, tmp_path / "out.safetensors")]
+    assert scales[2] == (scales[0] + scales[1]) / 2

@@ -1,0 +1,244 @@
+"""Whatever goes wrong: the target is absent or complete, the sources are untouched, the message names the culprit."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_checkpoints import LINEAR, file_bytes, model, tree, write, write_sharded
+
+from fedmr_merge.checkpoint import copying
+from fedmr_merge.checkpoint.header import build_header
+from fedmr_merge.errors import CheckpointError, FedmrMergeError
+from fedmr_merge.recombination.planning import OutputOptions, plan_recombination
+from fedmr_merge.recombination.recombine import execute, recombine
+from fedmr_merge.recombination.verify import verify
+
+COMMAND = [sys.executable, "-m", "fedmr_merge"]
+
+
+def big(folder: Path, slots: int = 3, megabytes: int = 8) -> list[Path]:
+    """Files of zeros, many tensors each."""
+    paths = []
+    for slot in range(slots):
+        path = folder / f"big-{slot}.safetensors"
+        header = build_header((f"layer{i}.weight", "F32", (1 << 15,), 4 << 15) for i in range(8 * megabytes))
+        with path.open("wb") as stream:
+            stream.write(header)
+            stream.truncate(len(header) + megabytes * (8 * 4 << 15))
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that anybody can reach, removed afterwards."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def staged(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("command", [["recombine"], ["recombine", "--layout", "store"], ["average"]])
+def test_killed_at_random_moments(command: list[str], place: Path) -> None:
+    sources = big(place)
+    before = {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in sources}
+    full = [*COMMAND, *command, *map(str, sources), "-o", str(place / "out")]
+    pick = random.Random(0)
+    killed = 0
+    for _ in range(4):
+        with subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            # Wait for the work to begin, so that the moment falls into it.
+            while process.poll() is None and not any(".out.staging" in name for name in staged(place)):
+                time.sleep(0.002)
+            time.sleep(pick.uniform(0, 0.15))
+            process.send_signal(signal.SIGKILL)
+        if not (place / "out").exists():
+            killed += 1
+        else:  # it was faster: then it is complete
+            check_complete(command, place / "out")
+            subprocess.run(["rm", "-r", str(place / "out")], check=True)
+        assert {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in sources} == before
+    subprocess.run(full, check=True, stdout=subprocess.DEVNULL)
+    check_complete(command, place / "out")
+    assert [name for name in staged(place) if "staging" in name] == []
+    assert killed
+
+
+def check_complete(command: list[str], out: Path) -> None:
+    if command == ["average"]:
+        assert (out / "model.safetensors").stat().st_size > 8 * 10**6
+    else:
+        assert verify(out).faults == []
+
+
+@pytest.mark.parametrize("command", [["recombine"], ["recombine", "--no-hash"], ["average"], ["recombine", "--layout", "store"]])
+@pytest.mark.parametrize("limit", [1_000, 5_000_000])
+def test_a_full_disk(command: list[str], limit: int, place: Path) -> None:
+    """A limit on the size of files stands in for it: writing fails in the middle, with EFBIG instead of ENOSPC."""
+    sources = big(place, 2)
+    before = tree(place).keys()
+    result = subprocess.run(
+        [*COMMAND, *command, *map(str, sources), "-o", str(place / "out")],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: limit_file_size(limit),
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "File too large" in result.stderr
+    assert str(place) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {name for name in tree(place) if ".fedmr-merge-store" not in name} == before
+    assert not any("staging" in p.name for p in place.rglob("*"))
+
+
+def limit_file_size(limit: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def test_too_little_space_is_told_before_anything_is_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedmr_merge.recombination import recombine as module
+
+    monkeypatch.setattr(module, "free_bytes", lambda path: 100)
+    with pytest.raises(FedmrMergeError, match=r"out: needs .* bytes, 100 are free"):
+        recombine(big(place, 2, 1), place / "out")
+
+
+#: Everything is imported first: whoever may read the interpreter's files, nobody may not.
+AS_NOBODY = """
+import os, sys
+from fedmr_merge.errors import OutputError
+from fedmr_merge.recombination import mean
+from fedmr_merge.recombination.average import average
+from fedmr_merge.recombination.recombine import recombine
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    {"recombine": recombine, "average": average}[sys.argv[1]](sys.argv[3:], sys.argv[2])
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_a_target_that_cannot_be_written_to(place: Path) -> None:
+    sources = big(place, 2, 1)
+    (place / "closed").mkdir(mode=0o555)
+    for command in ("recombine", "average"):
+        arguments = [sys.executable, "-c", AS_NOBODY, command, str(place / "closed" / "out"), *map(str, sources)]
+        result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        assert result.stdout == f"{place}/closed/out: cannot be written: Permission denied\n"
+    assert tree(place / "closed") == {}
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_source_that_is_cut_or_grows_or_is_replaced_after_the_plan(hashed: bool, tmp_path: Path) -> None:
+    changes = {
+        "cut": lambda p: os.truncate(p, p.stat().st_size - 1),
+        "grown": lambda p: p.write_bytes(p.read_bytes() + b"x"),
+        "replaced": lambda p: (p.unlink(), write(p, model(7, LINEAR))),
+        "gone": lambda p: p.unlink(),
+    }
+    for name, change in changes.items():
+        sources = [write(tmp_path / name / f"{i}.safetensors", model(i, LINEAR)) for i in range(3)]
+        work = plan_recombination(sources, output=OutputOptions(mean=None, hash=hashed))
+        change(sources[1])
+        with pytest.raises(CheckpointError, match=r"1\.safetensors: (changed while it was read|cannot be read)"):
+            execute(work, tmp_path / name / "out")
+        assert not (tmp_path / name / "out").exists()
+
+
+def test_a_source_that_changes_while_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [write(tmp_path / f"{i}.safetensors", model(i, LINEAR)) for i in range(3)]
+    original = copying.assemble_hashed
+
+    def meddle(*arguments: object, **more: object) -> list[str]:
+        found = original(*arguments, **more)  # type: ignore[arg-type]
+        os.utime(sources[2], ns=(1, 1))
+        return found
+
+    monkeypatch.setattr("fedmr_merge.recombination.recombine.assemble_hashed", meddle)
+    with pytest.raises(CheckpointError, match=r"2\.safetensors: changed while it was read"):
+        recombine(sources, tmp_path / "out", output=OutputOptions(mean=None))
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".safetensors"] == []
+
+
+DAMAGE = {
+    "truncated": lambda raw: raw[:-3],
+    "huge header": lambda raw: (1 << 60).to_bytes(8, "little") + raw[8:],
+    "no header": lambda raw: raw[:5],
+    "overlap": lambda raw: raw.replace(b"[48, 96]", b"[40, 88]"),
+    "unknown dtype": lambda raw: raw.replace(b'"F32"', b'"F99"', 1),
+    "not UTF-8": lambda raw: raw.replace(b"layer2", b"layer\xff"),
+    "no safetensors": lambda raw: b"\x80\x02" * 500,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("command", ["recombine", "average"])
+def test_damaged_inputs_name_the_file_and_write_nothing(damage: str, command: str, tmp_path: Path) -> None:
+    from fedmr_merge.recombination.average import average
+
+    good = write(tmp_path / "good.safetensors", model(0, LINEAR))
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(DAMAGE[damage](file_bytes(model(1, LINEAR))))
+    assert bad.read_bytes() != file_bytes(model(1, LINEAR))
+    before = tree(tmp_path)
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors: "):
+        (recombine if command == "recombine" else average)([good, bad], tmp_path / "out")
+    assert tree(tmp_path) == before
+
+
+def test_a_missing_shard_and_an_index_that_leads_out(tmp_path: Path) -> None:
+    good = write_sharded(tmp_path / "good", model(0, LINEAR))
+    bad = write_sharded(tmp_path / "bad", model(1, LINEAR))
+    (bad / "model-00002-of-00002.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(CheckpointError, match="shard model-00002-of-00002.safetensors is missing"):
+        recombine([good, bad], tmp_path / "out")
+    index = bad / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00002-of-00002", "../elsewhere"))
+    with pytest.raises(CheckpointError, match="leads out of the folder"):
+        recombine([good, bad], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hundred_thousand_tensors(place: Path) -> None:
+    sources = []
+    for slot in range(2):
+        header = build_header((f"layers.{i}.weight", "U8", (1,), 1) for i in range(100_000))
+        sources.append(place / f"{slot}.safetensors")
+        sources[-1].write_bytes(header + bytes([slot]) * 100_000)
+    recombine(sources, place / "out", output=OutputOptions(mean=None))
+    counts = [p.read_bytes()[-100_000:].count(1) for p in sorted((place / "out").glob("slot-*"))]
+    assert sum(counts) == 100_000
+    assert all(45_000 < count < 55_000 for count in counts)
+
+
+def test_an_interrupt_leaves_nothing(place: Path) -> None:
+    sources = big(place)
+    with subprocess.Popen(
+        [*COMMAND, "recombine", *map(str, sources), "-o", str(place / "out")], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not staged(place):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    if process.returncode:
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        assert not (place / "out").exists()
+    assert staged(place) == []

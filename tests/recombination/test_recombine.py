@@ -1,0 +1,363 @@
+"""Recombination over files: conserved byte for byte, the same everywhere, undone without a trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_checkpoints import (
+    BITS,
+    LINEAR,
+    MIXED,
+    Raw,
+    file_bytes,
+    finite_bytes,
+    model,
+    read,
+    tree,
+    write,
+    write_folder,
+    write_sharded,
+    write_sidecars,
+)
+
+from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.errors import LayerMismatchError, OutputError, PlanError
+from fedmr_merge.recombination.plan import draw_plan
+from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
+from fedmr_merge.recombination.recombine import recombine, recombine_stacked
+from fedmr_merge.recombination.rules import group_tensors
+from fedmr_merge.recombination.verify import undo, verify
+
+NO_MEAN = OutputOptions(mean=None)
+LAYOUTS = st.dictionaries(
+    st.text("ab.01", min_size=1, max_size=5),
+    st.tuples(st.sampled_from(list(BITS)), st.lists(st.integers(0, 3), max_size=2).map(tuple)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def files(folder: Path, slots: int = 3) -> list[Path]:
+    return [write(folder / f"model-{i}.safetensors", model(i), {"format": "pt"}) for i in range(slots)]
+
+
+def check_conserved(sources: list[Path], out: Path) -> None:
+    """Every (tensor, slot) of the inputs occurs once in the outputs, byte for byte."""
+    before = Counter((name, raw) for path in sources for name, raw in read(path).items())
+    after = Counter((name, raw) for path in sorted(out.glob("slot-*")) for name, raw in read(path).items())
+    assert before == after
+
+
+@settings(max_examples=40, deadline=None)
+@given(LAYOUTS, st.integers(2, 5), st.integers(0, 99), st.sampled_from(["layer", "module", "tensor", "model"]), st.data())
+def test_conserved_verified_and_undone(
+    tmp_path_factory: pytest.TempPathFactory,
+    layout: dict[str, tuple[str, tuple[int, ...]]],
+    slots: int,
+    seed: int,
+    rule: str,
+    data: st.DataObject,
+) -> None:
+    """For any names, dtypes, shapes and orders in the file."""
+    folder = tmp_path_factory.mktemp("any")
+    generator = np.random.default_rng(seed)
+    layout = {name: (d, (*s, 2)) if d == "F4" else (d, s) for name, (d, s) in layout.items()}
+    sources = []
+    for slot in range(slots):
+        order = data.draw(st.permutations(sorted(layout)))
+        tensors: dict[str, Raw] = {n: (*layout[n], any_bytes(*layout[n], generator)) for n in order}
+        sources.append(write(folder / f"{slot}.safetensors", tensors))
+    hashed = data.draw(st.booleans())
+    recombine(sources, folder / "out", PlanOptions(rule, seed), OutputOptions(mean=None, hash=hashed))
+    check_conserved(sources, folder / "out")
+    assert verify(folder / "out").faults == []
+    rebuilt = undo(folder / "out", folder / "back")
+    assert [path.read_bytes() for path in rebuilt] == [path.read_bytes() for path in sources]
+
+
+def any_bytes(dtype: str, shape: tuple[int, ...], generator: np.random.Generator) -> bytes:
+    return generator.bytes(int(np.prod(shape)) * BITS[dtype] // 8) if dtype == "F4" else finite_bytes(dtype, shape, generator)
+
+
+def test_plan_over_files_is_the_plan_over_stacked_tensors(tmp_path: Path) -> None:
+    layout = {name: ("F32", shape) for name, (_, shape) in MIXED.items()}
+    sources = [write(tmp_path / f"{i}.safetensors", model(i, layout)) for i in range(4)]
+    recombine(sources, tmp_path / "out", PlanOptions("layer", seed=5, round=2), NO_MEAN)
+    stacked = {n: np.stack([np.frombuffer(read(s)[n][2], "<f4") for s in sources]) for n in layout}
+    groups = group_tensors("layer", {name: shape for name, (_, shape) in layout.items()})
+    expected = recombine_stacked(draw_plan(groups, 4, seed=5, round=2), groups, stacked)
+    for slot in range(4):
+        found = read(tmp_path / "out" / f"slot-{slot:02d}.safetensors")
+        assert {n: raw for n, (_, _, raw) in found.items()} == {n: expected[n][slot].tobytes() for n in layout}
+
+
+def test_layers_move_as_one_and_not_all_alike(tmp_path: Path) -> None:
+    sources = files(tmp_path, 6)
+    recombine(sources, tmp_path / "out", output=NO_MEAN)
+    inputs = [read(path) for path in sources]
+    origins = []
+    for slot in range(6):
+        found = read(tmp_path / "out" / f"slot-{slot:02d}.safetensors")
+        origin = {n: next(i for i, m in enumerate(inputs) if m[n] == raw) for n, raw in found.items() if len(raw[2]) > 8}
+        assert len({origin[n] for n in origin if n.startswith(("conv1.", "bn1."))}) == 1
+        assert origin["head.weight"] == origin["head.bias"]
+        origins.append(tuple(origin.values()))
+    assert any(len(set(origin)) > 1 for origin in origins)
+
+
+def test_mean_of_the_outputs_is_the_mean_of_the_inputs(tmp_path: Path) -> None:
+    sources = files(tmp_path)
+    recombine(sources, tmp_path / "out")
+    outputs = sorted((tmp_path / "out").glob("slot-*"))
+    for name in ("conv1.weight", "head.bias", "bn1.running_var"):
+        before, after = (
+            np.mean([np.frombuffer(read(p)[name][2], "<f4") for p in paths], axis=0) for paths in (sources, outputs)
+        )
+        np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-7)
+        mean = np.frombuffer(read(tmp_path / "out" / "global")[name][2], "<f4")
+        np.testing.assert_allclose(mean, before, rtol=1e-5, atol=1e-7)
+    assert read(tmp_path / "out" / "global")["mask"] == read(sources[0])["mask"]
+
+
+def test_same_seed_same_bytes_in_another_process(tmp_path: Path) -> None:
+    sources = [str(path) for path in files(tmp_path)]
+    recombine(sources, tmp_path / "a" / "out", PlanOptions(seed=3))
+    code = (
+        "import sys; from fedmr_merge.recombination.recombine import recombine; "
+        "from fedmr_merge.recombination.planning import PlanOptions; "
+        "recombine(sys.argv[2:], sys.argv[1], PlanOptions(seed=3))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "b" / "out"), *sources], check=True)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    recombine(sources, tmp_path / "c", PlanOptions(seed=4))
+    assert tree(tmp_path / "c") != tree(tmp_path / "a" / "out")
+
+
+def test_lineage_says_where_every_tensor_came_from(tmp_path: Path) -> None:
+    sources = files(tmp_path)
+    recombine(sources, tmp_path / "out")
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert len(lineage["tensors"]) == 3 * len(MIXED)
+    for line in lineage["tensors"]:
+        source = sources[line["source_slot"]]
+        content = source.read_bytes()[line["start"] : line["end"]]
+        assert source.name == line["source_file"]
+        assert content == read(tmp_path / "out" / f"slot-{line['slot']:02d}.safetensors")[line["tensor"]][2]
+        assert line["sha256"] == hashlib.sha256(content).hexdigest()
+        assert line["tensor"] in lineage["groups"][line["group"]]
+
+
+def test_inverse_plan_restores_every_input(tmp_path: Path) -> None:
+    sources = files(tmp_path)
+    work = plan_recombination(sources)
+    recombine(sources, tmp_path / "out", PlanOptions(plan=work.plan), NO_MEAN)
+    outputs = sorted((tmp_path / "out").glob("slot-*"))
+    recombine(outputs, tmp_path / "back", PlanOptions(plan=work.plan.inverse()), NO_MEAN)
+    assert [p.read_bytes() for p in sorted((tmp_path / "back").glob("slot-*"))] == [p.read_bytes() for p in sources]
+
+
+def test_rounds_compose_to_what_they_do_one_by_one(tmp_path: Path) -> None:
+    sources = files(tmp_path)
+    recombine(sources, tmp_path / "once", PlanOptions(round=4, rounds=2), NO_MEAN)
+    recombine(sources, tmp_path / "first", PlanOptions(round=4), NO_MEAN)
+    recombine(sorted((tmp_path / "first").glob("slot-*")), tmp_path / "second", PlanOptions(round=5), NO_MEAN)
+    for slot in range(3):
+        name = f"slot-{slot:02d}.safetensors"
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+SIDE = {"config.json": '{"a": 1}', "tokenizer.json": "{}", "sub/x.json": "{}"}
+
+
+def test_shardings_mix_and_each_output_keeps_its_own(tmp_path: Path) -> None:
+    tensors = [model(i) for i in range(3)]
+    sources = [
+        write_sharded(tmp_path / "a", tensors[0], 2, sidecars={"config.json": "{}", "tokenizer.json": "0"}),
+        write_sharded(tmp_path / "b", dict(reversed(tensors[1].items())), 4, sidecars={"config.json": "{}"}),
+        write_folder(tmp_path / "c", tensors[2], {"config.json": "{}"}),
+    ]
+    recombine(sources, tmp_path / "out")
+    check_conserved(sources, tmp_path / "out")
+    for source, slot in zip(sources, range(3), strict=True):
+        output = tmp_path / "out" / f"slot-{slot:02d}"
+        assert tree(output).keys() == tree(source).keys()
+        assert open_checkpoint(output).tensors.keys() == MIXED.keys()
+        assert {n: b for n, b in tree(output).items() if n.endswith(".json")} == {
+            n: b for n, b in tree(source).items() if n.endswith(".json")
+        }
+    assert open_checkpoint(tmp_path / "out" / "global").indexes == ("model.safetensors.index.json",)
+    assert verify(tmp_path / "out").faults == []
+    rebuilt = undo(tmp_path / "out", tmp_path / "back")
+    assert [path.name for path in rebuilt] == ["a", "b", "c"]
+    assert [tree(path) for path in rebuilt] == [tree(path) for path in sources]
+
+
+def test_a_file_and_a_folder_mix(tmp_path: Path) -> None:
+    sources = [write(tmp_path / "a.safetensors", model(0)), write_sharded(tmp_path / "b", model(1), 2)]
+    recombine(sources, tmp_path / "out")
+    assert (tmp_path / "out" / "slot-00.safetensors").is_file()
+    assert (tmp_path / "out" / "slot-01").is_dir()
+    check_conserved(sources, tmp_path / "out")
+    rebuilt = undo(tmp_path / "out", tmp_path / "back")
+    assert rebuilt[0].read_bytes() == sources[0].read_bytes()
+    assert tree(rebuilt[1]) == tree(sources[1])
+
+
+def test_a_pipeline_of_components(tmp_path: Path) -> None:
+    sources = []
+    for slot in range(2):
+        folder = tmp_path / f"pipeline-{slot}"
+        write(folder / "unet" / "diffusion_pytorch_model.safetensors", model(slot, LINEAR))
+        write_sharded(folder / "text_encoder", model(10 + slot), 2, sidecars={"config.json": "{}"})
+        write_sidecars(folder, {"model_index.json": "{}", "unet/config.json": "{}", "scheduler/config.json": "{}"})
+        sources.append(folder)
+    recombine(sources, tmp_path / "out", PlanOptions("tensor"))
+    check_conserved(sources, tmp_path / "out")
+    assert tree(tmp_path / "out" / "slot-01").keys() == tree(sources[1]).keys()
+    assert tree(tmp_path / "out" / "global").keys() == tree(sources[0]).keys()
+    assert [tree(p) for p in undo(tmp_path / "out", tmp_path / "back")] == [tree(p) for p in sources]
+
+
+def test_sidecars_from_one_slot(tmp_path: Path) -> None:
+    sources = [
+        write_sharded(tmp_path / str(i), model(i), 2 + i, sidecars={"config.json": "{}", "tokenizer.json": str(i)})
+        for i in range(2)
+    ]
+    recombine(sources, tmp_path / "out", output=OutputOptions(sidecars_from=0))
+    for slot in range(2):
+        output = open_checkpoint(tmp_path / "out" / f"slot-{slot:02d}")  # its index fits its shards
+        assert (output.path / "tokenizer.json").read_text() == "0"
+        assert len(output.files) == 2 + slot
+    check_conserved(sources, tmp_path / "out")
+    assert verify(tmp_path / "out").faults == []
+
+
+@pytest.mark.parametrize("limit", [1, 200, 10**9])
+def test_sharded_anew(limit: int, tmp_path: Path) -> None:
+    sources = [write_sharded(tmp_path / "a", model(0), 3), write_folder(tmp_path / "b", model(1))]
+    recombine(sources, tmp_path / "out", output=OutputOptions(max_shard_bytes=limit))
+    check_conserved(sources, tmp_path / "out")
+    for name in ("slot-00", "slot-01", "global"):
+        found = open_checkpoint(tmp_path / "out" / name)
+        for file in found.files:
+            sizes = [entry.nbytes for entry in file.header.tensors.values() if entry.nbytes]
+            assert sum(sizes) <= limit or len(sizes) == 1
+        assert len(found.files) == 1 or found.indexes == ("model.safetensors.index.json",)
+        names = sorted(f.name for f in found.files)
+        total = len(names)
+        assert names == (
+            ["model.safetensors"]
+            if total == 1
+            else [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
+        )
+    assert verify(tmp_path / "out").faults == []
+    assert [tree(p) for p in undo(tmp_path / "out", tmp_path / "back")] == [tree(p) for p in sources]
+
+
+def test_some_slots_only(tmp_path: Path) -> None:
+    sources = files(tmp_path)
+    recombine(sources, tmp_path / "all", output=NO_MEAN)
+    recombine(sources, tmp_path / "some", output=OutputOptions(slots=(2, 0), mean=None))
+    assert {p.name for p in (tmp_path / "some").iterdir()} == {"slot-00.safetensors", "slot-02.safetensors", "lineage.json"}
+    for slot in (0, 2):
+        name = f"slot-{slot:02d}.safetensors"
+        assert (tmp_path / "some" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+    assert verify(tmp_path / "some").faults == []
+
+
+def test_pinned_patterns_stay(tmp_path: Path) -> None:
+    sources = files(tmp_path, 5)
+    recombine(sources, tmp_path / "out", PlanOptions(pin=("head.*", "**.running_mean")), NO_MEAN)
+    for slot, source in enumerate(sources):
+        before, after = read(source), read(tmp_path / "out" / f"slot-{slot:02d}.safetensors")
+        for name in ("head.weight", "head.bias", "bn1.running_mean", "conv1.weight"):
+            assert before[name] == after[name]
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (OutputOptions(slots=(3,)), "there is no slot 3"),
+        (OutputOptions(slots=(-1,)), "there is no slot -1"),
+        (OutputOptions(slots=()), "name each output slot once"),
+        (OutputOptions(slots=(1, 1)), "name each output slot once"),
+        (OutputOptions(sidecars_from=3), "there is no slot 3"),
+    ],
+)
+def test_slots_that_are_not(output: OutputOptions, words: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=words):
+        recombine(files(tmp_path), tmp_path / "out", output=output)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_rounds_out_of_range(rounds: int, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="rounds must be 1 or more"):
+        recombine(files(tmp_path), tmp_path / "out", PlanOptions(rounds=rounds))
+
+
+def test_one_model_is_not_enough(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="two models or more, found 1"):
+        recombine(files(tmp_path, 1), tmp_path / "out")
+
+
+def test_an_output_that_exists_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="out: exists already"):
+        recombine(["nowhere"], tmp_path / "out")
+
+
+def test_every_difference_is_told_at_once(tmp_path: Path) -> None:
+    other = model(1)
+    del other["mask"]
+    other["head.weight"] = ("F32", (8, 10), other["head.weight"][2])
+    other["block.1.weight"] = ("BF16", (3, 5), other["block.1.weight"][2])
+    other["more"] = ("U8", (1,), b"x")
+    sources = [
+        write_folder(tmp_path / "a", model(0), {"config.json": '{"heads": 4, "use_cache": true}'}),
+        write_folder(tmp_path / "b", other, {"config.json": '{"heads": 8, "layers": 2, "use_cache": false}'}),
+        write_folder(tmp_path / "c", model(2), {"config.json": '{"heads": 4}'}),
+    ]
+    with pytest.raises(LayerMismatchError) as caught:
+        recombine(sources, tmp_path / "out")
+    assert {(d.slot, d.subject, d.expected, d.found) for d in caught.value.differences} == {
+        (1, "mask", "BOOL [9]", "absent"),
+        (1, "head.weight", "F32 [10, 8]", "F32 [8, 10]"),
+        (1, "block.1.weight", "F16 [3, 5]", "BF16 [3, 5]"),
+        (1, "more", "absent", "U8 [1]"),
+        (1, "config.json: heads", "4", "8"),
+        (1, "config.json: layers", "absent", "2"),
+    }
+    message = str(caught.value)
+    assert "6 differences from slot 0" in message
+    assert str(sources[1]) in message
+    assert "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_ten_and_more_slots_sort_by_name(tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"{i}.safetensors", {"a": ("U8", (1,), bytes([i]))}) for i in range(101)]
+    recombine(sources, tmp_path / "out", output=NO_MEAN)
+    assert {p.name for p in (tmp_path / "out").glob("slot-*")} == {f"slot-{i:03d}.safetensors" for i in range(101)}
+
+
+def test_headers_keep_their_bytes_and_metadata(tmp_path: Path) -> None:
+    content = [file_bytes(model(i, LINEAR), {"format": "pt", "slot": str(i)}) for i in range(2)]
+    sources = []
+    for i, raw in enumerate(content):
+        sources.append(tmp_path / f"{i}.safetensors")
+        sources[-1].write_bytes(raw)
+    recombine(sources, tmp_path / "out", output=NO_MEAN)
+    for i in range(2):
+        output = open_checkpoint(tmp_path / "out" / f"slot-0{i}.safetensors")
+        assert output.metadata["slot"] == str(i)
+        assert content[i].startswith(output.files[0].header.raw)

@@ -1,0 +1,208 @@
+"""The store layout: plain sharded folders, linked, and a round that writes next to nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_checkpoints import LINEAR, MIXED, model, read, tree, write, write_folder, write_sharded, write_sidecars
+
+from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.errors import CheckpointError, OutputError
+from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+from fedmr_merge.recombination.recombine import Outcome, recombine
+from fedmr_merge.recombination.store import collect_garbage
+from fedmr_merge.recombination.verify import undo, verify
+
+STORE = OutputOptions(in_store=True, mean=None)
+
+
+def sources(folder: Path, slots: int = 3) -> list[Path]:
+    return [write_folder(folder / f"m{i}", model(i), {"config.json": "{}", "tokenizer.json": "{}"}) for i in range(slots)]
+
+
+def slots(out: Path) -> list[Path]:
+    return sorted(out.glob("slot-*"))
+
+
+def inodes(folder: Path) -> set[int]:
+    return {p.stat().st_ino for p in folder.rglob("*.safetensors")}
+
+
+def content(paths: list[Path]) -> Counter[tuple[str, object]]:
+    return Counter((name, raw) for path in paths for name, raw in read(path).items())
+
+
+def stored(folder: Path, **options: Any) -> Outcome:
+    return recombine(sources(folder), folder / "one", PlanOptions(**options), STORE)
+
+
+def test_outputs_are_plain_sharded_folders(tmp_path: Path) -> None:
+    outcome = stored(tmp_path)
+    assert content(slots(tmp_path / "one")) == content(sorted(tmp_path.glob("m?")))
+    for slot in slots(tmp_path / "one"):
+        index = json.loads((slot / "model.safetensors.index.json").read_text())
+        assert index["weight_map"].keys() == MIXED.keys()
+        assert index["metadata"]["total_size"] == sum(len(raw) for _, _, raw in model(0).values())
+        assert {"config.json", "tokenizer.json"} < tree(slot).keys()
+    assert outcome.store is not None
+    assert outcome.store.copied_in == len(inodes(tmp_path / ".fedmr-merge-store"))
+    assert inodes(tmp_path / "one") == inodes(tmp_path / ".fedmr-merge-store")
+
+
+def test_loads_with_the_safetensors_package_shard_by_shard(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    stored(tmp_path)
+    slot = slots(tmp_path / "one")[0]
+    weight_map = json.loads((slot / "model.safetensors.index.json").read_text())["weight_map"]
+    for name, shard in weight_map.items():
+        if MIXED[name][0] == "F32":
+            with safe_open(str(slot / shard), "np") as opened:
+                assert opened.get_tensor(name).shape == MIXED[name][1]
+
+
+def test_the_next_round_only_links(tmp_path: Path) -> None:
+    stored(tmp_path)
+    before = inodes(tmp_path / ".fedmr-merge-store")
+    outcome = recombine(slots(tmp_path / "one"), tmp_path / "two", PlanOptions(round=2), STORE)
+    assert outcome.store is not None
+    assert outcome.store.copied_in == 0
+    assert inodes(tmp_path / "two") == inodes(tmp_path / ".fedmr-merge-store") == before
+    assert content(slots(tmp_path / "two")) == content(sorted(tmp_path.glob("m?")))
+    assert verify(tmp_path / "two").faults == []
+
+
+def test_same_plan_as_without_a_store(tmp_path: Path) -> None:
+    stored(tmp_path, seed=9)
+    recombine(sorted(tmp_path.glob("m?")), tmp_path / "plain", PlanOptions(seed=9), OutputOptions(mean=None))
+    assert [read(p) for p in slots(tmp_path / "one")] == [read(p) for p in slots(tmp_path / "plain")]
+
+
+def test_verified_undone_and_back_to_files(tmp_path: Path) -> None:
+    recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(in_store=True))
+    assert verify(tmp_path / "one").faults == []
+    assert [tree(p) for p in undo(tmp_path / "one", tmp_path / "back")] == [tree(p) for p in sorted(tmp_path.glob("m?"))]
+    recombine(slots(tmp_path / "one"), tmp_path / "plain", output=OutputOptions(mean=None))
+    for slot in slots(tmp_path / "plain"):
+        assert {p.name for p in slot.glob("*.safetensors")} == {"model.safetensors"}
+        assert not open_checkpoint(slot).metadata.keys() - {"format"}
+    assert content(slots(tmp_path / "plain")) == content(sorted(tmp_path.glob("m?")))
+
+
+def test_files_shards_and_components_go_into_a_store(tmp_path: Path) -> None:
+    inputs = [write(tmp_path / "a.safetensors", model(0)), write_sharded(tmp_path / "b", model(1), 3)]
+    recombine(inputs, tmp_path / "one", output=STORE)
+    assert content(slots(tmp_path / "one")) == content(inputs)
+    pipelines = []
+    for i in range(2):
+        write(tmp_path / f"p{i}" / "unet" / "diffusion_pytorch_model.safetensors", model(i, LINEAR))
+        write(tmp_path / f"p{i}" / "vae" / "diffusion_pytorch_model.safetensors", model(5 + i))
+        write_sidecars(tmp_path / f"p{i}", {"model_index.json": "{}", "unet/config.json": "{}"})
+        pipelines.append(tmp_path / f"p{i}")
+    recombine(pipelines, tmp_path / "two", PlanOptions("model"), STORE)
+    assert content(slots(tmp_path / "two")) == content(pipelines)
+    assert (tmp_path / "two" / "slot-00" / "vae" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+
+
+def test_another_rule_regroups(tmp_path: Path) -> None:
+    stored(tmp_path)
+    outcome = recombine(slots(tmp_path / "one"), tmp_path / "two", PlanOptions("tensor"), STORE)
+    assert outcome.store is not None
+    assert outcome.store.copied_in > 0
+    assert content(slots(tmp_path / "two")) == content(sorted(tmp_path.glob("m?")))
+    assert verify(tmp_path / "two").faults == []
+
+
+def test_equal_layers_are_stored_once(tmp_path: Path) -> None:
+    inputs = [write_folder(tmp_path / f"m{i}", model(0)) for i in range(3)]
+    outcome = recombine(inputs, tmp_path / "one", output=STORE)
+    assert len(inodes(tmp_path / ".fedmr-merge-store")) == len(outcome.work.grouping.groups)
+
+
+def test_garbage_is_what_no_output_links_to(tmp_path: Path) -> None:
+    import shutil
+
+    store = tmp_path / ".fedmr-merge-store"
+    stored(tmp_path)
+    recombine(slots(tmp_path / "one"), tmp_path / "two", output=STORE)
+    assert collect_garbage(store) == (0, 0)
+    shutil.rmtree(tmp_path / "one")
+    assert collect_garbage(store) == (0, 0)
+    nbytes = sum(p.stat().st_size for p in store.rglob("*.safetensors"))
+    count = len(inodes(store))
+    shutil.rmtree(tmp_path / "two")
+    (store / ".staging-left").mkdir()
+    assert collect_garbage(store) == (count, nbytes)
+    assert tree(store) == {}
+    assert not (store / ".staging-left").exists()
+
+
+def test_garbage_is_not_collected_under_a_writer_s_feet(tmp_path: Path) -> None:
+    stored(tmp_path)
+    store = tmp_path / ".fedmr-merge-store"
+    descriptor = os.open(store, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    with pytest.raises(OutputError, match="in use"):
+        collect_garbage(store)
+    recombine(slots(tmp_path / "one"), tmp_path / "two", output=STORE)  # writers get along
+    os.close(descriptor)
+
+
+def test_no_store_to_collect(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no such store"):
+        collect_garbage(tmp_path / "nothing")
+
+
+def test_copies_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_link)
+    outcome = stored(tmp_path)
+    assert outcome.store is not None
+    assert outcome.store.copied_instead == 3 * len(outcome.work.grouping.groups)
+    assert outcome.store.reason == "Invalid cross-device link"
+    assert content(slots(tmp_path / "one")) == content(sorted(tmp_path.glob("m?")))
+
+
+def test_a_shard_whose_header_was_changed_is_refused(tmp_path: Path) -> None:
+    stored(tmp_path)
+    shard = next((tmp_path / "one" / "slot-01").glob("*.safetensors"))
+    raw = shard.read_bytes()
+    shard.chmod(0o644)
+    shard.write_bytes(raw.replace(b'"pt"', b'"tf"'))
+    with pytest.raises(CheckpointError, match="its name is not the SHA-256 of its header"):
+        recombine(slots(tmp_path / "one"), tmp_path / "two", output=STORE)
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_changed_byte_in_the_store_is_found(tmp_path: Path) -> None:
+    stored(tmp_path)
+    shard = next(p for p in (tmp_path / "one" / "slot-01").glob("*.safetensors") if b"head.weight" in p.read_bytes())
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(bytes(raw))
+    assert any("is not what was written" in fault for fault in verify(tmp_path / "one").faults)
+
+
+def test_shards_cannot_be_written_to_by_accident(tmp_path: Path) -> None:
+    stored(tmp_path)
+    assert all(p.stat().st_mode & 0o222 == 0 for p in (tmp_path / "one").rglob("*.safetensors"))
+
+
+def test_a_store_of_its_own_place_and_one_that_cannot_be(tmp_path: Path) -> None:
+    place = tmp_path / "deep" / "store"
+    recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(in_store=True, mean=None, store=place))
+    assert inodes(tmp_path / "one") == inodes(place)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        recombine(sources(tmp_path), tmp_path / "x", output=OutputOptions(in_store=True, store=tmp_path / "file" / "s"))
+    assert not (tmp_path / "x").exists()
