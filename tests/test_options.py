@@ -37,7 +37,7 @@ def test_values_and_defaults() -> None:
     [
         ({"kid": "a"}, "here.kid: unknown option, did you mean kind?"),
         ({"kind": "c"}, "here.kind: should be 'a' or 'b', found \"c\""),
-        ({"sizes": "12"}, "here.sizes: should be a valid array, found \"12\""),
+        ({"sizes": "12"}, 'here.sizes: should be a valid array, found "12"'),
         ({"sizes": [1, "2"]}, 'here.sizes[1]: should be a valid integer, found "2"'),
         ({"inner": {"clip": 0}}, "here.inner.clip: should be greater than 0, found 0"),
         ({"inner": {"clip": 1, "extra": 2}}, "here.inner.extra: unknown option"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,6 +78,7 @@ def recombine(
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
     from fedmr_merge.recombination.recombine import execute
 
+    gc.disable()  # headers become a million objects, none of them garbage: looking for it would double the time
     if layout not in ("same", "store"):
         raise PlanError(f"--layout is same or store, found {layout!r}")
     if not dry_run:

@@ -10,6 +10,7 @@ import typer
 from fedmr_merge.cli import console
 
 if TYPE_CHECKING:
+    from fedmr_merge.federated.federation import Federation
     from fedmr_merge.recipe.run import Run
     from fedmr_merge.recipe.schema import Recipe
 
@@ -80,6 +81,7 @@ def _follow(run: Run, folder: Path, again: str) -> None:
         f"{recipe.name}: {recipe.rounds} rounds of {federation.slots} of {len(federation.partition)} clients on "
         f"{federation.device.type}, {parameters(federation):,} parameters, in {folder}"
     )
+    _warn_of_missing_classes(federation)
     if resumed:
         console.say(f"going on after round {resumed.round}")
         for change in run.changed_environment():
@@ -105,6 +107,13 @@ def _follow(run: Run, folder: Path, again: str) -> None:
         console.complain("hint", f"to go on: {again}")
         raise
     _closing_words(folder, again)
+
+
+def _warn_of_missing_classes(federation: Federation) -> None:
+    from fedmr_merge.federated.clients import missing_classes
+
+    for name in missing_classes(federation.partition, federation.data):
+        console.complain("warning", f"no client has an example of class {name}: no model will learn it")
 
 
 def _closing_words(folder: Path, again: str) -> None:
@@ -155,7 +164,8 @@ def partition(
     checked = read_recipe(recipe, _settings(settings, seed, "cpu"))
     target = out or Path(f"{checked.name}-partition.png")
     refuse_existing(target)
-    dealt = partition_json(prepare(checked))
+    federation = prepare(checked)
+    dealt = partition_json(federation)
     names, counts = dealt["class_names"], dealt["class_counts"]
     with staged_output(target) as staging:
         draw_partition(counts, names, staging, title=f"{checked.name}: partition")
@@ -168,5 +178,6 @@ def partition(
     console.table(columns, rows, right=columns)
     sizes = [sum(row) for row in counts]
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} of {sum(sizes):,} training examples")
+    _warn_of_missing_classes(federation)
     console.say(f"plot: {target}")
     console.say(f"next: fedmr-merge run {recipe}")

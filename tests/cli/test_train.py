@@ -1,0 +1,110 @@
+"""`run` and `partition`, seen from outside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+name: small
+data: {name: digits, partition: {kind: dirichlet, clients: 8}}
+model: {name: cnn}
+training: {clients_per_round: 2, local_epochs: 1}
+stages: [fedmr: {rounds: 3}, evaluate: {}, publish: {}]
+"""
+
+
+def program(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "fedmr_merge", *map(str, arguments)]
+
+
+def variables() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def fedmr_merge(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(program(*arguments), cwd=cwd, env=variables(), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_run_says_what_it_made_and_what_to_type_next(folder: Path) -> None:
+    done = fedmr_merge("run", "small.yaml", "--seed", 5, "--set", "training.lr=0.02", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for made in ("model.safetensors", "README.md", "curves.png"):
+        path = f"runs/small/global/{made}"
+        assert path in done.stdout
+        assert (folder / path).exists()
+    assert "fedmr-merge run small.yaml --set training.lr=0.02 --seed 5" in done.stdout
+    assert "round 3 of 3, fedmr: accuracy" in done.stderr
+    resolved = (folder / "runs" / "small" / "recipe.yaml").read_text()
+    assert "seed: 5" in resolved
+    assert "lr: 0.02" in resolved
+
+    again = fedmr_merge("run", "small.yaml", "--seed", 5, "--set", "training.lr=0.02", cwd=folder)
+    assert again.returncode == 0
+    assert "going on after round 3" in again.stdout
+
+    changed = fedmr_merge("run", "small.yaml", "--seed", 6, "--set", "training.lr=0.02", cwd=folder)
+    assert changed.returncode == 2
+    assert "-seed: 5, +seed: 6" in changed.stderr
+
+
+def test_a_dry_run_writes_nothing(folder: Path) -> None:
+    done = fedmr_merge("run", "small.yaml", "--dry-run", cwd=folder)
+    assert done.returncode == 0
+    assert "188,810 parameters in 4 layers" in done.stdout
+    assert "8 clients with" in done.stdout
+    assert [path.name for path in folder.iterdir()] == ["small.yaml"]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:
+    arguments = ("run", "small.yaml", "--set", "stages[0].fedmr.rounds=500", "--set", "training.checkpoint_every=400")
+    process = subprocess.Popen(
+        program(*arguments), cwd=folder, env=variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = folder / "runs" / "small" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "to go on: fedmr-merge run small.yaml --set 'stages[0].fedmr.rounds=500'" in errors
+    saved = [path.name for path in (folder / "runs" / "small" / "checkpoints").iterdir()]
+    assert len(saved) == 1, "the rounds that were done are saved, though no checkpoint was due"
+    last_round = [json.loads(line) for line in metrics.read_text().splitlines()][-1]["round"]
+    assert saved[0] == f"1-fedmr-{last_round:04d}"
+
+
+def test_partition_shows_a_table_and_draws_a_plot(folder: Path) -> None:
+    done = fedmr_merge("partition", "small.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["client", "examples", "classes", *map(str, range(10))]
+    sizes = [int(line.split()[1]) for line in lines[1:9]]
+    assert f"8 clients with {min(sizes)} to {max(sizes)} of {sum(sizes):,} training examples" in done.stdout
+    assert (folder / "small-partition.png").read_bytes().startswith(b"\x89PNG")
+    again = fedmr_merge("partition", "small.yaml", cwd=folder)
+    assert again.returncode == 2
+    assert "small-partition.png: exists already" in again.stderr
+
+
+def test_a_class_that_no_client_has_is_told(folder: Path) -> None:
+    (folder / "clients.json").write_text(json.dumps([list(range(5)), list(range(5, 10))]))
+    done = fedmr_merge(
+        "partition", "small.yaml", "--set", "data.partition={kind: file, path: clients.json}", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: no client has an example of class" in done.stderr
