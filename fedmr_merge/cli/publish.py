@@ -76,13 +76,12 @@ def push(
 
 
 def _show(plan: PushPlan) -> None:
-    from fedmr_merge.errors import HubError
+    from fedmr_merge.publish.hub import refuse_faults
 
     console.say(f"to {plan.target}")
     console.table(("file", "size"), [[file.path, console.size(file.size)] for file in plan.files], right=("size",))
     console.say(f"{console.plural(len(plan.files), 'file')}, {console.size(plan.nbytes)}, from {plan.source}")
-    if plan.faults:
-        raise HubError("not fit to be published: " + "; ".join(plan.faults), hint="mend this, then push")
+    refuse_faults(plan)
     card = "its card is valid" if plan.has_card else "it has no card, README.md"
     console.say(f"the files are fit to be published; {card}")
     console.say(f"dry run: nothing was sent; to send it: {plan.command}")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedmr_merge.checkpoint.hub_http import Patience
     from fedmr_merge.checkpoint.writer import Progress
 
-__all__ = ["PushPlan", "PushResult", "plan_push", "push_folder"]
+__all__ = ["PushPlan", "PushResult", "plan_push", "push_folder", "refuse_faults"]
 
 _PULL_REQUEST = re.compile(r"refs/pr/\d+")
 _SHOWN_FAULTS = 8
@@ -77,7 +77,7 @@ def push_folder(
 
     decided = decide(folder, repo_id, private, revision, create_pr, message, tag, license, endpoint)
     with prepared(decided) as (plan, staging):
-        _refuse_faults(plan)
+        refuse_faults(plan)
         with open_hub(endpoint=plan.endpoint, token=token, patience=patience, progress=progress) as hub:
             push = _Push(hub, plan, staging)
             try:
@@ -96,7 +96,8 @@ def _unfinished(plan: PushPlan, error: HubError, first: str) -> PushError:
     return PushError(f"the push is not finished: {error}", hint=hint)
 
 
-def _refuse_faults(plan: PushPlan) -> None:
+def refuse_faults(plan: PushPlan) -> None:
+    """Raise HubError when the files of a plan may not be sent."""
     if plan.faults:
         more = len(plan.faults) - _SHOWN_FAULTS
         listed = "; ".join(plan.faults[:_SHOWN_FAULTS]) + (f"; and {more} more" if more > 0 else "")

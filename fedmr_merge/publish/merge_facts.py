@@ -115,6 +115,7 @@ def _on_hub(place: str) -> bool:
 def _source(source: Mapping[str, Any]) -> dict[str, Any]:
     place = str(source["path"])
     ref = parse_hub(place) if _on_hub(place) else None
+    told = source.get("license") or ("none stated" if "license" in source else "not recorded")
     return {
         "slot": source["slot"],
         "name": str(ref) if ref else PurePosixPath(place).name,
@@ -122,6 +123,7 @@ def _source(source: Mapping[str, Any]) -> dict[str, Any]:
         "commit": ref.revision if ref else None,
         "subfolder": ref.subfolder if ref else "",
         "license": source.get("license") if ref else None,
+        "license_told": told if ref else "",
         "bytes": sum(int(file["bytes"]) for file in source["files"]),
     }
 

@@ -74,7 +74,8 @@ def write_publication(
 def evaluation_json(federation: Federation, state: State, round: int) -> dict[str, Any]:
     """Measure a state's global model on the held-out data; return what `evaluation.json` holds."""
     data = federation.data
-    found = evaluate_by_class(federation.evaluation_forward, state.global_weights, data)
+    weights = state.to(federation.device).global_weights  # one that was read from a checkpoint is on the CPU
+    found = evaluate_by_class(federation.evaluation_forward, weights, data)
     return {
         "round": round,
         "split": "test",

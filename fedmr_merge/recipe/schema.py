@@ -277,9 +277,8 @@ def _stage(raw: Any, path: str, faults: Faults) -> Stage | None:
     if name in _OTHER_STAGES:
         stage: Stage | None = _make(_OTHER_STAGES[name], options, path, faults)
         if isinstance(stage, Publish) and stage.repo is None:
-            for option in ("private", "every"):
-                if getattr(stage, option):
-                    faults.add(f"{path}.{option}", "is about a push, which needs repo")
+            for option in [option for option in ("private", "every") if getattr(stage, option)]:
+                faults.add(f"{path}.{option}", "is about a push, which needs repo")
         return stage
     if name not in ALGORITHMS:
         faults.unknown(path, name, (*ALGORITHMS.names(), *_OTHER_STAGES), "stage")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmr_merge.report.figures import new_figure, save_figure
+from fedmr_merge.report.figures import draw
 
 _SHADES = ("#dfe8f3", "#f6e3d3", "#e2efda", "#f0e1ee")
 
@@ -18,28 +18,27 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str)
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = new_figure(7.0, 4.0)
     rounds = [line["round"] for line in metrics]
     accuracies = [100 * line["test_accuracy"] for line in metrics]
-    for shade, (method, first, last) in enumerate(_stages(metrics)):
-        axes.axvspan(first - 0.5, last + 0.5, color=_SHADES[shade % len(_SHADES)], linewidth=0, label=method)
-    axes.plot(rounds, accuracies, color="#1f3b64", linewidth=1.6, marker="o" if len(rounds) < 3 else None)
-    axes.annotate(
-        f"{accuracies[-1]:.1f} %",
-        (rounds[-1], accuracies[-1]),
-        textcoords="offset points",
-        # A curve comes from below: above it is room, but at the top of the axes.
-        xytext=(-4, 8 if accuracies[-1] < 90 else -16),
-        ha="right",
-        color="#1f3b64",
-    )
-    axes.set(xlabel="round", ylabel="test accuracy of the global model (%)", title=title)
-    axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(0, 100.0)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.legend(loc="lower right", title="stage")
-    save_figure(figure, path)
+    with draw(path, 7.0, 4.0) as axes:
+        for shade, (method, first, last) in enumerate(_stages(metrics)):
+            axes.axvspan(first - 0.5, last + 0.5, color=_SHADES[shade % len(_SHADES)], linewidth=0, label=method)
+        axes.plot(rounds, accuracies, color="#1f3b64", linewidth=1.6, marker="o" if len(rounds) < 3 else None)
+        axes.annotate(
+            f"{accuracies[-1]:.1f} %",
+            (rounds[-1], accuracies[-1]),
+            textcoords="offset points",
+            # A curve comes from below: above it is room, but at the top of the axes.
+            xytext=(-4, 8 if accuracies[-1] < 90 else -16),
+            ha="right",
+            color="#1f3b64",
+        )
+        axes.set(xlabel="round", ylabel="test accuracy of the global model (%)", title=title)
+        axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(0, 100.0)
+        axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+        axes.legend(loc="lower right", title="stage")
 
 
 def _stages(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
-def new_figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
-    """Return an empty figure; no global state of matplotlib is touched."""
+@contextlib.contextmanager
+def draw(path: Path, width_inches: float, height_inches: float) -> Iterator[Axes]:
+    """Give axes to draw on; the figure is written as PNG when the block ends.
+
+    Only the numbers decide the bytes: the user's own settings of matplotlib count for nothing and stay as they are, and
+    the file does not say which version wrote it.
+    """
+    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width_inches, height_inches), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; without the version of the library in it, so that only the numbers decide the bytes."""
-    figure.savefig(path, format="png", dpi=144, metadata={"Software": None})
+    settings: dict[Any, Any] = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(width_inches, height_inches), facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure.subplots()
+        figure.savefig(path, format="png", dpi=144, metadata={"Software": None})

@@ -64,7 +64,8 @@ def test_new_card_is_taken_where_there_is_none() -> None:
 
 
 def test_card_names_its_place_in_the_generated_part_only() -> None:
-    body = f"{PLACEHOLDER} {BEGIN}\nload {PLACEHOLDER}/slot-00\nhf download {PLACEHOLDER} --local-dir x\n{END} {PLACEHOLDER}"
+    text = f"\nload {PLACEHOLDER}/slot-00\nhf download {PLACEHOLDER} --local-dir x\n"
+    body = f"{PLACEHOLDER} {BEGIN}{text}{END} {PLACEHOLDER}"
     assert addressed(body, "a/b", None) == (
         f"{PLACEHOLDER} {BEGIN}\nload a/b/slot-00\nhf download a/b --local-dir x\n{END} {PLACEHOLDER}"
     )
@@ -96,7 +97,9 @@ printable = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "))
 
 def row_of(first: str) -> list[str]:
     """The texts of a table's row, as they are read off the rendered page."""
-    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(f"| a | b |\n| - | - |\n| {first} | end |\n")
+    tokens = (
+        MarkdownIt("commonmark", {"html": True}).enable("table").parse(f"| a | b |\n| - | - |\n| {first} | end |\n")
+    )
     inline = [token for token in tokens if token.type == "inline"][2:]
     assert len(inline) == 2, "it broke the table"
     return ["".join(part.content for part in token.children or ()) for token in inline]

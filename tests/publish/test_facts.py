@@ -28,7 +28,7 @@ def test_who_trained_each_copy_last_and_how_many_have() -> None:
         line(3, [10, 30], moves),
         line(4, [40, 20], moves),
     ]
-    # b in slot 0 after round 4 was in slot 1 in round 4 (client 20), in slot 0 in round 3 (10), in slot 1 in round 2 (20).
+    # Slot 0 of b after round 4 was slot 1 in round 4 (client 20), 0 in round 3 (10) and 1 in round 2 (20).
     assert lineage_facts(lineage) == {
         "round": 4,
         "first": 2,

@@ -80,7 +80,10 @@ def test_loading_draws_nothing_from_the_global_generator(model: Path) -> None:
         ({"arch_args": []}, "arch_args must be a mapping"),
         ({"arch_args": None}, "arch_args must be a mapping"),
         ({"architecture": "resnet20", "arch_args": {"shortcut": "evil"}}, "config.json: "),
-        ({"num_classes": 11, "label_names": None}, "does not fit the weights: fc2.bias: [11] by the config, [10] in the"),
+        (
+            {"num_classes": 11, "label_names": None},
+            "does not fit the weights: fc2.bias: [11] by the config, [10] in the",
+        ),
         ({"num_classes": 10**6, "label_names": None}, "does not fit the weights"),
         ({"num_classes": 10**12}, "num_classes must be a whole number"),
         ({"num_classes": 0}, "num_classes must be a whole number"),
@@ -174,7 +177,9 @@ def test_trained_weights_to_start_from_are_not_fetched_again(model: Path, monkey
     module = Torchvision.build(_named("shufflenet_v2_x0_5"), (3, 32, 32), 10)
     save_file(module.state_dict(), model / "model.safetensors")
     size = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": [32, 32]}
-    change(model, architecture="torchvision:shufflenet_v2_x0_5", arch_args={"weights": "IMAGENET1K_V1"}, preprocess=size)
+    change(
+        model, architecture="torchvision:shufflenet_v2_x0_5", arch_args={"weights": "IMAGENET1K_V1"}, preprocess=size
+    )
     assert load_model(model)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
 from hub_models import write_model
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
 from fedmr_merge.checkpoint.header import build_header
@@ -53,7 +53,13 @@ def from_hub(out: Path, licences: list[str | None], *, local: int = 0) -> dict[s
 def test_card_tells_how_the_models_were_made(out: Path) -> None:
     text = write_card(out).read_text()
     assert card_faults(text, ["README.md"]) == []
-    for fact in ("# Recombination of 3 models", "| seed | 7 |", "| round | 3 |", "| layer rule | `layer`", "`a`, not on the"):
+    for fact in (
+        "# Recombination of 3 models",
+        "| seed | 7 |",
+        "| round | 3 |",
+        "| layer rule | `layer`",
+        "`a`, not on the",
+    ):
         assert fact in text
     [row] = [line for line in text.splitlines() if line.startswith("| `layer` | 1 |")]
     plan = json.loads((out / "lineage.json").read_text())["plan"]["permutations"]
@@ -86,7 +92,9 @@ def test_parents_on_the_hub_are_named_with_commit_and_licence(out: Path) -> None
 def test_licences_that_differ_are_told_and_none_is_claimed(out: Path) -> None:
     from_hub(out, ["mit", "gpl-3.0", None])
     text = write_card(out).read_text()
-    assert "**The licences of these models differ**: org/model-0 mit, org/model-1 gpl-3.0, org/model-2 states none" in text
+    assert (
+        "**The licences of these models differ**: org/model-0 mit, org/model-1 gpl-3.0, org/model-2 states none" in text
+    )
     assert "license" not in ModelCard(text).data.to_dict()
 
 
@@ -95,7 +103,15 @@ def test_no_licence_is_claimed_where_a_parent_states_none(out: Path, licences: l
     from_hub(out, licences)
     text = write_card(out).read_text()
     assert "license" not in ModelCard(text).data.to_dict()
-    assert "not stated" in text
+    assert f"| 2 | `org/model-2/part` | `{COMMIT}` | none stated |" in text
+
+
+def test_licence_that_the_lineage_does_not_record_is_not_called_none(out: Path) -> None:
+    content = from_hub(out, [None] * 3)
+    for source in content["sources"]:
+        del source["license"]
+    (out / "lineage.json").write_text(json.dumps(content))
+    assert "| not recorded |" in write_card(out).read_text()
 
 
 def test_no_licence_is_claimed_for_sources_that_are_not_on_the_hub(out: Path) -> None:

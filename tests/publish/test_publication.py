@@ -121,7 +121,9 @@ def test_reproduced_run_gives_the_same_bytes(trained: Path, tmp_path: Path) -> N
 def test_edited_card_is_kept_when_the_run_publishes_again(run: Path) -> None:
     card = run / "global" / "README.md"
     text = card.read_text()
-    card.write_text(text.replace("---\n<!--", "language: en\n---\nMy own words.\n<!--", 1).replace("# small", "# large"))
+    card.write_text(
+        text.replace("---\n<!--", "language: en\n---\nMy own words.\n<!--", 1).replace("# small", "# large")
+    )
     follow(run)
     again = card.read_text()
     assert again == text.replace("---\n<!--", "language: en\n---\nMy own words.\n<!--", 1)

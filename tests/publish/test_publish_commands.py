@@ -117,7 +117,9 @@ def test_every_command_on_a_card_is_one_that_exists(
     command("recombine", trained / "cohort" / "slot-*", "-o", tmp_path / "out", "--quiet")
     command("card", tmp_path / "out", "--quiet")
     cards = [path / "README.md" for path in (trained / "global", trained / "cohort", tmp_path / "out")]
-    typed = {tuple(line.split()[1:2]) for card in cards for line in re.findall(r"^fedmr-merge .*", card.read_text(), re.M)}
+    typed = {
+        tuple(line.split()[1:2]) for card in cards for line in re.findall(r"^fedmr-merge .*", card.read_text(), re.M)
+    }
     assert typed == {("run",), ("recombine",), ("average",), ("verify",), ("undo",)}
     for (name,) in typed:
         assert command(name, "--help") == 0

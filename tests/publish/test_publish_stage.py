@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hub_server import HubServer
 from huggingface_hub import constants
 from small_run import RECIPE, command, follow
 
 from fedmr_merge.checkpoint.hub_source import expand_hub
 from fedmr_merge.errors import PushError, RecipeError
+from fedmr_merge.publish import write_card
 from fedmr_merge.publish.card_merge import split_card
 from fedmr_merge.recipe.run import RoundDone, Run
 from fedmr_merge.recipe.schema import parse_recipe
@@ -27,6 +29,13 @@ def here(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub and the token are those of the environment."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
+
+    def draw_nothing(folder: Path) -> None:  # takes longer than all the rest; tests/report looks at figures
+        for name in ("curves", "partition"):
+            if name == "curves" or (folder / "partition.json").exists():
+                (folder / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    monkeypatch.setattr(write_card, "_draw_figures", draw_nothing)
 
 
 def stages(**publish: Any) -> list[dict[str, Any]]:
@@ -61,7 +70,9 @@ def test_global_model_goes_to_main(hub: HubServer, tmp_path: Path) -> None:
     assert 'license: "mit"' in (split_card(card)[0] or "")
     assert messages[-1].endswith(f"pushed: {hub.endpoint}/{REPO}/commit/{branches(hub)['main']}")
     # The same command again goes on at the end, and makes no second commit.
-    assert "is on the Hub already" in follow(tmp_path / "run", stages=stages(private=True, license="mit", tags=["x"]))[-1]
+    assert (
+        "is on the Hub already" in follow(tmp_path / "run", stages=stages(private=True, license="mit", tags=["x"]))[-1]
+    )
     assert commits(hub) == 1
 
 
@@ -130,8 +141,6 @@ def test_exit_code_is_3_and_the_command_is_printed(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    import yaml
-
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(RECIPE | {"stages": stages()}))
     assert command("run", tmp_path / "small.yaml", "--out", tmp_path / "run") == 3
     told = capsys.readouterr()
