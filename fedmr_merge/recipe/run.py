@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedmr_merge.checkpoint.source import open_checkpoint
 from fedmr_merge.checkpoint.tensors import load_checkpoint
-from fedmr_merge.errors import RunError, TrainingError
+from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.clients import Partition
 from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
 from fedmr_merge.federated.federation import Federation, open_federation
@@ -171,7 +171,7 @@ class Run:
         done = resumed.place.round if resumed else 0
         for log in ("metrics.jsonl", "lineage.jsonl"):
             self.folder.cut_log(log, done)
-        state = resumed.state if resumed else self._initial_state()
+        state = (resumed.state if resumed else self._initial_state()).to(self.federation.device)
         writer = CheckpointWriter(self.folder.checkpoints, self.federation)
         publisher = Publisher(self.folder.path, self.federation, self.recipe.stages)
         try:
@@ -182,8 +182,6 @@ class Run:
                     continue
                 if not isinstance(stage, TrainingStage):
                     writer.wait()
-                    if done == 0:
-                        raise RunError(f"stages[{position}].{stage.name}: no training stage comes before it")
                     if isinstance(stage, Recalibrate):
                         state = self._recalibrate(stage, state)
                         yield StageDone(position, stage.name, "the global model has statistics of the clients' data")

@@ -265,6 +265,8 @@ def _stages(raw: Any, faults: Faults) -> tuple[Stage, ...]:
         faults.add("stages", "expected a list of stages, e.g. `- fedmr: {rounds: 30}`")
         return ()
     found = [_stage(stage, f"stages[{position}]", faults) for position, stage in enumerate(raw)]
+    if isinstance(found[0], Recalibrate | Evaluate | Publish):
+        faults.add(f"stages[0].{found[0].name}", "no training stage comes before it")
     return tuple(stage for stage in found if stage is not None)
 
 

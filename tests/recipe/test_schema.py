@@ -90,6 +90,7 @@ def test_all_faults_come_at_once_each_with_its_path() -> None:
     [
         ([], "expected a mapping of options"),
         (None, "name: is missing"),
+        (small(stages=[{"evaluate": {}}, {"fedavg": {"rounds": 1}}]), "stages[0].evaluate: no training stage"),
         (small(stages=[]), "stages: expected a list of stages"),
         (small(seed=-1), "seed: expected a whole number"),
         (small(seed=True), "seed: expected a whole number"),
