@@ -3,9 +3,10 @@
     python benchmarks/recombine.py --folder /dev/shm                      copies, mean and start-up
     python benchmarks/recombine.py --only mean --mergekit VENV/bin/mergekit-yaml
 
-Every contender is a process of its own; its CPU time and peak memory are what the kernel counted for it. All contenders
-of a part run in turn, again and again, so that whatever else the machine does hits all of them alike. Everything that is
-written is removed at the end. Point --folder at a memory-backed folder, else the disk is what is measured.
+A contender is a process of its own, whose CPU time and peak memory are what the kernel counted for it, or a function
+of this one (`in one process`), which needs no interpreter to start. All contenders
+of a part run in turn, again and again, so that whatever else the machine does hits all of them alike. What is written
+is removed at the end. Point --folder at a memory-backed folder, else the disk is what is measured.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from fedmr_merge.checkpoint.header import build_header
+from fedmr_merge.recombination.planning import OutputOptions
+from fedmr_merge.recombination.recombine import recombine
 
 MEGABYTE = 10**6
 COMMAND = [sys.executable, "-m", "fedmr_merge", "--quiet"]
@@ -47,10 +50,10 @@ save_file(mean, out)
 
 @dataclass(frozen=True)
 class Contender:
-    """One command to time. `out` is removed before every run."""
+    """One command, or a function of this process, to time. `out` is removed before every run."""
 
     name: str
-    command: Sequence[str]
+    command: Sequence[str] | Callable[[], object]
     out: Path
 
 
@@ -58,7 +61,7 @@ class Contender:
 class Cost:
     wall_seconds: float
     cpu_seconds: float
-    peak_megabytes: float
+    peak_megabytes: float | None  #: None for a function: this process holds other things too
 
 
 def main() -> None:
@@ -91,15 +94,21 @@ def _copy(folder: Path, options: argparse.Namespace) -> list[Contender]:
     out = folder / "out"
     stored = folder / "stored"
     _run([*COMMAND, "recombine", *sources, "-o", str(stored), "--layout", "store", "--no-global"])
-    recombine = [*COMMAND, "recombine", *sources, "-o", str(out)]
+    command = [*COMMAND, "recombine", *sources, "-o", str(out)]
     in_store = [*COMMAND, "recombine", *map(str, sorted(stored.glob("slot-*"))), "-o", str(out), "--layout", "store"]
     return [
         Contender("cp -r", ["cp", "-r", *sources, str(out)], out),
-        Contender("recombine --no-global", [*recombine, "--no-global"], out),
-        Contender("recombine --no-global --no-hash", [*recombine, "--no-global", "--no-hash"], out),
-        Contender("recombine", recombine, out),
+        Contender("recombine --no-global", [*command, "--no-global"], out),
+        Contender("recombine --no-global --no-hash", [*command, "--no-global", "--no-hash"], out),
+        Contender("recombine", command, out),
+        Contender("in one process: recombine --no-global", _function(sources, out, hash=True), out),
+        Contender("in one process: recombine --no-global --no-hash", _function(sources, out, hash=False), out),
         Contender("recombine --layout store --no-global, inputs in a store", [*in_store, "--no-global"], out),
     ]
+
+
+def _function(sources: Sequence[str], out: Path, *, hash: bool) -> Callable[[], object]:
+    return lambda: recombine(sources, out, output=OutputOptions(mean=None, hash=hash))
 
 
 def _mean(folder: Path, options: argparse.Namespace) -> list[Contender]:
@@ -120,7 +129,7 @@ def _mean(folder: Path, options: argparse.Namespace) -> list[Contender]:
     return contenders
 
 
-def _start(folder: Path, options: argparse.Namespace) -> list[Contender]:
+def _start(folder: Path, _: argparse.Namespace) -> list[Contender]:
     sources = []
     for slot in range(10):
         path = folder / f"{slot}.safetensors"
@@ -182,9 +191,9 @@ def _measure(contenders: Sequence[Contender], repeat: int) -> list[list[Cost]]:
     for turn in range(repeat + 1):
         for contender, found in zip(contenders, costs, strict=True):
             _remove(contender.out)
-            if contender.command[0] == "cp":
+            if not callable(contender.command) and contender.command[0] == "cp":
                 contender.out.mkdir()
-            cost = _run(contender.command)
+            cost = _call(contender.command) if callable(contender.command) else _run(contender.command)
             if turn:  # the first run warms the caches
                 found.append(cost)
             _remove(contender.out)
@@ -211,6 +220,12 @@ def _run(command: Sequence[str]) -> Cost:
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000)
 
 
+def _call(function: Callable[[], object]) -> Cost:
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return Cost(time.perf_counter() - wall, time.process_time() - cpu, None)
+
+
 def _show(contenders: Sequence[Contender], costs: Sequence[Sequence[Cost]]) -> None:
     first = statistics.median(cost.wall_seconds for cost in costs[0])
     first_cpu = statistics.median(cost.cpu_seconds for cost in costs[0])
@@ -219,10 +234,11 @@ def _show(contenders: Sequence[Contender], costs: Sequence[Sequence[Cost]]) -> N
         wall = sorted(cost.wall_seconds for cost in found)
         middle = statistics.median(wall)
         cpu = statistics.median(cost.cpu_seconds for cost in found)
-        peak = max(cost.peak_megabytes for cost in found)
+        peaks = [cost.peak_megabytes for cost in found if cost.peak_megabytes is not None]
+        peak = f"{max(peaks):8.0f}" if peaks else ""
         spread = f"({wall[0]:.2f} to {wall[-1]:.2f})"
         ratios = f"{middle / first:6.2f} {cpu:8.2f} {cpu / first_cpu:6.2f}"
-        print(f"{contender.name:56} {middle:8.2f} {spread:>15} {ratios} {peak:8.0f}")
+        print(f"{contender.name:56} {middle:8.2f} {spread:>15} {ratios} {peak}")
 
 
 if __name__ == "__main__":

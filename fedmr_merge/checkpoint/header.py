@@ -15,6 +15,7 @@ import json
 import os
 import reprlib
 import struct
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -158,7 +159,8 @@ def parse_header(raw: bytes, path: Path, file_bytes: int) -> Header:
 
     data_start = len(raw)
     entries = sorted(
-        ((name, _entry(name, value, path, data_start, fail)) for name, value in content.items()),
+        # K models have the same names: one copy of each is enough.
+        ((sys.intern(name), _entry(name, value, path, data_start, fail)) for name, value in content.items()),
         key=lambda item: (item[1].start, item[1].end),
     )
     position = data_start

@@ -110,7 +110,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_folder(path.parent)
     refuse_pickle(path)
     weights = WeightFile(path.name, path, read_header(path))
-    return _checkpoint(path, False, (weights,), (), ())
+    return checkpoint_of(path, False, (weights,), (), ())
 
 
 def refuse_pickle(path: Path) -> None:
@@ -138,12 +138,13 @@ def _open_folder(folder: Path) -> Checkpoint:
     for index_name in indexes:
         _check_index(folder, index_name, files)
     sidecars = tuple(sorted(_sidecars(folder, deep="" not in prefixes)))
-    return _checkpoint(folder, True, files, sidecars, tuple(indexes))
+    return checkpoint_of(folder, True, files, sidecars, tuple(indexes))
 
 
-def _checkpoint(
+def checkpoint_of(
     path: Path, is_folder: bool, files: tuple[WeightFile, ...], sidecars: tuple[str, ...], indexes: tuple[str, ...]
 ) -> Checkpoint:
+    """Return the checkpoint that these weight files are. Raises CheckpointError where two hold tensors of one name."""
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     for file in files:
@@ -212,10 +213,15 @@ def _check_index(folder: Path, index_name: str, files: tuple[WeightFile, ...]) -
         raise CheckpointError(folder / index_name, f"tensor {extra!r} is in {found[extra]}, the index does not name it")
 
 
+def leads_out(name: str) -> bool:
+    """Whether a file name from somebody else's JSON could name something outside the folder it stands for."""
+    parts = PurePosixPath(name).parts
+    return not parts or name.startswith("/") or "\\" in name or any(part in ("..", ".") for part in parts)
+
+
 def _inside(folder: Path, name: str) -> Path:
     """Return the path of a file of a folder; a name or a link that leads out of the folder is refused."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or "\\" in name or any(part in ("..", ".") for part in parts):
+    if leads_out(name):
         raise CheckpointError(folder, f"file name {name!r} leads out of the folder")
     if "\0" in name or name != name.encode(errors="ignore").decode():
         raise CheckpointError(folder, f"{name!r} is no file name")

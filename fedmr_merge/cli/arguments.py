@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
+from fedmr_merge.recombination.rules import natural_order
 
 Checkpoints = Annotated[
     list[str],
@@ -40,7 +41,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         if Path(argument).exists() or not glob.has_magic(argument):
             found.append(argument)
             continue
-        matches = sorted(glob.glob(argument))  # noqa: PTH207 - the pattern may be absolute
+        matches = sorted(glob.glob(argument), key=natural_order)  # noqa: PTH207 - the pattern may be absolute
         if not matches and not _may_be_hub(argument):
             raise CheckpointError(argument, "matches no file or folder")
         found += matches or [argument]
@@ -70,7 +71,7 @@ def size_in_bytes(option: str, text: str | None) -> int | None:
     unit = number.lstrip("0123456789.")
     try:
         nbytes = int(float(number.removesuffix(unit)) * (units[unit] if unit else 1))
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         nbytes = 0
     if nbytes <= 0:
         raise UsageError(f"{option}: {text!r} is not a size", hint="write for example 500MB, 5GB or 2GiB")
@@ -92,6 +93,6 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 def slot_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     """Return the slots of a comma-separated list."""
     found = numbers(option, text)
-    if found is not None and any(number != int(number) for number in found):
+    if found is not None and not all(number.is_integer() for number in found):
         raise UsageError(f"{option}: {text!r} is not a list of slots", hint="write for example 0,2")
     return None if found is None else tuple(int(number) for number in found)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmr_merge.cli import console
-from fedmr_merge.cli.arguments import Checkpoints, Out, Rule, expand, numbers, size_in_bytes, slot_numbers
+from fedmr_merge.cli.arguments import Checkpoints, Out, Rule, UsageError, expand, numbers, size_in_bytes, slot_numbers
 from fedmr_merge.cli.groups import show_groups
 from fedmr_merge.errors import PlanError
 
@@ -81,15 +81,19 @@ def recombine(
     gc.disable()  # headers become a million objects, none of them garbage: looking for it would double the time
     if layout not in ("same", "store"):
         raise PlanError(f"--layout is same or store, found {layout!r}")
+    if store is not None and layout != "store":
+        raise UsageError("--store is of no use without --layout store")
     if not dry_run:
         refuse_existing(out)
-    mean = None if no_global else _mean_options(weights, accumulate, out_dtype, max_memory)
+    mean = _mean_options(weights, accumulate, out_dtype, max_memory)
+    if no_global:
+        _refuse_without_mean(mean, require_finite)
     work = plan_recombination(
         expand(checkpoints),
         PlanOptions(rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan)),
         OutputOptions(
             slots=slot_numbers("--slots", slots),
-            mean=mean,
+            mean=None if no_global else mean,
             sidecars_from=sidecars_from,
             max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
             hash=hash,
@@ -122,7 +126,8 @@ def recombine(
     if work.mean is not None:
         console.say(f"  mean      {out / 'global'}")
     console.say(f"  lineage   {out / 'lineage.json'}")
-    console.say(f"next: fedmr-merge verify {out}   or   fedmr-merge push {out}/global ORG/NAME")
+    pushing = "" if no_global else f"   or   fedmr-merge push {out}/global ORG/NAME"
+    console.say(f"next: fedmr-merge verify {out}{pushing}")
 
 
 def _read_plan(path: Path | None) -> RecombinationPlan | None:
@@ -154,6 +159,20 @@ def _mean_options(weights: str | None, accumulate: str, out_dtype: str | None, m
     )
 
 
+def _refuse_without_mean(options: MeanOptions, require_finite: bool) -> None:
+    """No option is ignored: what concerns the mean makes no sense without one."""
+    asked = {
+        "--weights": options.weights is not None,
+        "--accumulate": options.double,
+        "--out-dtype": options.out_dtype is not None,
+        "--max-memory": options.max_memory_bytes is not None,
+        "--require-finite": require_finite,
+    }
+    for option, given in asked.items():
+        if given:
+            raise UsageError(f"{option} concerns the mean and is of no use with --no-global")
+
+
 def _show_plan(work: Recombination, out: Path) -> None:
     from fedmr_merge.recombination.recombine import free_bytes
 
@@ -164,7 +183,8 @@ def _show_plan(work: Recombination, out: Path) -> None:
     console.say(f"rule {work.grouping.rule}: {work.grouping.found}")
     console.table(("layer group", "tensors", "source slot of slot 0, 1, …"), rows, right=("tensors",))
     console.say(
-        f"to write {console.size(work.nbytes)} to {out}, free {console.size(free_bytes(out))}; peak memory about 100 MB"
+        f"to write {console.size(work.nbytes)} to {out}, free {console.size(free_bytes(out))}; "
+        f"peak memory about {console.size(work.peak_memory_bytes)}"
     )
     console.say("dry run: nothing was written")
 
@@ -191,12 +211,13 @@ def average(
 
     OUT becomes a folder with model.safetensors, or with shards as the first input has them.
     """
-    from fedmr_merge.checkpoint.source import open_checkpoint
+    from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.average import average as take_average
+    from fedmr_merge.recombination.matching import match_checkpoints
 
     refuse_existing(out)
-    opened = [open_checkpoint(path) for path in expand(checkpoints)]
+    opened = open_inputs(expand(checkpoints), match_checkpoints)
     options = _mean_options(weights, accumulate, out_dtype, max_memory)
     with console.bytes_progress("averaging", opened[0].nbytes if opened else 0) as progress:
         found = take_average(
@@ -219,8 +240,8 @@ def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], ru
 
     With their tensors, parameters, bytes and dtypes, and how they were found.
     """
-    from fedmr_merge.checkpoint.source import open_checkpoint
+    from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.recombination.planning import group_checkpoints
 
-    opened = open_checkpoint(expand([checkpoint])[0])
+    opened = open_inputs(expand([checkpoint]))[0]
     show_groups(opened, group_checkpoints([opened], rule))

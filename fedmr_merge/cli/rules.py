@@ -28,10 +28,10 @@ def explain(
     rule: Rule = "auto",
 ) -> None:
     """Show which layer group every tensor of a checkpoint belongs to."""
-    from fedmr_merge.checkpoint.source import open_checkpoint
+    from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.recombination.planning import group_checkpoints
 
-    opened = open_checkpoint(expand([checkpoint])[0])
+    opened = open_inputs(expand([checkpoint]))[0]
     show_groups(opened, group_checkpoints([opened], rule), tensors=True)
 
 
@@ -43,15 +43,14 @@ def check(
     """Check a rule file against checkpoints: every tensor matched, by one rule only (but for a fallback at the
     end), no rule idle.
     """
-    from fedmr_merge.checkpoint.source import open_checkpoint
+    from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.errors import RuleError
     from fedmr_merge.recombination.rules import check_rule_file
 
     faults: list[str] = []
-    paths = expand(checkpoints)
-    for path in paths:
-        opened = open_checkpoint(path)
+    checked = open_inputs(expand(checkpoints))
+    for opened in checked:
         faults += [f"{opened.source}: {fault}" for fault in check_rule_file(rule_file, opened.shapes)]
     if faults:
         raise RuleError(f"{rule_file}: " + "; ".join(faults), hint="docs/recombine.md explains the rule language")
-    console.say(f"{rule_file}: every tensor of {console.plural(len(paths), 'checkpoint')} belongs to one layer group")
+    console.say(f"{rule_file}: every tensor of {console.plural(len(checked), 'checkpoint')} belongs to one layer group")

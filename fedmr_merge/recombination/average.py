@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.header import DTYPE_BITS, TensorEntry, build_header, parse_header
-from fedmr_merge.checkpoint.source import STANDARD_NAMES, WEIGHTS, Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.inputs import open_inputs
+from fedmr_merge.checkpoint.source import STANDARD_NAMES, WEIGHTS, Checkpoint
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import CheckpointError, PlanError
 from fedmr_merge.recombination.layout import OutputFile, OutputModel, lay_out
@@ -44,7 +45,7 @@ def average(
     """
     out = Path(out)
     refuse_existing(out)
-    opened = tuple(c if isinstance(c, Checkpoint) else open_checkpoint(c) for c in checkpoints)
+    opened = open_inputs(checkpoints, match_checkpoints)
     match_checkpoints(opened)
     options = options or MeanOptions()
     check_mean(opened, options)

@@ -19,8 +19,8 @@ from typing import Any
 
 import fedmr_merge
 from fedmr_merge.checkpoint.header import Header, parse_header
-from fedmr_merge.checkpoint.source import Checkpoint
-from fedmr_merge.errors import VerificationError
+from fedmr_merge.checkpoint.source import Checkpoint, leads_out
+from fedmr_merge.errors import CheckpointError, PlanError, VerificationError
 from fedmr_merge.recombination.layout import dumps
 from fedmr_merge.recombination.plan import RecombinationPlan
 
@@ -137,7 +137,7 @@ def read_lineage(out: str | Path) -> Lineage:
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise VerificationError(f"{path}: not a lineage of format version {FORMAT_VERSION}")
     try:
-        return Lineage(
+        lineage = Lineage(
             folder=folder,
             facts={k: v for k, v in content.items() if k not in ("plan", "sources", "outputs", "global", "tensors")},
             plan=RecombinationPlan.from_json(content["plan"]),
@@ -146,8 +146,26 @@ def read_lineage(out: str | Path) -> Lineage:
             mean=content["global"],
             tensors=tuple(TensorOrigin(**entry) for entry in content["tensors"]),
         )
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise VerificationError(f"{path}: damaged: {error!r}") from error
+        _check(lineage)
+    except (LookupError, AttributeError, TypeError, ValueError, zlib.error, CheckpointError, PlanError) as error:
+        raise VerificationError(f"{path}: damaged: {error}") from error
+    return lineage
+
+
+def _check(lineage: Lineage) -> None:
+    """Raise ValueError where the parts of a lineage do not fit, or a name in it leads out of its folder."""
+    names = [*lineage.outputs.values(), *([str(lineage.mean["path"])] if lineage.mean else [])]
+    names += [name for source in lineage.sources for name in (*source.indexes, *(file.name for file in source.files))]
+    for name in names:
+        if leads_out(name):
+            raise ValueError(f"the name {name!r} leads out of its folder")
+    if [source.slot for source in lineage.sources] != list(range(lineage.plan.slots)):
+        raise ValueError("its sources are not one for each slot")
+    for origin in lineage.tensors:
+        if origin.slot not in lineage.outputs or origin.group not in lineage.plan.permutations:
+            raise ValueError(f"{origin.tensor!r} of slot {origin.slot} is in no output or in no group of the plan")
+        if origin.source_slot not in range(lineage.plan.slots):
+            raise ValueError(f"{origin.tensor!r} of slot {origin.slot} comes from slot {origin.source_slot}")
 
 
 def _read_source(content: Mapping[str, Any]) -> Source:

@@ -49,6 +49,12 @@ class MeanOptions:
                 f"a mean cannot be written as {self.out_dtype!r}", hint=f"choose one of {', '.join(FLOATS)}"
             )
 
+    @property
+    def buffer_bytes(self) -> int:
+        """What all threads hold together, at most."""
+        threads, elements = self.plan_work()
+        return threads * elements * _BYTES_PER_ELEMENT
+
     def plan_work(self) -> tuple[int, int]:
         """Return (threads, elements per piece) that keep to the memory bound. Raises PlanError when none does."""
         threads = self.threads or os.cpu_count() or 1

@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from fedmr_merge.checkpoint.header import TensorEntry
-from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.inputs import open_inputs
+from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.errors import PlanError
 from fedmr_merge.recombination.average import check_mean, mean_layout
 from fedmr_merge.recombination.layer_rule import trainer_layers
@@ -21,6 +22,10 @@ from fedmr_merge.recombination.mean_options import MeanOptions
 from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan, draw_plan
 from fedmr_merge.recombination.rules import Grouping, apply_rule, pin_groups, tie_groups
 from fedmr_merge.recombination.ties import find_ties
+
+#: Measured: Python with what a recombination imports, and what each tensor of each model adds to that.
+_INTERPRETER_BYTES = 50 * 10**6
+_BYTES_PER_LISTED_TENSOR = 1200
 
 
 def slot_name(slot: int, slots: int) -> str:
@@ -100,6 +105,12 @@ class Recombination:
         """Bytes that will be written: the models and their mean."""
         return sum(model.nbytes for model in (*self.models.values(), self.mean) if model)
 
+    @property
+    def peak_memory_bytes(self) -> int:
+        """About as much memory as this takes at most: the interpreter, the lists of tensors, the mean's buffers."""
+        listed = len(self.checkpoints) * len(self.checkpoints[0].tensors) * _BYTES_PER_LISTED_TENSOR
+        return _INTERPRETER_BYTES + listed + (self.output.mean.buffer_bytes if self.output.mean else 0)
+
     def name(self, slot: int) -> str:
         """What an output slot is called."""
         return slot_name(slot, len(self.checkpoints))
@@ -112,10 +123,10 @@ def plan_recombination(
 ) -> Recombination:
     """Open K checkpoints, check that they match, group their tensors and draw (or check) the plan.
 
-    Raises CheckpointError, LayerMismatchError, RuleError or PlanError.
+    Raises CheckpointError, HubError, LayerMismatchError, RuleError or PlanError.
     """
     options, output = options or PlanOptions(), output or OutputOptions()
-    opened = tuple(c if isinstance(c, Checkpoint) else open_checkpoint(c) for c in checkpoints)
+    opened = open_inputs(checkpoints, match_checkpoints)
     match_checkpoints(opened)
     grouping = group_checkpoints(opened, options.rule)
     groups = pin_groups(grouping.groups, options.pin)

@@ -161,12 +161,12 @@ def _segments(rule: str, shapes: Shapes) -> Grouping:
     count = rule.removeprefix("segments:")
     if not count.isdecimal() or not 1 <= int(count) <= len(shapes):
         raise RuleError(f"layer rule {rule!r}: write segments:N, N from 1 to the number of tensors, {len(shapes)}")
-    names = sorted(shapes, key=_natural)
+    names = sorted(shapes, key=natural_order)
     runs = {name: f"segment.{position * int(count) // len(names)}" for position, name in enumerate(names)}
     return Grouping(rule, f"{count} contiguous runs of {len(names)} tensors", _collect(runs, names))
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which layer2 comes before layer10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 

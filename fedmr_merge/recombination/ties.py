@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fedmr_merge.checkpoint.header import TensorEntry
 from fedmr_merge.checkpoint.source import Checkpoint
@@ -13,6 +14,8 @@ KNOWN_TIES = (
     ("model.embed_tokens.weight", "lm_head.weight"),
     ("transformer.wte.weight", "lm_head.weight"),
     ("wte.weight", "lm_head.weight"),
+    ("model.language_model.embed_tokens.weight", "lm_head.weight"),
+    ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
     ("gpt_neox.embed_in.weight", "embed_out.weight"),
     ("transformer.word_embeddings.weight", "lm_head.weight"),
     ("model.decoder.embed_tokens.weight", "lm_head.weight"),
@@ -37,13 +40,20 @@ def find_ties(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
     found = []
     for prefix in sorted({file.prefix for file in first.files}):
         config = first.read_json(f"{prefix}config.json")
-        declared = isinstance(config, dict) and config.get("tie_word_embeddings") is True
+        declared = _declared(config)
         for known in KNOWN_TIES:
             names = tuple(prefix + name for name in known if prefix + name in first.tensors)
             alike = len(names) > 1 and len({first.tensors[name].signature for name in names}) == 1
             if alike and (declared or all(_equal_bytes(c, names) for c in checkpoints)):
                 found.append(names)
     return found
+
+
+def _declared(config: Any) -> bool:
+    """Whether a model's config.json, or the part of it for its language model, says that its embeddings are tied."""
+    if not isinstance(config, dict):
+        return False
+    return config.get("tie_word_embeddings") is True or _declared(config.get("text_config"))
 
 
 def _equal_bytes(checkpoint: Checkpoint, names: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header import TensorEntry
-from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.source import Checkpoint, leads_out, open_checkpoint
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import FedmrMergeError, VerificationError
 from fedmr_merge.recombination.hashing import hash_tensors
@@ -156,8 +156,8 @@ def _check_mean(lineage: Lineage, models: Mapping[int, Checkpoint], result: Veri
     except FedmrMergeError as error:
         result.faults.append(str(error))
         return
-    if len(models) < lineage.plan.slots:
-        result.skipped.append("the mean: not every output slot is there")
+    if result.faults or len(models) < lineage.plan.slots:
+        result.skipped.append("the mean: the outputs are not all there, or not what was written")
         return
     entries = [original_entries(lineage, models, slot) for slot in range(lineage.plan.slots)]
     weights = lineage.mean["weights"]
@@ -206,6 +206,7 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
     models = _open_outputs(lineage, checked)
     for slot, model in models.items():
         _check_hashes(lineage, slot, model, checked, progress)
+    _check_plan(lineage, checked)
     if checked.faults:
         raise VerificationError(f"{lineage.folder}: " + "; ".join(checked.faults[:3]), hint="nothing was written")
     names = _source_names(lineage.sources)
@@ -248,6 +249,6 @@ def _restore(
 def _source_names(sources: Sequence[Source]) -> list[str]:
     """What the rebuilt inputs are called: as they were, or by their slot where two had one name."""
     names = [Path(source.path).name if "@" not in source.path else "" for source in sources]
-    if len(set(names)) == len(names) and all(names):
+    if len(set(names)) == len(names) and not any(map(leads_out, names)):
         return names
     return [f"slot-{source.slot:02d}" + ("" if source.is_folder else ".safetensors") for source in sources]

@@ -31,7 +31,9 @@ def sources(folder: Path, count: int = 3, size: int = 50) -> list[Path]:
 
 @settings(max_examples=60, deadline=None)
 @given(SEGMENTS)
-def test_segments_are_copied_in_order(tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, int, int]]) -> None:
+def test_segments_are_copied_in_order(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, int, int]]
+) -> None:
     folder = tmp_path_factory.mktemp("copy")
     paths = sources(folder)
     segments = [Segment(paths[i], min(a, b), max(a, b)) for i, a, b in drawn]
@@ -100,11 +102,14 @@ def test_more_sources_than_files_may_be_open(
 ) -> None:
     monkeypatch.setattr(copying, "_MAX_OPEN", 2)
     paths = sources(tmp_path, 5)
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    before = open_files()
     copy(tmp_path / "out", b"", [Segment(p, 0, 50) for p in paths * 2], SourceWatch([]))
     assert (tmp_path / "out").read_bytes() == b"".join(p.read_bytes() for p in paths * 2)
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture

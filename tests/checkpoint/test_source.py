@@ -49,9 +49,13 @@ def test_sharded_folder(shards: int, tmp_path: Path) -> None:
 def test_components_of_a_pipeline(tmp_path: Path) -> None:
     write(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", model(0))
     write_sharded(tmp_path / "text_encoder", model(1), 3)
-    write_sidecars(tmp_path, {"model_index.json": "{}", "scheduler/scheduler_config.json": "{}", "unet/config.json": "{}"})
+    write_sidecars(
+        tmp_path, {"model_index.json": "{}", "scheduler/scheduler_config.json": "{}", "unet/config.json": "{}"}
+    )
     found = open_checkpoint(tmp_path)
-    both = {f"unet/{n}": raw for n, raw in expected(0).items()} | {f"text_encoder/{n}": r for n, r in expected(1).items()}
+    both = {f"unet/{n}": raw for n, raw in expected(0).items()} | {
+        f"text_encoder/{n}": r for n, r in expected(1).items()
+    }
     assert content(found) == both
     assert set(found.sidecars) == {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json"}
     assert found.indexes == ("text_encoder/model.safetensors.index.json",)
@@ -60,7 +64,7 @@ def test_components_of_a_pipeline(tmp_path: Path) -> None:
 def test_sidecars_are_carried_and_others_stay(tmp_path: Path) -> None:
     taken = {"config.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "LICENSE", "modeling_x.py"}
     left = {".hidden.json", "README.md", "optimizer.bin", "pytorch_model.bin.index.json", "lineage.json", "a.png"}
-    write_folder(tmp_path, model(0), {name: "{}" for name in taken | left})
+    write_folder(tmp_path, model(0), dict.fromkeys(taken | left, "{}"))
     assert set(open_checkpoint(tmp_path).sidecars) == taken
 
 

@@ -28,7 +28,9 @@ def test_round_trip(tmp_path: Path) -> None:
     save_tensors(tmp_path / "x.safetensors", tensors(), {"k": "v"})
     found = load_tensors(tmp_path / "x.safetensors")
     assert found.keys() == tensors().keys()
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors().items())
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors().items()
+    )
     assert open_checkpoint(tmp_path / "x.safetensors").metadata == {"k": "v"}
 
 

@@ -37,10 +37,14 @@ def test_appears_when_the_block_ends(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 def test_vanishes_when_the_block_fails(error: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(OutputError if error is OSError else error), staged_output(tmp_path / "out") as staging:
-        staging.mkdir()
-        (staging / "a").write_bytes(b"1")
-        raise error("stop")
+    def write_and_fail() -> None:
+        with staged_output(tmp_path / "out") as staging:
+            staging.mkdir()
+            (staging / "a").write_bytes(b"1")
+            raise error("stop")
+
+    with pytest.raises(OutputError if error is OSError else error):
+        write_and_fail()
     assert entries(tmp_path) == set()
 
 
@@ -60,9 +64,14 @@ def test_nothing_is_overwritten(kind: str, tmp_path: Path) -> None:
 
 def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(OutputError, match="exists already"), staged_output(target) as staging:
-        staging.write_bytes(b"new")
-        target.write_bytes(b"other")
+
+    def write_both() -> None:
+        with staged_output(target) as staging:
+            staging.write_bytes(b"new")
+            target.write_bytes(b"other")
+
+    with pytest.raises(OutputError, match="exists already"):
+        write_both()
     assert target.read_bytes() == b"other"
     assert entries(tmp_path) == {"out"}
 

@@ -45,7 +45,16 @@ def near(values: np.ndarray) -> np.ndarray:
     """The values, the middles between neighbours, and the floats next to each of these: every tie of the rounding."""
     ascending = np.unique(values[np.isfinite(values)].astype(np.float64))
     middles = (ascending[1:] + ascending[:-1]) / 2
-    beyond = [ascending[-1] * 1.03, ascending[-1] * 1.07, ascending[-1] * 1.13, ascending[-1] * 2, 3e38, 1e-45, 1e-30, 0.0]
+    beyond = [
+        ascending[-1] * 1.03,
+        ascending[-1] * 1.07,
+        ascending[-1] * 1.13,
+        ascending[-1] * 2,
+        3e38,
+        1e-45,
+        1e-30,
+        0.0,
+    ]
     points = np.concatenate([ascending, middles, beyond, np.negative(beyond)]).astype(np.float32)
     around = [points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(-np.inf))]
     return np.concatenate([*around, np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0], np.float32)])

@@ -58,7 +58,9 @@ def check_conserved(sources: list[Path], out: Path) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(LAYOUTS, st.integers(2, 5), st.integers(0, 99), st.sampled_from(["layer", "module", "tensor", "model"]), st.data())
+@given(
+    LAYOUTS, st.integers(2, 5), st.integers(0, 99), st.sampled_from(["layer", "module", "tensor", "model"]), st.data()
+)
 def test_conserved_verified_and_undone(
     tmp_path_factory: pytest.TempPathFactory,
     layout: dict[str, tuple[str, tuple[int, ...]]],
@@ -85,7 +87,11 @@ def test_conserved_verified_and_undone(
 
 
 def any_bytes(dtype: str, shape: tuple[int, ...], generator: np.random.Generator) -> bytes:
-    return generator.bytes(int(np.prod(shape)) * BITS[dtype] // 8) if dtype == "F4" else finite_bytes(dtype, shape, generator)
+    return (
+        generator.bytes(int(np.prod(shape)) * BITS[dtype] // 8)
+        if dtype == "F4"
+        else finite_bytes(dtype, shape, generator)
+    )
 
 
 def test_plan_over_files_is_the_plan_over_stacked_tensors(tmp_path: Path) -> None:
@@ -107,7 +113,9 @@ def test_layers_move_as_one_and_not_all_alike(tmp_path: Path) -> None:
     origins = []
     for slot in range(6):
         found = read(tmp_path / "out" / f"slot-{slot:02d}.safetensors")
-        origin = {n: next(i for i, m in enumerate(inputs) if m[n] == raw) for n, raw in found.items() if len(raw[2]) > 8}
+        origin = {
+            n: next(i for i, m in enumerate(inputs) if m[n] == raw) for n, raw in found.items() if len(raw[2]) > 8
+        }
         assert len({origin[n] for n in origin if n.startswith(("conv1.", "bn1."))}) == 1
         assert origin["head.weight"] == origin["head.bias"]
         origins.append(tuple(origin.values()))
@@ -267,7 +275,11 @@ def test_some_slots_only(tmp_path: Path) -> None:
     sources = files(tmp_path)
     recombine(sources, tmp_path / "all", output=NO_MEAN)
     recombine(sources, tmp_path / "some", output=OutputOptions(slots=(2, 0), mean=None))
-    assert {p.name for p in (tmp_path / "some").iterdir()} == {"slot-00.safetensors", "slot-02.safetensors", "lineage.json"}
+    assert {p.name for p in (tmp_path / "some").iterdir()} == {
+        "slot-00.safetensors",
+        "slot-02.safetensors",
+        "lineage.json",
+    }
     for slot in (0, 2):
         name = f"slot-{slot:02d}.safetensors"
         assert (tmp_path / "some" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()

@@ -24,7 +24,9 @@ STORE = OutputOptions(in_store=True, mean=None)
 
 
 def sources(folder: Path, slots: int = 3) -> list[Path]:
-    return [write_folder(folder / f"m{i}", model(i), {"config.json": "{}", "tokenizer.json": "{}"}) for i in range(slots)]
+    return [
+        write_folder(folder / f"m{i}", model(i), {"config.json": "{}", "tokenizer.json": "{}"}) for i in range(slots)
+    ]
 
 
 def slots(out: Path) -> list[Path]:
@@ -88,7 +90,9 @@ def test_same_plan_as_without_a_store(tmp_path: Path) -> None:
 def test_verified_undone_and_back_to_files(tmp_path: Path) -> None:
     recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(in_store=True))
     assert verify(tmp_path / "one").faults == []
-    assert [tree(p) for p in undo(tmp_path / "one", tmp_path / "back")] == [tree(p) for p in sorted(tmp_path.glob("m?"))]
+    assert [tree(p) for p in undo(tmp_path / "one", tmp_path / "back")] == [
+        tree(p) for p in sorted(tmp_path.glob("m?"))
+    ]
     recombine(slots(tmp_path / "one"), tmp_path / "plain", output=OutputOptions(mean=None))
     for slot in slots(tmp_path / "plain"):
         assert {p.name for p in slot.glob("*.safetensors")} == {"model.safetensors"}

@@ -1,0 +1,73 @@
+"""Files, folders and models on the Hub as inputs, mixed; headers before gigabytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from small_checkpoints import LINEAR, file_bytes, model, read, write
+
+from fedmr_merge.checkpoint.inputs import open_inputs
+from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.errors import CheckpointError, HubError, LayerMismatchError
+from fedmr_merge.recombination.planning import OutputOptions
+from fedmr_merge.recombination.recombine import recombine
+from fedmr_merge.recombination.verify import undo, verify
+
+
+@pytest.fixture
+def run(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
+    """A repository with two slots, on the endpoint that the environment names."""
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)  # as importing it under HF_ENDPOINT would
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
+    files = {f"slot-{i:02d}/model.safetensors": file_bytes(model(i, LINEAR)) for i in range(2)}
+    hub.add_repo("alice/run", files | {f"slot-{i:02d}/config.json": b"{}" for i in range(2)})
+    return hub
+
+
+def test_the_hub_and_this_machine_mix(run: HubServer, tmp_path: Path) -> None:
+    local = write(tmp_path / "c" / "model.safetensors", model(2, LINEAR))
+    recombine(["alice/run/slot-*", "c"], tmp_path / "out", output=OutputOptions(mean=None))
+    after = [read(p) for p in sorted((tmp_path / "out").glob("slot-*"))]
+    for name in LINEAR:
+        assert sorted(m[name] for m in after) == sorted(model(i, LINEAR)[name] for i in range(3))
+    lineage = (tmp_path / "out" / "lineage.json").read_text()
+    assert f"alice/run@{run.repos['alice/run'].history()[0].oid}/slot-01" in lineage
+    assert verify(tmp_path / "out").faults == []
+    assert undo(tmp_path / "out", tmp_path / "back")[2].joinpath("model.safetensors").read_bytes() == local.read_bytes()
+
+
+def test_a_mismatch_is_found_before_a_tensor_is_fetched(run: HubServer, tmp_path: Path) -> None:
+    big = {"layer0.weight": ("F32", (1 << 20,), bytes(4 << 20))}
+    run.add_repo("alice/other", {"model.safetensors": file_bytes(big)})
+    write(tmp_path / "a.safetensors", model(0, LINEAR))
+    with pytest.raises(LayerMismatchError, match="alice/other@"):
+        recombine(["a.safetensors", "alice/other"], tmp_path / "out")
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_neither_here_nor_there(run: HubServer) -> None:
+    with pytest.raises(HubError, match="alice/nothing"):
+        open_inputs(["alice/nothing"])
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_inputs(["nothing"])
+
+
+def test_what_is_here_is_not_looked_for_there(run: HubServer, tmp_path: Path) -> None:
+    write(tmp_path / "alice" / "run" / "model.safetensors", model(7, LINEAR))
+    assert open_inputs(["alice/run"])[0].path == Path("alice/run")
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_inputs(["alice/typing-error"])
+    assert run.requests("GET", "/api/") == []
+
+
+def test_checkpoints_pass(tmp_path: Path) -> None:
+    opened = open_checkpoint(write(tmp_path / "a.safetensors", model(0)))
+    assert open_inputs([opened, tmp_path / "a.safetensors"])[0] is opened

@@ -1,0 +1,244 @@
+"""The commands that work on checkpoints, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_checkpoints import LINEAR, floats, model, read, tree, write, write_folder
+
+from fedmr_merge.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a command line in the temporary folder; returns its exit code, output and errors."""
+    import gc
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gc, "disable", lambda: None)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[str]:
+    for i in range(3):
+        write(tmp_path / "ckpts" / f"m{i}.safetensors", model(i))
+    return [f"ckpts/m{i}.safetensors" for i in range(3)]
+
+
+def test_recombine_verify_undo_lineage(run: Run, sources: list[str], tmp_path: Path) -> None:
+    code, out, _ = run("recombine", *sources)
+    assert code == 0
+    assert "recombined 3 models by rule layer" in out
+    assert "next: fedmr-merge verify recombined" in out
+    code, out, _ = run("verify", "recombined")
+    assert code == 0
+    assert "global is the mean of the models" in out
+    assert run("verify", "recombined", *(part for s in sources for part in ("--against", s)))[0] == 0
+    code, out, _ = run("lineage", "recombined", "conv1.weight")
+    assert code == 0
+    assert out.count("\n") == 3
+    code, out, _ = run("undo", "recombined", "-o", "back")
+    assert code == 0
+    assert tree(tmp_path / "back") == tree(tmp_path / "ckpts")
+
+
+def test_a_glob_in_quotes_is_expanded_in_natural_order(run: Run, tmp_path: Path) -> None:
+    for i in (2, 10, 1):
+        write(tmp_path / "c" / f"m{i}.safetensors", model(i))
+    assert run("recombine", "c/*", "-o", "out", "--probability", "0", "--no-global")[0] == 0
+    outputs = [read(p) for p in sorted((tmp_path / "out").glob("slot-*"))]
+    assert outputs == [model(i) for i in (1, 2, 10)]
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(run: Run, sources: list[str], tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    code, out, _ = run("recombine", *sources, "--dry-run")
+    assert code == 0
+    assert "conv1" in out
+    assert "peak memory" in out
+    assert "free" in out
+    assert "nothing was written" in out
+    assert tree(tmp_path) == before
+
+
+def test_a_plan_of_an_earlier_run_is_executed(run: Run, sources: list[str], tmp_path: Path) -> None:
+    assert run("recombine", *sources, "-o", "a", "--seed", "5", "--round", "3")[0] == 0
+    assert run("recombine", *sources, "-o", "b", "--plan", "a/lineage.json")[0] == 0
+    content = json.loads((tmp_path / "a" / "lineage.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(content["plan"]))
+    assert run("recombine", *sources, "-o", "c", "--plan", "plan.json")[0] == 0
+    for name in ("slot-00.safetensors", "slot-01.safetensors", "slot-02.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+
+
+def test_every_option_does_something(run: Run, sources: list[str], tmp_path: Path) -> None:
+    """No option is ignored: each changes what is written."""
+    assert run("recombine", *sources, "-o", "plain", "--seed", "1")[0] == 0
+    plain = tree(tmp_path / "plain")
+    for i, options in enumerate(
+        (["--seed", "2"], ["--round", "2"], ["--rounds", "2"], ["--probability", "0.3"], ["--pin", "head.*"],
+         ["--slots", "0,2"], ["--weights", "1,2,3"], ["--accumulate", "float64"], ["--out-dtype", "bf16"],
+         ["--no-global"], ["--max-shard-size", "1kB"], ["--layout", "store"], ["--no-hash"], ["--rule", "tensor"])
+    ):  # fmt: skip
+        assert run("recombine", *sources, "-o", f"o{i}", "--seed", "1", *options)[0] == 0, options
+        assert tree(tmp_path / f"o{i}") != plain, options
+
+
+def test_average(run: Run, sources: list[str], tmp_path: Path) -> None:
+    code, out, _ = run("average", *sources, "-o", "mean")
+    assert code == 0
+    assert "averaged 3 models into mean" in out
+    assert read(tmp_path / "mean").keys() == model(0).keys()
+    assert run("average", *sources, "-o", "mean.safetensors", "--weights", "1,0,0")[0] == 0
+    assert read(tmp_path / "mean.safetensors") == model(0)
+
+
+def test_not_finite_numbers_are_told_or_refused(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", {"w": floats([1.0])})
+    write(tmp_path / "b.safetensors", {"w": floats([float("nan")])})
+    for command in ("average", "recombine"):
+        code, _, errors = run(command, "a.safetensors", "b.safetensors", "-o", command)
+        assert code == 0
+        assert "warning: b.safetensors: tensor 'w' holds 1 NaN or infinite numbers" in errors
+        code, _, errors = run(command, "a.safetensors", "b.safetensors", "-o", f"{command}2", "--require-finite")
+        assert code == 2
+        assert errors.startswith("error: b.safetensors: tensor 'w' holds 1 NaN or infinite numbers\nhint: ")
+        assert not (tmp_path / f"{command}2").exists()
+
+
+def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sources: list[str], tmp_path: Path) -> None:
+    code, _, errors = run("recombine", *sources, "--no-global", "--require-finite")
+    assert code == 2
+    assert "--require-finite" in errors
+    for option in (
+        ["--weights", "1,1,1"],
+        ["--out-dtype", "BF16"],
+        ["--accumulate", "float64"],
+        ["--max-memory", "1GB"],
+    ):
+        code, _, errors = run("recombine", *sources, "--no-global", *option)
+        assert code == 2, option
+        assert option[0] in errors
+    code, _, errors = run("recombine", *sources, "--store", "s")
+    assert code == 2
+    assert "--store" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["recombine", "ckpts/m0.safetensors"], "two models or more, found 1"),
+        (["recombine", "nowhere/*"], "nowhere/*: matches no file or folder"),
+        (["recombine", "ckpts/*", "-o", "ckpts"], "ckpts: exists already"),
+        (["recombine", "ckpts/*", "--rule", "x"], "unknown layer rule 'x'"),
+        (["recombine", "ckpts/*", "--layout", "x"], "--layout is same or store"),
+        (["recombine", "ckpts/*", "--plan", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["recombine", "ckpts/*", "--probability", "2"], "probability must lie between 0 and 1"),
+        (["recombine", "ckpts/*", "--slots", "0,x"], "--slots: '0,x' is not a list"),
+        (["recombine", "ckpts/*", "--slots", "1.5"], "--slots: '1.5' is not a list of slots"),
+        (["recombine", "ckpts/*", "--slots", "nan"], "--slots"),
+        (["recombine", "ckpts/*", "--max-shard-size", "big"], "--max-shard-size: 'big' is not a size"),
+        (["recombine", "ckpts/*", "--max-shard-size", "1e400GB"], "--max-shard-size"),
+        (["recombine", "ckpts/*", "--max-memory", "1MB"], "cannot be taken within"),
+        (["recombine", "ckpts/*", "--weights", "1,2"], "2 weights for 3 models"),
+        (["recombine", "ckpts/*", "--out-dtype", "int8"], "cannot be written as 'INT8'"),
+        (["average", "ckpts/*", "--accumulate", "float16"], "--accumulate is float32 or float64"),
+        (["verify", "ckpts"], "lineage.json: cannot be read"),
+        (["undo", "ckpts", "-o", "x"], "lineage.json: cannot be read"),
+        (["store", "gc", "nowhere"], "no such store"),
+        (["inspect", "ckpts"], "3 weight files and no index"),
+        (["rules", "check", "nowhere.yaml", "ckpts/*"], "nowhere.yaml: cannot be read"),
+    ],
+)
+def test_errors_are_one_line_with_exit_code_2(
+    arguments: list[str], words: str, run: Run, sources: list[str], tmp_path: Path
+) -> None:
+    before = tree(tmp_path)
+    code, out, errors = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert words in errors
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) <= 2
+    assert tree(tmp_path) == before
+
+
+def test_inspect_and_rules(run: Run, sources: list[str], tmp_path: Path) -> None:
+    code, out, _ = run("inspect", sources[0])
+    assert code == 0
+    assert "conv1" in out
+    assert "8 layer groups, 15 tensors" in out
+    code, out, _ = run("rules", "explain", sources[0], "--rule", "module")
+    assert code == 0
+    assert "  block.0.weight" in out
+    assert run("rules", "list")[0] == 0
+    (tmp_path / "r.yaml").write_text('rules: [{match: "conv1.*", group: a}]')
+    code, _, errors = run("rules", "check", "r.yaml", *sources)
+    assert code == 2
+    assert "matches no rule" in errors
+    (tmp_path / "r.yaml").write_text('rules: [{match: "**", group: a}]')
+    assert run("rules", "check", "r.yaml", *sources)[0] == 0
+    assert run("recombine", *sources, "--rule", "r.yaml", "--no-global")[0] == 0
+
+
+def test_store_and_its_garbage(run: Run, sources: list[str], tmp_path: Path) -> None:
+    import shutil
+
+    assert run("recombine", *sources, "-o", "a", "--layout", "store", "--no-global")[0] == 0
+    code, out, _ = run("recombine", "a/slot-*", "-o", "b", "--layout", "store", "--no-global")
+    assert code == 0
+    assert "24 shards linked, 0 copied in" in out
+    shutil.rmtree(tmp_path / "a")
+    shutil.rmtree(tmp_path / "b")
+    code, out, _ = run("store", "gc")
+    assert code == 0
+    assert "removed" in out
+    assert list((tmp_path / ".fedmr-merge-store").rglob("*.safetensors")) == []
+
+
+def test_quiet_says_nothing(run: Run, sources: list[str]) -> None:
+    assert run("recombine", *sources, "--quiet") == (0, "", "")
+    assert run("verify", "recombined", "--quiet") == (0, "", "")
+
+
+HEAVY = ("torch", "transformers", "huggingface_hub", "matplotlib", "sklearn")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], (*HEAVY, "numpy", "yaml", "pydantic", "rich")),
+        (["recombine", "a", "b"], HEAVY),
+        (["recombine", "a", "b", "--no-global", "--layout", "store"], (*HEAVY, "numpy", "yaml")),
+        (["average", "a", "b"], HEAVY),
+    ],
+)
+def test_commands_import_only_what_they_need(arguments: list[str], absent: tuple[str, ...], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_folder(tmp_path / name, model(0, LINEAR))
+    code = (
+        "import sys\nfrom fedmr_merge.cli import main\n"
+        "try: main(sys.argv[2:])\nexcept SystemExit as stop: assert not stop.code\n"
+        "print(*(name for name in sys.argv[1].split(',') if name in sys.modules))"
+    )
+    command = [sys.executable, "-c", code, ",".join(absent), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == ""

@@ -1,0 +1,89 @@
+"""Memory stays bounded: held by the kernel, with checkpoints larger than the bound."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedmr_merge.checkpoint.header import build_header
+from fedmr_merge.recombination.mean_options import MeanOptions
+from fedmr_merge.recombination.planning import OutputOptions, plan_recombination
+
+MEGABYTE = 1 << 20
+TENSOR = 16 * MEGABYTE
+
+
+@pytest.fixture
+def sources() -> Iterator[list[str]]:
+    """Two files of 192 MB of zeros, most of them holes."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        paths = []
+        for slot in range(2):
+            path = Path(folder) / f"{slot}.safetensors"
+            header = build_header((f"layer{i}.weight", "BF16", (TENSOR // 2,), TENSOR) for i in range(12))
+            with path.open("wb") as stream:
+                stream.write(header)
+                stream.truncate(len(header) + 12 * TENSOR)
+            paths.append(str(path))
+        yield paths
+
+
+#: A small process in between: the peak of a child counts what its parent held when it forked.
+LAUNCHER = """
+import os, resource, subprocess, sys
+bound = int(sys.argv[1])
+limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+process = subprocess.Popen([sys.executable, "-m", "fedmr_merge", "--quiet", *sys.argv[2:]], preexec_fn=limit)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+"""
+
+
+def run(arguments: list[str], bound: int) -> int:
+    """Run the command with no more than `bound` bytes of memory of its own; returns the peak of what it held.
+
+    RLIMIT_DATA counts private writable memory, so that a whole model read into it would not fit.
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, str(bound), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MALLOC_ARENA_MAX": "2"},
+        check=True,
+    )
+    code, kilobytes = result.stdout.split()
+    assert code == "0", result.stderr
+    return int(kilobytes) * 1024
+
+
+@pytest.mark.parametrize("options", [[], ["--no-hash", "--no-global"], ["--layout", "store", "--no-global"]])
+def test_recombine_holds_less_than_150_megabytes(options: list[str], sources: list[str]) -> None:
+    out = str(Path(sources[0]).parent / "out")
+    foretold = plan_recombination(sources, output=OutputOptions(mean=None if options else MeanOptions()))
+    assert run(["recombine", *sources, "-o", out, *options], 150 * MEGABYTE) < foretold.peak_memory_bytes < 150 * 10**6
+
+
+def test_average_holds_less_than_400_megabytes_and_keeps_to_a_lower_bound(sources: list[str]) -> None:
+    out = Path(sources[0]).parent
+    assert run(["average", *sources, "-o", str(out / "a")], 400 * MEGABYTE + 3 * TENSOR) < 400 * 10**6 + 3 * TENSOR
+    assert run(["average", *sources, "-o", str(out / "b"), "--max-memory", "150MiB"], 150 * MEGABYTE) < 150 * MEGABYTE
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts mapped memory on Linux only")
+def test_the_limit_limits(sources: list[str]) -> None:
+    """What reads a whole model does not fit: the tests above can fail."""
+    code = f"data = open({sources[0]!r}, 'rb').read()"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (150 * MEGABYTE, 150 * MEGABYTE)),
+        check=False,
+    )
+    assert b"MemoryError" in result.stderr

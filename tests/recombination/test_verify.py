@@ -1,0 +1,228 @@
+"""Proof after the fact: damage is found, the sources need not be there, and everything can be undone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_checkpoints import LINEAR, MIXED, model, tree, write, write_sharded
+
+from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.errors import OutputError, VerificationError
+from fedmr_merge.recombination.lineage import trace
+from fedmr_merge.recombination.mean_options import MeanOptions
+from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+from fedmr_merge.recombination.recombine import recombine
+from fedmr_merge.recombination.verify import undo, verify
+
+
+def merged(folder: Path, slots: int = 3, **output: Any) -> tuple[list[Path], Path]:
+    sources = [write(folder / f"m{i}.safetensors", model(i)) for i in range(slots)]
+    recombine(sources, folder / "out", output=OutputOptions(**output))
+    return sources, folder / "out"
+
+
+def flip(path: Path, tensor: str) -> None:
+    entry = open_checkpoint(path).tensors[tensor]
+    raw = bytearray(path.read_bytes())
+    raw[entry.start] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+def test_everything_is_proved(tmp_path: Path) -> None:
+    sources, out = merged(tmp_path)
+    for against in (None, sources):
+        result = verify(out, against)
+        assert (result.faults, result.skipped) == ([], [])
+        assert len(result.proved) == 4
+        assert result.tensors == 3 * len(MIXED)
+
+
+@pytest.mark.parametrize(
+    "mean", [MeanOptions(weights=(1, 2, 0.5)), MeanOptions(double=True), MeanOptions(out_dtype="BF16")]
+)
+def test_the_mean_is_taken_again_as_it_was(mean: MeanOptions, tmp_path: Path) -> None:
+    _, out = merged(tmp_path, mean=mean)
+    assert any("global is the mean" in line for line in verify(out).proved)
+    flip(out / "global" / "model.safetensors", "head.weight")
+    assert any("is not the mean of the models" in fault for fault in verify(out).faults)
+
+
+def test_without_the_sources(tmp_path: Path) -> None:
+    sources, out = merged(tmp_path)
+    expected = [path.read_bytes() for path in sources]
+    for path in sources:
+        path.unlink()
+    result = verify(out)
+    assert result.faults == []
+    assert result.skipped == [f"comparison with the inputs: {out / '../m0.safetensors'} is not there"]
+    assert [path.read_bytes() for path in undo(out, tmp_path / "back")] == expected
+    assert [path.name for path in undo(out, tmp_path / "again")] == [path.name for path in sources]
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_bit_rot_is_found_and_named(hashed: bool, tmp_path: Path) -> None:
+    _, out = merged(tmp_path, hash=hashed, mean=None)
+    flip(out / "slot-01.safetensors", "head.weight")
+    faults = verify(out).faults
+    assert any("slot-01.safetensors" in fault and "'head.weight'" in fault for fault in faults)
+
+
+def test_without_hashes_and_sources_nothing_vouches(tmp_path: Path) -> None:
+    sources, out = merged(tmp_path, hash=False)
+    sources[0].unlink()
+    result = verify(out)
+    assert any("nothing vouches for the bytes" in line for line in result.skipped)
+    assert not any("SHA-256" in line or ("byte for byte" in line and "inputs" in line) for line in result.proved)
+
+
+def test_a_source_that_changed_since_is_found(tmp_path: Path) -> None:
+    sources, out = merged(tmp_path)
+    flip(sources[2], "conv1.weight")
+    assert any("differs from its source" in fault and "m2" in fault for fault in verify(out).faults)
+
+
+def truncate(out: Path) -> None:
+    path = out / "slot-00.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def swap(out: Path) -> None:
+    a, b = out / "slot-00.safetensors", out / "slot-01.safetensors"
+    raw = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(raw)
+
+
+def less(out: Path) -> None:
+    tensors = model(0)
+    del tensors["mask"]
+    write(out / "slot-00.safetensors", tensors)
+
+
+def rewrite(out: Path, change: Any) -> None:
+    content = json.loads((out / "lineage.json").read_text())
+    change(content)
+    (out / "lineage.json").write_text(json.dumps(content))
+
+
+DAMAGE = {
+    "truncated": (truncate, "truncated"),
+    "gone": (lambda out: (out / "slot-00.safetensors").unlink(), "no such file"),
+    "two swapped": (swap, "is not what was written"),
+    "a tensor less": (less, "tensor 'mask' is missing"),
+    "another source in the lineage": (
+        lambda out: rewrite(
+            out, lambda c: c["tensors"][0].update(source_slot=(c["tensors"][0]["source_slot"] + 1) % 3)
+        ),
+        "lineage.json",
+    ),
+    "the mean gone": (lambda out: shutil.rmtree(out / "global"), "no such file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_found(name: str, tmp_path: Path) -> None:
+    _, out = merged(tmp_path)
+    damage, words = DAMAGE[name]
+    damage(out)
+    faults = verify(out).faults
+    assert any(words in fault for fault in faults), faults
+    if name != "the mean gone":
+        with pytest.raises(VerificationError):
+            undo(out, tmp_path / "back")
+        assert not (tmp_path / "back").exists()
+
+
+LINEAGE_DAMAGE = {
+    "absent": lambda path: path.unlink(),
+    "no JSON": lambda path: path.write_text("{"),
+    "another version": lambda path: path.write_text('{"format_version": 2}'),
+    "empty": lambda path: path.write_text('{"format_version": 1}'),
+    "nonsense": lambda path: path.write_text(
+        '{"format_version": 1, "plan": {"format_version": 1, "slots": 2, '
+        '"permutations": {}}, "sources": [{"slot": 0, "path": "x", "is_folder": false, '
+        '"files": [{"name": "x", "bytes": 1, "header": "AAAA"}], "indexes": {}}], '
+        '"outputs": [], "global": null, "tensors": []}'
+    ),
+    "not UTF-8": lambda path: path.write_bytes(b"\xff"),
+    "tensors that are none": lambda path: rewrite(path.parent, lambda c: c.update(tensors=[1])),
+    "a group that the plan has not": lambda path: rewrite(path.parent, lambda c: c["tensors"][0].update(group="x")),
+    "a slot that is not": lambda path: rewrite(path.parent, lambda c: c["tensors"][0].update(slot=7)),
+    "an output outside": lambda path: rewrite(path.parent, lambda c: c["outputs"][0].update(path="../m0.safetensors")),
+    "a source file outside": lambda path: rewrite(
+        path.parent, lambda c: c["sources"][0]["files"][0].update(name="../../evil.safetensors")
+    ),
+    "an index outside": lambda path: rewrite(
+        path.parent, lambda c: c["sources"][0].update(indexes={"../../evil.json": "{}"})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINEAGE_DAMAGE)
+def test_a_damaged_lineage_is_an_error_in_one_line(name: str, tmp_path: Path) -> None:
+    _, out = merged(tmp_path / "work")
+    LINEAGE_DAMAGE[name](out / "lineage.json")
+    for command in (lambda: verify(out), lambda: undo(out, tmp_path / "work" / "back")):
+        with pytest.raises(VerificationError) as caught:
+            command()
+        assert "lineage.json" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_undo_needs_every_slot_and_a_free_place(tmp_path: Path) -> None:
+    _, out = merged(tmp_path, slots=3)
+    (tmp_path / "back").mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        undo(out, tmp_path / "back")
+    recombine([tmp_path / f"m{i}.safetensors" for i in range(3)], tmp_path / "some", output=OutputOptions(slots=(0, 1)))
+    with pytest.raises(VerificationError, match="undo needs all 3"):
+        undo(tmp_path / "some", tmp_path / "x")
+
+
+def test_sources_of_one_name_are_rebuilt_by_their_slot(tmp_path: Path) -> None:
+    sources = [write(tmp_path / str(i) / "model.safetensors", model(i)) for i in range(2)]
+    recombine(sources, tmp_path / "out")
+    rebuilt = undo(tmp_path / "out", tmp_path / "back")
+    assert [path.name for path in rebuilt] == ["slot-00.safetensors", "slot-01.safetensors"]
+    assert [path.read_bytes() for path in rebuilt] == [path.read_bytes() for path in sources]
+
+
+def test_the_number_of_inputs_must_fit(tmp_path: Path) -> None:
+    sources, out = merged(tmp_path)
+    with pytest.raises(VerificationError, match="2 inputs given, the recombination had 3"):
+        verify(out, sources[:2])
+
+
+def test_a_tensor_is_followed_through_recombinations_in_a_row(tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"m{i}.safetensors", model(i, LINEAR)) for i in range(4)]
+    paths: list[Path] = sources
+    for round in (1, 2, 3):
+        recombine(paths, tmp_path / f"r{round}", PlanOptions(round=round), OutputOptions(mean=None))
+        paths = sorted((tmp_path / f"r{round}").glob("slot-*"))
+    for slot, chain in enumerate(trace(tmp_path / "r3", "layer2.weight")):
+        assert len(chain) == 3
+        assert chain[0].slot == slot
+        origin = sources[chain[-1].source_slot]
+        there = open_checkpoint(origin).tensors["layer2.weight"]
+        assert origin.read_bytes()[there.start : there.end] == model(chain[-1].source_slot, LINEAR)["layer2.weight"][2]
+        entry = open_checkpoint(paths[slot]).tensors["layer2.weight"]
+        assert paths[slot].read_bytes()[entry.start : entry.end] == origin.read_bytes()[there.start : there.end]
+        assert chain[-1].source_file == origin.name
+    assert [c[0].slot for c in trace(tmp_path / "r3", "layer2.weight", 1)] == [1]
+    with pytest.raises(VerificationError, match="no tensor 'x'"):
+        trace(tmp_path / "r3", "x")
+
+
+def test_folders_outlive_their_move(tmp_path: Path) -> None:
+    """Paths in the lineage are relative: a folder that moves with its inputs still verifies."""
+    sources = [write_sharded(tmp_path / "work" / f"m{i}", model(i), 2) for i in range(2)]
+    expected = [tree(path) for path in sources]
+    recombine(sources, tmp_path / "work" / "out")
+    (tmp_path / "work").rename(tmp_path / "moved")
+    assert verify(tmp_path / "moved" / "out").skipped == []
+    assert [tree(p) for p in undo(tmp_path / "moved" / "out", tmp_path / "back")] == expected
