@@ -98,11 +98,11 @@ def _copy(folder: Path, options: argparse.Namespace) -> list[Contender]:
     in_store = [*COMMAND, "recombine", *map(str, sorted(stored.glob("slot-*"))), "-o", str(out), "--layout", "store"]
     return [
         Contender("cp -r", ["cp", "-r", *sources, str(out)], out),
-        Contender("recombine --no-global", [*command, "--no-global"], out),
         Contender("recombine --no-global --no-hash", [*command, "--no-global", "--no-hash"], out),
-        Contender("recombine", command, out),
-        Contender("in one process: recombine --no-global", _function(sources, out, hash=True), out),
+        Contender("recombine --no-global --hash", [*command, "--no-global", "--hash"], out),
+        Contender("recombine --hash", [*command, "--hash"], out),
         Contender("in one process: recombine --no-global --no-hash", _function(sources, out, hash=False), out),
+        Contender("in one process: recombine --no-global --hash", _function(sources, out, hash=True), out),
         Contender("recombine --layout store --no-global, inputs in a store", [*in_store, "--no-global"], out),
     ]
 

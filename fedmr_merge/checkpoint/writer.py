@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fedmr_merge.errors import OutputError
 
@@ -108,12 +108,19 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that is complete or keeps its old content: a temporary file, flushed, renamed over it."""
+    """Write a text file that is complete or keeps its old content."""
+    with replaced_file(path) as stream:
+        stream.write(text)
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[TextIO]:
+    """Give a stream to write a text file anew: a temporary file, flushed and renamed over the old one at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o666 & ~_umask())

@@ -63,8 +63,13 @@ def recombine(
         Path | None, typer.Option(help="The store of --layout store; beside the output if not given.")
     ] = None,
     hash: Annotated[
-        bool, typer.Option("--hash/--no-hash", help="Write every tensor's SHA-256 into the lineage.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--hash/--no-hash",
+            help="Write every tensor's SHA-256 into the lineage; if not said, up to 256 MiB (verify adds larger ones).",
+            show_default=False,
+        ),
+    ] = None,
     require_finite: RequireFinite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it takes; write nothing.")] = False,
 ) -> None:

@@ -13,13 +13,14 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import fedmr_merge
 from fedmr_merge.checkpoint.header import Header, parse_header
 from fedmr_merge.checkpoint.source import Checkpoint, leads_out
+from fedmr_merge.checkpoint.writer import replaced_file
 from fedmr_merge.errors import CheckpointError, PlanError, VerificationError
 from fedmr_merge.recombination.layout import dumps
 from fedmr_merge.recombination.plan import RecombinationPlan
@@ -39,7 +40,7 @@ class TensorOrigin:
     source_file: str  #: name within the source
     start: int  #: byte range in that file
     end: int
-    sha256: str | None  #: None where it was recombined with --no-hash
+    sha256: str | None  #: None until `verify` has compared a recombination that was not hashed at once
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,33 @@ def unpack_header(text: str) -> bytes:
     return zlib.decompress(base64.b64decode(text))
 
 
+def record_hashes(lineage: Lineage, outputs: Mapping[int, Mapping[str, str]], mean: Mapping[str, str] | None) -> None:
+    """Write the SHA-256 of every tensor of the outputs (by slot) and of the mean into a lineage that lacks them."""
+    path = lineage.folder / LINEAGE_FILE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    facts = {key: value for key, value in content.items() if key not in ("format_version", "tensors")}
+    if facts["global"] is not None:
+        facts["global"] |= {"sha256": mean}
+    tensors = (replace(origin, sha256=outputs[origin.slot][origin.tensor]) for origin in lineage.tensors)
+    with replaced_file(path) as stream:
+        _write(stream, facts, tensors)
+
+
 def write_lineage(path: Path, facts: Mapping[str, Any], tensors: Iterable[TensorOrigin]) -> None:
     """Write a lineage file, tensor by tensor."""
-    head = {"format_version": FORMAT_VERSION, "made_by": f"fedmr-merge {fedmr_merge.__version__}", **facts}
     with path.open("w", encoding="utf-8") as stream:
-        stream.write("{\n")
-        for key, value in head.items():
-            stream.write(f"{json.dumps(key)}: {dumps(value)},\n")
-        stream.write('"tensors": [')
-        for position, origin in enumerate(tensors):
-            stream.write(",\n" if position else "\n")
-            stream.write(dumps(origin.__dict__))
-        stream.write("\n]\n}\n")
+        _write(stream, {"made_by": f"fedmr-merge {fedmr_merge.__version__}", **facts}, tensors)
+
+
+def _write(stream: TextIO, facts: Mapping[str, Any], tensors: Iterable[TensorOrigin]) -> None:
+    stream.write("{\n")
+    for key, value in {"format_version": FORMAT_VERSION, **facts}.items():
+        stream.write(f"{json.dumps(key)}: {dumps(value)},\n")
+    stream.write('"tensors": [')
+    for position, origin in enumerate(tensors):
+        stream.write(",\n" if position else "\n")
+        stream.write(dumps(origin.__dict__))
+    stream.write("\n]\n}\n")
 
 
 def read_lineage(out: str | Path) -> Lineage:

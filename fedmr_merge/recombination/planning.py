@@ -33,6 +33,9 @@ def slot_name(slot: int, slots: int) -> str:
     return f"slot-{slot:0{max(2, len(str(slots - 1)))}d}"
 
 
+HASHED_AT_ONCE_BYTES = 256 << 20
+
+
 @dataclass(frozen=True)
 class PlanOptions:
     """How the plan is drawn."""
@@ -51,12 +54,10 @@ class OutputOptions:
     """What is written, and how."""
 
     slots: tuple[int, ...] | None = None  #: the output slots to write; all if None
-    mean: MeanOptions | None = field(
-        default_factory=MeanOptions
-    )  #: how the global model is taken; none is written if None
+    mean: MeanOptions | None = field(default_factory=MeanOptions)  #: of the global model; none is written if None
     sidecars_from: int | None = None  #: slot whose config and tokenizer every output gets; each slot's own if None
     max_shard_bytes: int | None = None  #: shard anew; each slot's own files if None
-    hash: bool = True  #: write every tensor's SHA-256 into the lineage
+    hash: bool | None = None  #: write every tensor's SHA-256 into the lineage; if None, where it is cheap
     require_finite: bool = False  #: refuse NaN and infinite numbers (met while the mean is taken)
     in_store: bool = False  #: link shards, one per layer group, from a store
     store: Path | None = None  #: the store's folder; `.fedmr-merge-store` beside the output if None
@@ -92,6 +93,15 @@ class Recombination:
         sidecars_from = donor if shared is None else self.checkpoints[shared]
         model = lay_out(donor, self.sources(slot), sidecars_from, self.output.max_shard_bytes)
         return replace(model, is_folder=True) if self.output.in_store else model
+
+    @property
+    def hashes(self) -> bool:
+        """Whether tensors are hashed while they are written; `verify` does it for those that are not.
+
+        A hash more than doubles the processor time of a copy in memory (docs/benchmarks.md): a fifth of a second for
+        outputs of this size, and a price that who merges large models should choose to pay.
+        """
+        return self.nbytes <= HASHED_AT_ONCE_BYTES if self.output.hash is None else self.output.hash
 
     @cached_property
     def mean(self) -> OutputModel | None:

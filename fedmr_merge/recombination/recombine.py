@@ -114,7 +114,7 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
                 "weights": output.mean.weights,
                 "accumulate": "float64" if output.mean.double else "float32",
                 "out_dtype": output.mean.out_dtype,
-                "sha256": _hash_model(target) if output.hash else None,
+                "sha256": _hash_model(target) if work.hashes else None,
             }
         watch.check()
         write_lineage(staging / LINEAGE_FILE, _facts(work, out, mean), _origins(work, digests))
@@ -152,15 +152,14 @@ def _write_models(work: Recombination, staging: Path, watch: SourceWatch, progre
 
     def write(job: tuple[int, OutputFile, Path]) -> Digests:
         slot, file, path = job
-        if not work.output.hash:
+        if not work.hashes:
             assemble(path, file.header, file.segments, watch, progress)
             return {}
         found = assemble_hashed(path, file.header, file.segments, watch, progress)
         return {(slot, name): digest for (name, _), digest in zip(file.tensors, found, strict=True)}
 
     digests: Digests = {}
-    # Two cores copy twice as fast as one. Hashing does not hold the interpreter's lock: with two cores it fits into the
-    # time that one needs to copy (docs/benchmarks.md has the figures).
+    # Two cores copy twice as fast as one, and hashing does not hold the interpreter's lock.
     with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
         for found in pool.map(write, jobs):
             digests |= found

@@ -21,7 +21,7 @@ from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_outp
 from fedmr_merge.errors import FedmrMergeError, VerificationError
 from fedmr_merge.recombination.hashing import hash_tensors
 from fedmr_merge.recombination.layout import OutputFile, copy_sidecars
-from fedmr_merge.recombination.lineage import Lineage, Source, read_lineage
+from fedmr_merge.recombination.lineage import Lineage, Source, read_lineage, record_hashes
 from fedmr_merge.recombination.mean_options import MeanOptions
 
 if TYPE_CHECKING:
@@ -45,17 +45,20 @@ def verify(
     """Verify a recombination's output folder.
 
     `against` names the inputs, in the order of their slots; without it the sources named in the lineage are used
-    where they are still there. Raises VerificationError when the lineage is missing or damaged; everything else that
-    is wrong is in the result's `faults`.
+    where they are still there. A recombination that was not hashed when it was written is hashed now, and when it
+    holds what the inputs hold, that is written into its lineage. Raises VerificationError when the lineage is missing
+    or damaged; everything else that is wrong is in the result's `faults`.
     """
     lineage = read_lineage(out)
     result = Verification()
     models = _open_outputs(lineage, result)
     hashes = {slot: _check_hashes(lineage, slot, model, result, progress) for slot, model in models.items()}
     _check_plan(lineage, result)
-    _check_conservation(lineage, hashes, against, result, progress)
+    compared = _check_conservation(lineage, hashes, against, result, progress)
     if lineage.mean is not None:
         _check_mean(lineage, models, result)
+    if compared and not result.faults and any(origin.sha256 is None for origin in lineage.tensors):
+        _record(lineage, hashes, result)
     return result
 
 
@@ -108,24 +111,21 @@ def _check_conservation(
     against: Sequence[str | Path | Checkpoint] | None,
     result: Verification,
     progress: Progress | None,
-) -> None:
+) -> bool:
+    """Compare the outputs with the inputs. Returns whether every tensor was compared and is right."""
     recorded = all(origin.sha256 is not None for origin in lineage.tensors)
     if recorded and not result.faults:
-        result.proved.append("every output tensor has the SHA-256 that was recorded when it was written")
-    sources: Sequence[str | Path | Checkpoint]
-    if against is not None:
-        if len(against) != lineage.plan.slots:
-            raise VerificationError(f"{len(against)} inputs given, the recombination had {lineage.plan.slots}")
-        sources = against
-    else:
-        sources = [lineage.folder / source.path for source in lineage.sources]
-        gone = [str(path) for path in sources if not Path(str(path)).exists()]
-        if gone:
-            result.skipped.append(
-                f"comparison with the inputs: {gone[0]} is not there"
-                + ("" if recorded else "; nothing vouches for the bytes")
-            )
-            return
+        result.proved.append("every output tensor has the SHA-256 that was recorded")
+    if against is not None and len(against) != lineage.plan.slots:
+        raise VerificationError(f"{len(against)} inputs given, the recombination had {lineage.plan.slots}")
+    sources = against or [lineage.folder / source.path for source in lineage.sources]
+    gone = [str(path) for path in sources if isinstance(path, Path) and not path.exists()]
+    if gone and against is None:
+        result.skipped.append(
+            f"comparison with the inputs: {gone[0]} is not there"
+            + ("" if recorded else "; nothing vouches for the bytes")
+        )
+        return False
     opened = [s if isinstance(s, Checkpoint) else open_checkpoint(s) for s in sources]
     inputs = {
         slot: hash_tensors(checkpoint.tensors, SourceWatch([checkpoint]), progress)
@@ -143,6 +143,21 @@ def _check_conservation(
         )
     if not wrong and len(hashes) == lineage.plan.slots:
         result.proved.append("the outputs hold the inputs' tensors, each byte for byte")
+    return not wrong
+
+
+def _record(lineage: Lineage, hashes: Mapping[int, Mapping[str, str]], result: Verification) -> None:
+    """Write down what was compared with the inputs, so that the outputs can be verified when those are gone."""
+    mean = None
+    if lineage.mean is not None:
+        model = open_checkpoint(lineage.folder / lineage.mean["path"])
+        mean = hash_tensors(model.tensors, SourceWatch([model]))
+    try:
+        record_hashes(lineage, hashes, mean)
+    except OSError as error:
+        result.skipped.append(f"recording the SHA-256 of the tensors: lineage.json cannot be written: {error.strerror}")
+    else:
+        result.proved.append("their SHA-256 is recorded now: from here on they can be verified without the inputs")
 
 
 def _check_mean(lineage: Lineage, models: Mapping[int, Checkpoint], result: Verification) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from fedmr_merge.checkpoint.source import open_checkpoint
 from fedmr_merge.errors import OutputError, VerificationError
 from fedmr_merge.recombination.lineage import trace
 from fedmr_merge.recombination.mean_options import MeanOptions
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+from fedmr_merge.recombination.planning import (
+    HASHED_AT_ONCE_BYTES,
+    OutputOptions,
+    PlanOptions,
+    plan_recombination,
+)
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.verify import undo, verify
 
@@ -77,6 +83,39 @@ def test_without_hashes_and_sources_nothing_vouches(tmp_path: Path) -> None:
     result = verify(out)
     assert any("nothing vouches for the bytes" in line for line in result.skipped)
     assert not any("SHA-256" in line or ("byte for byte" in line and "inputs" in line) for line in result.proved)
+
+
+def test_what_was_not_hashed_is_hashed_by_verify(tmp_path: Path) -> None:
+    """The lineage ends up as if it had been hashed at once, and vouches when the inputs are gone."""
+    sources, out = merged(tmp_path, hash=False)
+    at_once = recombine(sources, tmp_path / "hashed", output=OutputOptions(hash=True)).out
+    result = verify(out)
+    assert result.faults == []
+    assert any("is recorded now" in line for line in result.proved)
+    assert (out / "lineage.json").read_bytes() == (at_once / "lineage.json").read_bytes()
+    sources[0].unlink()
+    assert any("has the SHA-256 that was recorded" in line for line in verify(out).proved)
+    flip(out / "slot-01.safetensors", "head.weight")
+    assert any("'head.weight'" in fault for fault in verify(out).faults)
+
+
+def test_nothing_is_recorded_of_outputs_that_are_wrong(tmp_path: Path) -> None:
+    _, out = merged(tmp_path, hash=False)
+    before = (out / "lineage.json").read_bytes()
+    flip(out / "slot-01.safetensors", "head.weight")
+    assert verify(out).faults
+    assert (out / "lineage.json").read_bytes() == before
+
+
+def test_small_outputs_are_hashed_at_once_and_large_ones_later(tmp_path: Path) -> None:
+    sources, _ = merged(tmp_path)
+    work = plan_recombination(sources)
+    assert work.hashes
+    large = replace(
+        work.checkpoints[0].files[0].header.tensors["head.weight"], shape=(HASHED_AT_ONCE_BYTES,), end=2**40
+    )
+    first = replace(work.checkpoints[0], tensors={**work.checkpoints[0].tensors, "head.weight": large})
+    assert not replace(work, checkpoints=(first, *work.checkpoints[1:])).hashes
 
 
 def test_a_source_that_changed_since_is_found(tmp_path: Path) -> None:
