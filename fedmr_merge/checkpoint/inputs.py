@@ -13,37 +13,49 @@ from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.header import parse_header
 from fedmr_merge.checkpoint.source import WEIGHTS, Checkpoint, WeightFile, checkpoint_of, open_checkpoint
+from fedmr_merge.checkpoint.writer import Progress
 
 if TYPE_CHECKING:
     from fedmr_merge.checkpoint.hub_listing import HubSnapshot
+
+#: What is fetched beside the headers to tell whether models fit together.
+CONFIGS = ("config.json", "model_index.json", "adapter_config.json")
 
 Input = str | Path | Checkpoint
 
 
 def open_inputs(
-    inputs: Sequence[Input], check: Callable[[Sequence[Checkpoint]], None] = lambda _: None
+    inputs: Sequence[Input],
+    check: Callable[[Sequence[Checkpoint]], None] = lambda _: None,
+    *,
+    headers_only: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[Checkpoint, ...]:
     """Open checkpoints in the order in which they are named; a Hub id with a glob stands for several.
 
-    `check` gets all of them by their headers alone, and raises where they should not be fetched.
-    Raises CheckpointError or HubError.
+    `check` gets all of them by their headers alone, and raises where they should not be fetched. With `headers_only`
+    nothing more of a model on the Hub is fetched than its headers and configuration. `progress` is called with the
+    number of bytes just fetched. Raises CheckpointError or HubError.
     """
     found: list[Checkpoint | HubSnapshot] = []
     for item in inputs:
         if isinstance(item, Checkpoint):
             found.append(item)
-        elif _is_on_hub(item):
+        elif is_on_hub(item):
             from fedmr_merge.checkpoint.hub_source import expand_hub
 
             found += expand_hub(str(item))
         else:
             found.append(open_checkpoint(item))
     if not all(isinstance(item, Checkpoint) for item in found):
-        check([item if isinstance(item, Checkpoint) else _by_headers(item) for item in found])
-    return tuple(item if isinstance(item, Checkpoint) else _fetch(item) for item in found)
+        by_headers = tuple(item if isinstance(item, Checkpoint) else _by_headers(item) for item in found)
+        check(by_headers)
+        if headers_only:
+            return by_headers
+    return tuple(item if isinstance(item, Checkpoint) else _fetch(item, progress) for item in found)
 
 
-def _is_on_hub(item: str | Path) -> bool:
+def is_on_hub(item: str | Path) -> bool:
     """Whether this names a repository: it could, and nothing on this machine, nor a place for it, has the name."""
     from fedmr_merge.checkpoint.hub_listing import parse_hub
 
@@ -52,8 +64,8 @@ def _is_on_hub(item: str | Path) -> bool:
 
 
 def _by_headers(snapshot: HubSnapshot) -> Checkpoint:
-    """The model as its headers describe it; its files are not on this machine."""
-    from fedmr_merge.checkpoint.hub_source import read_remote_header, weight_files
+    """The model as its headers and its configuration describe it; its weights are not on this machine."""
+    from fedmr_merge.checkpoint.hub_source import fetch, read_remote_header, weight_files
 
     is_folder = not snapshot.subfolder.endswith(WEIGHTS)
     files = []
@@ -62,10 +74,15 @@ def _by_headers(snapshot: HubSnapshot) -> Checkpoint:
         place = Path(snapshot.origin) / inner
         header = parse_header(read_remote_header(snapshot, name), place, snapshot.listed(name).size)
         files.append(WeightFile(inner, place, header))
-    return replace(checkpoint_of(Path(snapshot.origin), is_folder, tuple(files), (), ()), origin=snapshot.origin)
+    configs = [name for name in snapshot.files if is_folder and name.rpartition("/")[2] in CONFIGS]
+    folder = fetch(snapshot, configs) if configs else Path(snapshot.origin)
+    sidecars = tuple(name.removeprefix(f"{snapshot.subfolder}/") for name in configs)
+    checkpoint = checkpoint_of(folder, is_folder, tuple(files), sidecars, ())
+    return replace(checkpoint, origin=snapshot.origin, licence=snapshot.licence, is_remote=True)
 
 
-def _fetch(snapshot: HubSnapshot) -> Checkpoint:
+def _fetch(snapshot: HubSnapshot, progress: Progress | None) -> Checkpoint:
     from fedmr_merge.checkpoint.hub_source import fetch
 
-    return replace(open_checkpoint(fetch(snapshot)), origin=snapshot.origin)
+    fetched = open_checkpoint(fetch(snapshot, progress=progress))
+    return replace(fetched, origin=snapshot.origin, licence=snapshot.licence)

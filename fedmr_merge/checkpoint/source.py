@@ -63,6 +63,8 @@ class Checkpoint:
     sidecars: tuple[str, ...]  #: other files of the folder that belong to the model, with `/`
     indexes: tuple[str, ...]  #: shard indexes, with `/`
     origin: str | None = None  #: `org/name@commit/subfolder` where it came from the Hub
+    licence: str | None = None  #: what the Hub says of its repository
+    is_remote: bool = False  #: known by its headers and configuration only; its tensors are not on this machine
 
     @property
     def nbytes(self) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fedmr_merge.checkpoint.writer import Progress
+from fedmr_merge.cli import console
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
 from fedmr_merge.recombination.rules import natural_order
 
@@ -46,6 +49,18 @@ def expand(arguments: Sequence[str]) -> list[str]:
             raise CheckpointError(argument, "matches no file or folder")
         found += matches or [argument]
     return found
+
+
+@contextlib.contextmanager
+def fetching(inputs: Sequence[str]) -> Iterator[Progress | None]:
+    """Give what to call with the bytes that are fetched from the Hub; shows them, where there are such inputs."""
+    from fedmr_merge.checkpoint.inputs import is_on_hub
+
+    if not any(map(is_on_hub, inputs)):
+        yield None
+        return
+    with console.bytes_progress("fetching", 0) as progress:
+        yield progress
 
 
 def _may_be_hub(argument: str) -> bool:

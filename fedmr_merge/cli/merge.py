@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import gc
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmr_merge.cli import console
-from fedmr_merge.cli.arguments import Checkpoints, Out, Rule, UsageError, expand, numbers, size_in_bytes, slot_numbers
+from fedmr_merge.cli.arguments import (
+    Checkpoints,
+    Out,
+    Rule,
+    UsageError,
+    expand,
+    fetching,
+    numbers,
+    size_in_bytes,
+    slot_numbers,
+)
 from fedmr_merge.cli.groups import show_groups
 from fedmr_merge.errors import PlanError
 
@@ -34,6 +45,7 @@ def register(app: typer.Typer) -> None:
     app.command()(recombine)
     app.command()(average)
     app.command()(inspect)
+    app.command()(plan)
 
 
 def recombine(
@@ -93,20 +105,19 @@ def recombine(
     mean = _mean_options(weights, accumulate, out_dtype, max_memory)
     if no_global:
         _refuse_without_mean(mean, require_finite)
-    work = plan_recombination(
-        expand(checkpoints),
-        PlanOptions(rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan)),
-        OutputOptions(
-            slots=slot_numbers("--slots", slots),
-            mean=None if no_global else mean,
-            sidecars_from=sidecars_from,
-            max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
-            hash=hash,
-            require_finite=require_finite,
-            in_store=layout == "store",
-            store=store,
-        ),
+    drawing = PlanOptions(rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan))
+    writing = OutputOptions(
+        slots=slot_numbers("--slots", slots),
+        mean=None if no_global else mean,
+        sidecars_from=sidecars_from,
+        max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
+        hash=hash,
+        require_finite=require_finite,
+        in_store=layout == "store",
+        store=store,
     )
+    with fetching(inputs := expand(checkpoints)) as progress:
+        work = plan_recombination(inputs, drawing, writing, headers_only=dry_run, progress=progress)
     if dry_run:
         _show_plan(work, out)
         return
@@ -222,7 +233,8 @@ def average(
     from fedmr_merge.recombination.matching import match_checkpoints
 
     refuse_existing(out)
-    opened = open_inputs(expand(checkpoints), match_checkpoints)
+    with fetching(inputs := expand(checkpoints)) as progress:
+        opened = open_inputs(inputs, match_checkpoints, progress=progress)
     options = _mean_options(weights, accumulate, out_dtype, max_memory)
     with console.bytes_progress("averaging", opened[0].nbytes if opened else 0) as progress:
         found = take_average(
@@ -248,5 +260,31 @@ def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], ru
     from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.recombination.planning import group_checkpoints
 
-    opened = open_inputs(expand([checkpoint]))[0]
+    opened = open_inputs(expand([checkpoint]), headers_only=True)[0]
     show_groups(opened, group_checkpoints([opened], rule))
+
+
+def plan(checkpoints: Checkpoints, rule: Rule = "layer") -> None:
+    """Tell whether models can be recombined.
+
+    From their headers and configurations alone: of models on the Hub no weights are fetched. Shows the models and their
+    layer groups, or everything that does not match.
+    """
+    from fedmr_merge.checkpoint.inputs import open_inputs
+    from fedmr_merge.recombination.matching import match_checkpoints
+    from fedmr_merge.recombination.planning import group_checkpoints
+
+    named = expand(checkpoints)
+    opened = open_inputs(named, headers_only=True)
+    match_checkpoints(opened)
+    grouping = group_checkpoints(opened, rule)
+    rows = [
+        [str(slot), found.source, console.size(found.nbytes), str(len(found.files)), found.licence or ""]
+        for slot, found in enumerate(opened)
+    ]
+    console.table(("slot", "model", "size", "files", "licence"), rows, right=("slot", "size", "files"))
+    show_groups(opened[0], grouping)
+    remote = sum(found.nbytes for found in opened if found.is_remote)
+    if remote:
+        console.say(f"to fetch from the Hub: {console.size(remote)}, less what is in the cache")
+    console.say(f"next: fedmr-merge recombine {shlex.join(named)}" + ("" if rule == "layer" else f" --rule {rule}"))

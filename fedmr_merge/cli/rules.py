@@ -31,7 +31,7 @@ def explain(
     from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.recombination.planning import group_checkpoints
 
-    opened = open_inputs(expand([checkpoint]))[0]
+    opened = open_inputs(expand([checkpoint]), headers_only=True)[0]
     show_groups(opened, group_checkpoints([opened], rule), tensors=True)
 
 
@@ -48,7 +48,7 @@ def check(
     from fedmr_merge.recombination.rules import check_rule_file
 
     faults: list[str] = []
-    checked = open_inputs(expand(checkpoints))
+    checked = open_inputs(expand(checkpoints), headers_only=True)
     for opened in checked:
         faults += [f"{opened.source}: {fault}" for fault in check_rule_file(rule_file, opened.shapes)]
     if faults:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.checkpoint.inputs import open_inputs
 from fedmr_merge.checkpoint.tensors import load_checkpoint
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.clients import Partition
@@ -211,8 +211,9 @@ class Run:
     def _initial_state(self) -> State:
         if not self.recipe.init:
             return initial_state(self.federation)
-        models = [load_checkpoint(open_checkpoint(source)) for source in self.recipe.init]
-        return initial_state_from(self.federation, models, self.recipe.init)
+        opened = open_inputs(self.recipe.init)
+        models = [load_checkpoint(checkpoint) for checkpoint in opened]
+        return initial_state_from(self.federation, models, [checkpoint.source for checkpoint in opened])
 
     def _train(
         self, position: int, stage: TrainingStage, state: State, done: int, here: Saved | None, writer: CheckpointWriter

@@ -83,10 +83,12 @@ class Lineage:
 
 def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     """Return the JSON of one source. Its headers are kept, so that `undo` writes the file again byte for byte."""
+    licence = {"license": checkpoint.licence} if checkpoint.origin else {}
     place = checkpoint.origin or os.path.relpath(checkpoint.path.absolute(), out.absolute())
     return {
         "slot": slot,
         "path": place,
+        **licence,
         "is_folder": checkpoint.is_folder,
         "files": [
             {"name": file.name, "bytes": file.header.file_bytes, "header": pack_header(file.header.raw)}

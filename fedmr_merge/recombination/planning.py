@@ -13,6 +13,7 @@ from pathlib import Path
 from fedmr_merge.checkpoint.header import TensorEntry
 from fedmr_merge.checkpoint.inputs import open_inputs
 from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import PlanError
 from fedmr_merge.recombination.average import check_mean, mean_layout
 from fedmr_merge.recombination.layer_rule import trainer_layers
@@ -130,13 +131,18 @@ def plan_recombination(
     checkpoints: Sequence[str | Path | Checkpoint],
     options: PlanOptions | None = None,
     output: OutputOptions | None = None,
+    *,
+    headers_only: bool = False,
+    progress: Progress | None = None,
 ) -> Recombination:
     """Open K checkpoints, check that they match, group their tensors and draw (or check) the plan.
+
+    With `headers_only` models on the Hub are not fetched: the plan can be looked at, not executed.
 
     Raises CheckpointError, HubError, LayerMismatchError, RuleError or PlanError.
     """
     options, output = options or PlanOptions(), output or OutputOptions()
-    opened = open_inputs(checkpoints, match_checkpoints)
+    opened = open_inputs(checkpoints, match_checkpoints, headers_only=headers_only, progress=progress)
     match_checkpoints(opened)
     grouping = group_checkpoints(opened, options.rule)
     groups = pin_groups(grouping.groups, options.pin)

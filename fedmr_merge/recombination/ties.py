@@ -34,7 +34,7 @@ def find_ties(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
     """Return the sets of tensors that are tied in these models.
 
     Tensors of known names are tied when a model's own config.json says `tie_word_embeddings: true`, or when their
-    bytes are equal in every model.
+    bytes are equal in every model. Of models whose bytes are not on this machine only the first is known.
     """
     first = checkpoints[0]
     found = []
@@ -44,7 +44,7 @@ def find_ties(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
         for known in KNOWN_TIES:
             names = tuple(prefix + name for name in known if prefix + name in first.tensors)
             alike = len(names) > 1 and len({first.tensors[name].signature for name in names}) == 1
-            if alike and (declared or all(_equal_bytes(c, names) for c in checkpoints)):
+            if alike and (declared or all(not c.is_remote and _equal_bytes(c, names) for c in checkpoints)):
                 found.append(names)
     return found
 

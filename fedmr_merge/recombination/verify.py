@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header import TensorEntry
+from fedmr_merge.checkpoint.inputs import open_inputs
 from fedmr_merge.checkpoint.source import Checkpoint, leads_out, open_checkpoint
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import FedmrMergeError, VerificationError
@@ -126,7 +127,7 @@ def _check_conservation(
             + ("" if recorded else "; nothing vouches for the bytes")
         )
         return False
-    opened = [s if isinstance(s, Checkpoint) else open_checkpoint(s) for s in sources]
+    opened = open_inputs(sources, progress=progress)
     inputs = {
         slot: hash_tensors(checkpoint.tensors, SourceWatch([checkpoint]), progress)
         for slot, checkpoint in enumerate(opened)

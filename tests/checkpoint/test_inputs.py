@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,50 @@ def test_what_is_here_is_not_looked_for_there(run: HubServer, tmp_path: Path) ->
 def test_checkpoints_pass(tmp_path: Path) -> None:
     opened = open_checkpoint(write(tmp_path / "a.safetensors", model(0)))
     assert open_inputs([opened, tmp_path / "a.safetensors"])[0] is opened
+
+
+def command(*arguments: str) -> int:
+    from fedmr_merge.cli import main
+
+    with pytest.raises(SystemExit) as done:
+        main(list(arguments))
+    assert isinstance(done.value.code, int)
+    return done.value.code
+
+
+@pytest.mark.parametrize(
+    "arguments", [["plan"], ["recombine", "--dry-run"], ["inspect"], ["rules", "explain"]], ids=lambda a: a[0]
+)
+def test_looking_fetches_no_weights(
+    arguments: list[str], run: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ["alice/run/slot-00"] if arguments[0] in ("inspect", "rules") else ["alice/run/slot-*"]
+    assert command(*arguments, *models) == 0
+    assert "layer0" in capsys.readouterr().out
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+
+
+def test_plan_tells_what_does_not_match(run: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {f"slot-{i:02d}/model.safetensors": file_bytes(model(i, LINEAR)) for i in range(2)}
+    configs = {f"slot-{i:02d}/config.json": f'{{"heads": {i}}}'.encode() for i in range(2)}
+    run.add_repo("alice/heads", files | configs)
+    assert command("plan", "alice/heads/slot-*") == 2
+    assert "config.json: heads: expected 0, found 1" in capsys.readouterr().err
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+
+
+def test_the_licence_of_a_parent_is_in_the_lineage(run: HubServer, tmp_path: Path) -> None:
+    card = b"---\nlicense: apache-2.0\n---\n"
+    run.add_repo("alice/free", {"model.safetensors": file_bytes(model(3, LINEAR)), "README.md": card})
+    write(tmp_path / "a.safetensors", model(0, LINEAR))
+    recombine(["alice/free", "a.safetensors"], tmp_path / "out", output=OutputOptions(mean=None))
+    sources = json.loads((tmp_path / "out" / "lineage.json").read_text())["sources"]
+    assert [source.get("license") for source in sources] == ["apache-2.0", None]
+    assert "license" not in sources[1]
+
+
+def test_the_inputs_to_verify_against_may_be_on_the_hub(run: HubServer, tmp_path: Path) -> None:
+    recombine(["alice/run/slot-*"], tmp_path / "out", output=OutputOptions(mean=None))
+    assert verify(tmp_path / "out").skipped, "the lineage alone does not make anything be fetched"
+    result = verify(tmp_path / "out", ["alice/run/slot-00", "alice/run/slot-01"])
+    assert (result.faults, result.skipped) == ([], [])
