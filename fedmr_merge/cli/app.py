@@ -55,9 +55,6 @@ def main(arguments: list[str] | None = None) -> None:
         if error.hint:
             console.complain("hint", error.hint)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.complain("error", "interrupted")
-        sys.exit(130)
     except BrokenPipeError:  # `fedmr-merge inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
