@@ -89,7 +89,7 @@ def cell(value: object) -> str:
     text = "yes" if value is True else "no" if value is False else str(value)
     text = html.escape(" ".join(text.split()), quote=False)
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is no markup
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # between letters and digits it is no markup
 
 
 def code(value: object) -> str:

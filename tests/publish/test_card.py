@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -106,6 +106,8 @@ def row_of(first: str) -> list[str]:
 
 
 @given(printable)
+@example("__0__")
+@example("a_b")
 def test_any_text_is_only_text_in_a_table(value: str) -> None:
     shown, end = row_of(cell(value))
     assert end == "end"
