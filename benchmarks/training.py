@@ -1,12 +1,15 @@
-"""Time rounds of FedAvg against the usual per-client loop, and print the ratios.
+"""Time rounds of FedAvg against the usual per-client loop, and what a round of FedMR costs beside training.
 
     python benchmarks/training.py --data CIFAR10_PARQUET_FOLDER [--device cuda] [--models lenet cnn resnet20]
 
 One round: 10 clients of 500 CIFAR-10 images, batches of 50, E local epochs, an average, and an evaluation on the test
-images. The usual loop is written below as it is in most research code: PIL images through `ToTensor` and `Normalize`
-in a `DataLoader`, a module per client by `deepcopy` of state dicts, a new `torch.optim.SGD` each, `loss.backward()`.
-Both run the same network on the same images, interleaved; seconds are CPU seconds of the process on a CPU, wall-clock
-seconds on a GPU, and medians over the repeats.
+images. `usual_loop.py` writes it as most research code does. Both sides train the same network on the same images for
+as many steps and evaluate on the same test images, in a process each, so that neither has the other's memory; rounds
+alternate. Seconds are CPU seconds of the process and its children on a CPU, wall-clock seconds on a GPU, and medians
+over the repeats, after a round to warm up.
+
+`server` is the share of a round of FedMR, with this package, that recombining, averaging and the metrics of the models
+take (the evaluation on test images is not in it); `checkpoint` that of writing K models and the global one.
 """
 
 from __future__ import annotations
@@ -14,32 +17,41 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
+import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
+import usual_loop
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
+from fedmr_merge.federated.algorithms.fedmr import FedMR
 from fedmr_merge.federated.catalogue import ARCHITECTURES
 from fedmr_merge.federated.clients import Partition
 from fedmr_merge.federated.data import ImageData
+from fedmr_merge.federated.divergence import find_diverged
+from fedmr_merge.federated.engines.loop import Loop
+from fedmr_merge.federated.engines.vmap import Vmap
 from fedmr_merge.federated.federation import Federation, Training, open_federation
-from fedmr_merge.federated.models._torchvision import torchvision
-from fedmr_merge.federated.protocol import initial_state
+from fedmr_merge.federated.local_training import LocalTraining, train_cohort
+from fedmr_merge.federated.protocol import Algorithm, initial_state
 from fedmr_merge.federated.rounds import run_rounds
+from fedmr_merge.recipe.checkpoints import Place, Saved, save_state
 
 CLIENTS, EXAMPLES, BATCH, LR, MOMENTUM = 10, 500, 50, 0.01, 0.9
 
+Images = tuple[np.ndarray, np.ndarray]
 
-def read_images(folder: Path, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+
+def read_images(folder: Path, split: str, count: int) -> Images:
     """Return the first images of a split, uint8 [count, 32, 32, 3], and their labels."""
     (path,) = folder.rglob(f"{split}-*.parquet")
     table = pq.read_table(path).slice(0, count).to_pylist()
@@ -47,57 +59,8 @@ def read_images(folder: Path, split: str, count: int) -> tuple[np.ndarray, np.nd
     return np.stack(images), np.array([row["label"] for row in table])
 
 
-class PilImages(Dataset):
-    """Images the way torchvision's CIFAR10 hands them out."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        from torchvision import transforms
-
-        assert torchvision is not None  # imported first, where it can be
-        self.images, self.labels = images, labels
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
-
-
-def usual_round(
-    module: torch.nn.Module, clients: list[PilImages], test: PilImages, epochs: int, device: torch.device
-) -> None:
-    """Train every client in turn, average into `module`, evaluate."""
-    trained = []
-    for client in clients:
-        model = deepcopy(module).train()
-        optimiser = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
-        loader = DataLoader(client, batch_size=BATCH, shuffle=True)
-        for _ in range(epochs):
-            for images, labels in loader:
-                images, labels = images.to(device), labels.to(device)
-                optimiser.zero_grad()
-                loss = F.cross_entropy(model(images), labels)
-                loss.backward()
-                optimiser.step()
-        trained.append(deepcopy(model.state_dict()))
-    average = deepcopy(trained[0])
-    for name in average:
-        if average[name].is_floating_point():
-            for other in trained[1:]:
-                average[name] += other[name]
-            average[name] = average[name] / len(trained)
-    module.load_state_dict(average)
-    module.eval()
-    correct = 0
-    with torch.no_grad():
-        for images, labels in DataLoader(test, batch_size=500):
-            logits = module(images.to(device))
-            correct += (logits.argmax(1) == labels.to(device)).sum().item()
-
-
-def make_federation(name: str, train: tuple, test: tuple, args: argparse.Namespace) -> Federation:
-    """Put the same clients together for this package."""
+def make_federation(name: str, train: Images, test: Images, args: argparse.Namespace) -> Federation:
+    """Put the clients together for this package."""
     data = ImageData(
         train_images=torch.from_numpy(train[0]).permute(0, 3, 1, 2).contiguous(),
         train_labels=torch.from_numpy(train[1]),
@@ -118,47 +81,120 @@ def make_federation(name: str, train: tuple, test: tuple, args: argparse.Namespa
         precision=args.precision,
         compile=args.compile,
     )
-    architecture = ARCHITECTURES.find(name)()
-    return open_federation(architecture, data, partition, training, seed=0, device=args.device)
+    return open_federation(ARCHITECTURES.find(name)(), data, partition, training, seed=0, device=args.device)
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
+def seconds(work: Callable[[], object], device: str) -> float:
     """Return how long something takes: CPU seconds on a CPU, wall-clock seconds on a GPU."""
-    clock = time.process_time
-    if device.type == "cuda":
-        clock = time.perf_counter
+    clock = time.perf_counter if device == "cuda" else _cpu_seconds
+    if device == "cuda":
         torch.cuda.synchronize()
     start = clock()
     work()
-    if device.type == "cuda":
+    if device == "cuda":
         torch.cuda.synchronize()
     return clock() - start
 
 
-def measure(name: str, train: tuple, test: tuple, args: argparse.Namespace) -> dict[str, float | str]:
-    """Return the medians of both, and their ratio."""
+def _cpu_seconds() -> float:
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in spent)
+
+
+def our_rounds(name: str, train: Images, test: Images, args: argparse.Namespace) -> Iterator[dict[str, float]]:
+    """Run rounds of this package; yield the seconds of each, and in the end those of what a server does."""
     federation = make_federation(name, train, test, args)
-    device = federation.device
-    algorithm = FedAvg()
-    state = algorithm.start(federation, initial_state(federation))
-    rounds = run_rounds(federation, algorithm, state, first_round=1, rounds=10**6)
-    module = deepcopy(federation.module)
-    parts = zip(np.split(train[0], CLIENTS), np.split(train[1], CLIENTS), strict=True)
-    clients, held_out = [PilImages(*part) for part in parts], PilImages(*test)
-    ours, usual = [], []
+    results = _rounds(federation, FedAvg())
     for _ in range(args.repeats + 1):
-        ours.append(seconds(lambda: next(rounds), device))
-        usual.append(seconds(lambda: usual_round(module, clients, held_out, args.epochs, device), device))
+        yield {"round": seconds(lambda: next(results), args.device)}
+    yield server_side(federation, args)
+
+
+def _rounds(federation: Federation, algorithm: Algorithm) -> Iterator[object]:
+    state = algorithm.start(federation, initial_state(federation))
+    return run_rounds(federation, algorithm, state, first_round=1, rounds=10**6)
+
+
+def server_side(federation: Federation, args: argparse.Namespace) -> dict[str, float]:
+    """Return the seconds that a round of FedMR takes beside training and evaluation, and those of a checkpoint."""
+    algorithm = FedMR()
+    state = algorithm.start(federation, initial_state(federation))
+    selected = algorithm.select(federation, state, 1)
+    task = LocalTraining(federation, algorithm, *algorithm.dispatch(federation, state, selected), selected, 1)
+    trained = train_cohort(Vmap() if federation.engine == "vmap" else Loop(), task, own_models=True)
+
+    def serve() -> None:
+        find_diverged(trained.cohort, trained.losses, trained.clients, 1, federation.training)
+        algorithm.aggregate(federation, state, trained, 1)
+        trained.cohort.similarity(federation.trainable)
+
+    after, _ = algorithm.aggregate(federation, state, trained, 1)
+
+    def save() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(Path(folder), Saved(Place(1, 0, "fedmr"), after, 1, False), federation)
+
+    times = max(args.repeats, 5)
+    return {
+        "server": statistics.median(seconds(serve, args.device) for _ in range(times + 1)),
+        "checkpoint": statistics.median(seconds(save, args.device) for _ in range(times + 1)),
+    }
+
+
+def usual_rounds(name: str, train: Images, test: Images, args: argparse.Namespace) -> Iterator[dict[str, float]]:
+    """Run rounds of the usual loop; yield the seconds of each."""
+    torch.manual_seed(0)
+    model = getattr(usual_loop, name)().to(args.device)
+    parts = zip(np.split(train[0], CLIENTS), np.split(train[1], CLIENTS), strict=True)
+    clients, held_out = [usual_loop.PilImages(*part) for part in parts], usual_loop.PilImages(*test)
+    options = {"epochs": args.epochs, "batch_size": BATCH, "lr": LR, "momentum": MOMENTUM}
+
+    def one_round() -> None:
+        usual_loop.usual_round(model, clients, held_out, **options, device=torch.device(args.device))
+
+    while True:
+        yield {"round": seconds(one_round, args.device)}
+
+
+def serve_rounds(connection: Connection, side: str, name: str, args: argparse.Namespace) -> None:
+    """Run a round whenever the other end of the connection asks for one, and send what was measured."""
+    torch.set_num_threads(args.threads)
+    train = read_images(args.data, "train", CLIENTS * EXAMPLES)
+    test = read_images(args.data, "test", args.test_images)
+    measured = (our_rounds if side == "ours" else usual_rounds)(name, train, test, args)
+    while connection.recv():
+        connection.send(next(measured))
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, float | str]:
+    """Return the medians of both sides, their ratio, and the shares of the server and of a checkpoint."""
+    context = multiprocessing.get_context("spawn")
+    sides, processes = {}, []
+    for side in ("ours", "usual"):
+        sides[side], end = context.Pipe()
+        processes.append(context.Process(target=serve_rounds, args=(end, side, name, args), daemon=True))
+        processes[-1].start()
+    found: dict[str, list[float]] = {"ours": [], "usual": []}
+    for _ in range(args.repeats + 1):
+        for side, connection in sides.items():
+            connection.send(True)
+            found[side].append(connection.recv()["round"])
+    sides["ours"].send(True)
+    beside = sides["ours"].recv()
+    for connection, process in zip(sides.values(), processes, strict=True):
+        connection.send(False)
+        process.join()
     # The first round of each warms up.
-    here, there = statistics.median(ours[1:]), statistics.median(usual[1:])
-    return {"model": name, "engine": federation.engine, "ours": here, "usual": there, "ratio": there / here}
+    ours, usual = (statistics.median(found[side][1:]) for side in ("ours", "usual"))
+    shares = {name: seconds / ours for name, seconds in beside.items()}
+    return {"model": name, "ours": ours, "usual": usual, "ratio": usual / ours, **shares}
 
 
 def main() -> None:
-    """Print a line for every model, and JSON for a file."""
+    """Print a line for every model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 as parquet")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--models", nargs="+", default=["lenet", "cnn", "resnet20"])
     parser.add_argument("--engine", default="auto", choices=["auto", "loop", "vmap"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
@@ -168,14 +204,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    train = read_images(args.data, "train", CLIENTS * EXAMPLES)
-    test = read_images(args.data, "test", args.test_images)
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(f"torch {torch.__version__}, {card}, {args.threads} threads, {args.epochs} local epochs")
     for name in args.models:
-        found = measure(name, train, test, args)
-        print(json.dumps({key: round(v, 3) if isinstance(v, float) else v for key, v in found.items()}), flush=True)
+        found = measure(name, args)
+        print(json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in found.items()}), flush=True)
 
 
 if __name__ == "__main__":

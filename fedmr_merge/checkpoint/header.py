@@ -108,6 +108,14 @@ class Header:
         return len(self.raw)
 
 
+#: What is taken for a checkpoint most often, by its first bytes.
+_OTHER_FILES = {
+    b"{": ("JSON", "name the .safetensors files, e.g. ckpts/*.safetensors"),
+    b"PK": ("an archive, as torch.save writes it", "convert it with safetensors.torch.save_file where you trust it"),
+    b"version ": ("a pointer of git-lfs", "fetch the file itself: `git lfs pull`"),
+}
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of a file. No tensor is read.
 
@@ -131,6 +139,10 @@ def header_length(prefix: bytes, path: Path, file_bytes: int) -> int:
     if len(prefix) < 8:
         raise CheckpointError(path, f"not a safetensors file: it has {file_bytes} bytes, a header needs 8")
     length: int = _LENGTH.unpack(prefix)[0]
+    if length > MAX_HEADER_BYTES or length + 8 > file_bytes:
+        for start, (what, hint) in _OTHER_FILES.items():
+            if prefix.startswith(start):
+                raise CheckpointError(path, f"not a safetensors file but {what}", hint=hint)
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
             path,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedmr_merge.checkpoint.header import parse_header
 from fedmr_merge.checkpoint.source import WEIGHTS, Checkpoint, WeightFile, checkpoint_of, open_checkpoint
 from fedmr_merge.checkpoint.writer import Progress
+from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:
     from fedmr_merge.checkpoint.hub_listing import HubSnapshot
@@ -42,9 +43,7 @@ def open_inputs(
         if isinstance(item, Checkpoint):
             found.append(item)
         elif is_on_hub(item):
-            from fedmr_merge.checkpoint.hub_source import expand_hub
-
-            found += expand_hub(str(item))
+            found += _expand(str(item))
         else:
             found.append(open_checkpoint(item))
     if not all(isinstance(item, Checkpoint) for item in found):
@@ -53,6 +52,16 @@ def open_inputs(
         if headers_only:
             return by_headers
     return tuple(item if isinstance(item, Checkpoint) else _fetch(item, progress) for item in found)
+
+
+def _expand(item: str) -> Sequence[HubSnapshot]:
+    from fedmr_merge.checkpoint.hub_source import expand_hub
+
+    try:
+        return expand_hub(item)
+    except HubError as error:
+        # Most of the time it is a path with a typing error.
+        raise type(error)(f"{item}: no such file or folder, and on the Hub: {error}", hint=error.hint) from error
 
 
 def is_on_hub(item: str | Path) -> bool:

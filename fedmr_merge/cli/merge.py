@@ -142,8 +142,9 @@ def recombine(
     if work.mean is not None:
         console.say(f"  mean      {out / 'global'}")
     console.say(f"  lineage   {out / 'lineage.json'}")
-    pushing = "" if no_global else f"   or   fedmr-merge push {out}/global ORG/NAME"
-    console.say(f"next: fedmr-merge verify {out}{pushing}")
+    quoted = shlex.quote(str(out))
+    pushing = "" if no_global else f"   or   fedmr-merge push {quoted} ORG/NAME --dry-run"
+    console.say(f"next: fedmr-merge verify {quoted}{pushing}")
 
 
 def _read_plan(path: Path | None) -> RecombinationPlan | None:
@@ -249,7 +250,8 @@ def average(
         source = opened[item.slot].source
         console.complain("warning", f"{source}: tensor {item.tensor!r} holds {item.count} NaN or infinite numbers")
     console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
-    console.say(f"next: fedmr-merge inspect {out}   or   fedmr-merge push {out} ORG/NAME")
+    quoted = shlex.quote(str(out))
+    console.say(f"next: fedmr-merge inspect {quoted}   or   fedmr-merge push {quoted} ORG/NAME --dry-run")
 
 
 def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], rule: Rule = "layer") -> None:

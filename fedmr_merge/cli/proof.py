@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,7 @@ def undo(
     console.say(f"rebuilt {console.plural(len(paths), 'model')}, as they were before {out}")
     for path in paths:
         console.say(f"  {path}")
-    console.say(f"next: fedmr-merge recombine {target}/*")
+    console.say(f"next: fedmr-merge inspect {shlex.quote(str(paths[0]))}")
 
 
 def lineage(

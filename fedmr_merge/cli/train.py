@@ -127,15 +127,16 @@ def _closing_words(folder: Path, again: str) -> None:
     console.say("next:")
     if published.is_dir():
         console.say(f"  publish    fedmr-merge push {published} ORG/NAME")
-    if newest is not None:
+    if newest is not None and len(list(newest.glob("slot-*"))) > 1:
         console.say(f"  recombine  fedmr-merge recombine {newest}/slot-*")
     console.say(f"  resume     {again}   (goes on after any interruption)")
 
 
 def _show(recipe: Recipe, folder: Path) -> None:
-    from fedmr_merge.recipe.run import model_bytes, parameters, prepare
+    from fedmr_merge.recipe.run import check_stages, model_bytes, parameters, prepare
 
     federation = prepare(recipe)
+    check_stages(recipe, federation)
     console.say(recipe.to_yaml().rstrip())
     sizes = federation.partition.sizes
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples")
@@ -180,4 +181,4 @@ def partition(
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} of {sum(sizes):,} training examples")
     _warn_of_missing_classes(federation)
     console.say(f"plot: {target}")
-    console.say(f"next: fedmr-merge run {recipe}")
+    console.say(f"next: {_command(recipe, settings, None, seed, None)}")

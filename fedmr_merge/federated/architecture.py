@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.data import ImageData
 from fedmr_merge.federated.plugin import Plugin
+from fedmr_merge.recombination.layout import LAYERS_KEY
 from fedmr_merge.seeds import derive_seed
-
-LAYERS_KEY = "fedmr_merge.layers"
-"""Key of a safetensors file's metadata: JSON, tensor name → layer name. The rule `layer` reads it."""
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 class Classifier(nn.Module):
     """Base of the modules that architectures build: a head on top of features."""
+
+    channels_last: ClassVar[bool] = True
+    """Whether a CPU is fastest with images whose channels lie last in memory; most convolutions and poolings are."""
 
     def features(self, images: Tensor) -> Tensor:
         """Map images [batch, channels, height, width] to features [batch, width], the input of the last layer."""

@@ -58,23 +58,27 @@ class ImageData:
         `rows` come from `augmentation.draw`: indices [...], or int64 [..., 4] where images are changed.
         """
         if not self.augmentation.active:
-            return self.train_images[rows], rows
+            # Whole images are copied at once, which indexing with a tensor does not do.
+            return self.train_images.index_select(0, rows.flatten()).view(*rows.shape, *self.image_shape), rows
         return augmented(self.train_images, rows), rows[..., 0]
 
     def preprocess(self) -> dict[str, Any]:
         """Return what a user of the model must do to an image, as `config.json` says it."""
         return {"mean": list(self.mean), "std": list(self.std), "size": list(self.image_shape[1:])}
 
-    # (x / 255 - mean) / std as one product and one sum.
+    # (x / 255 - mean) / std as one product and one sum, with a value for every pixel: memory is then gone through in
+    # order, which takes a fifth of the time of a value for every channel.
     @cached_property
     def _scale(self) -> Tensor:
-        return 1 / (255 * torch.tensor(self.std, device=self.device)).view(-1, 1, 1)
+        return self._every_pixel(1 / (255 * torch.tensor(self.std, device=self.device)))
 
     @cached_property
     def _shift(self) -> Tensor:
-        return -(torch.tensor(self.mean, device=self.device) / torch.tensor(self.std, device=self.device)).view(
-            -1, 1, 1
-        )
+        std = torch.tensor(self.std, device=self.device)
+        return self._every_pixel(-(torch.tensor(self.mean, device=self.device) / std))
+
+    def _every_pixel(self, channels: Tensor) -> Tensor:
+        return channels.view(-1, 1, 1).expand(self.image_shape).contiguous()
 
 
 class DataSet(Plugin):

@@ -16,10 +16,10 @@ from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Weights
 from fedmr_merge.federated.data import ImageData
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.forward import Forward, laid_out
+from fedmr_merge.federated.forward import Forward
 
-_BATCH_SIZE = 500
-"""The same everywhere: another one could round otherwise."""
+_BATCH_SIZE = 200
+"""The same everywhere: another one could round otherwise. Larger ones leave a CPU's caches, smaller ones a GPU idle."""
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -90,7 +90,7 @@ def _predict(forward: Forward, weights: Weights, data: ImageData) -> Iterator[_P
         torch.split(data.test_images, _BATCH_SIZE), torch.split(data.test_labels, _BATCH_SIZE), strict=True
     ):
         with torch.inference_mode():
-            logits = forward(weights, data.normalise(laid_out(images)))
+            logits = forward(weights, forward.laid_out(data.normalise(images)))
             yield _Part(labels, logits.argmax(dim=1), F.cross_entropy(logits.float(), labels, reduction="sum"))
 
 

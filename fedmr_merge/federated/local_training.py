@@ -14,7 +14,6 @@ from torch import Tensor
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.divergence import find_diverged, replace_diverged
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.forward import laid_out
 from fedmr_merge.federated.privacy import privatise
 from fedmr_merge.federated.protocol import Algorithm, Batch, Context, Trained
 from fedmr_merge.seeds import derive_seed
@@ -58,9 +57,10 @@ class LocalTraining:
         """Return the training examples of `orders`, normalised; they may be stacked, [batch] or [slots, batch]."""
         data = self.federation.data
         images, indices = data.training_examples(indices)
+        images = data.normalise(images)
         if images.dim() == 4:
-            images = laid_out(images)
-        return Batch(data.normalise(images), data.train_labels[indices], indices)
+            images = self.federation.training_forward.laid_out(images)
+        return Batch(images, data.train_labels[indices], indices)
 
     def context_of(self, slot: int) -> Context:
         """Return the context as the client of a slot sees it."""
@@ -79,6 +79,9 @@ class LocalTraining:
 
 class Engine:
     """Base of the engines."""
+
+    fitting: int | None = None
+    """How many clients at once memory was found to have room for; None until it ran out."""
 
     def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
         """Return the trained cohort, and for every slot the objective's mean over the examples it went through."""

@@ -11,6 +11,7 @@ from fedmr_merge.federated.engines.loop import Loop
 from fedmr_merge.federated.engines.vmap import Vmap
 from fedmr_merge.federated.evaluation import evaluate
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.freed_memory import keep_freed_memory
 from fedmr_merge.federated.local_training import Engine, LocalTraining, train_cohort
 from fedmr_merge.federated.privacy import spent_epsilon
 from fedmr_merge.federated.protocol import Algorithm, State, Trained
@@ -18,6 +19,9 @@ from fedmr_merge.recombination.plan import RecombinationPlan
 
 _SAMPLED_ROUNDS = "privacy: rounds with uniformly drawn clients"
 """Key of a state's facts: what privacy has been spent on, besides the number of rounds."""
+
+_FITTING = "engine: clients that memory has room for at once"
+"""Key of a state's facts. How a cohort is split decides how its sums round: whoever goes on must split it alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +48,7 @@ def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -
     Raises TrainingError when the method cannot start here.
     """
     state = algorithm.start(federation, previous)
-    outliving = {key: previous.facts[key] for key in (_SAMPLED_ROUNDS,) if key in previous.facts}
+    outliving = {key: previous.facts[key] for key in (_SAMPLED_ROUNDS, _FITTING) if key in previous.facts}
     return replace(state, facts={**state.facts, **outliving})
 
 
@@ -64,7 +68,9 @@ def run_rounds(
             "training.privacy does not cover selection by_loss, which reads every candidate's loss without noise",
             hint="set selection to uniform",
         )
-    engine: Engine = Vmap() if federation.engine == "vmap" else Loop()
+    if federation.device.type == "cpu":
+        keep_freed_memory()
+    engine: Engine = Vmap(state.facts.get(_FITTING)) if federation.engine == "vmap" else Loop()
     state = state.to(federation.device)
     for round in range(first_round, first_round + rounds):
         result = _run_round(federation, algorithm, engine, state, round)
@@ -79,6 +85,8 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
     trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
     before = state.facts
     state, plan = algorithm.aggregate(federation, state, trained, round)
+    if engine.fitting is not None:
+        state = replace(state, facts={**state.facts, _FITTING: engine.fitting})
     # FedMR's global model is evaluated as the paper has it: the mean of the trained models, not one of the recombined.
     test = evaluate(federation.evaluation_forward, state.global_weights, federation.data)
     metrics = {"train_loss": _train_loss(trained), "test_accuracy": test.accuracy, "test_loss": test.loss}

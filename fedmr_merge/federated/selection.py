@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from fedmr_merge.federated.cohort import Weights
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.forward import laid_out
 
 Selection = Callable[[Federation, Weights, int], tuple[int, ...]]
 """(federation, global model, round) → K different clients in random order."""
@@ -67,9 +66,11 @@ def _by_size(federation: Federation, count: int, rng: np.random.Generator) -> tu
 def _loss(federation: Federation, weights: Weights, client: int) -> float:
     """Return a model's mean cross-entropy over a client's training examples."""
     data, indices = federation.data, federation.client_indices[client]
+    forward = federation.evaluation_forward
     total = torch.zeros((), dtype=torch.float64, device=federation.device)
     with torch.inference_mode():
         for batch in torch.split(indices, _BATCH_SIZE):
-            logits = federation.evaluation_forward(weights, data.normalise(laid_out(data.train_images[batch])))
+            images = data.normalise(data.train_images.index_select(0, batch))
+            logits = forward(weights, forward.laid_out(images))
             total += F.cross_entropy(logits, data.train_labels[batch], reduction="sum")
     return float(total) / len(indices)

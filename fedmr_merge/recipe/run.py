@@ -101,6 +101,28 @@ def sensible_threads(federation: Federation) -> int:
     return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else torch.get_num_threads()
 
 
+def check_stages(recipe: Recipe, federation: Federation) -> None:
+    """Raise what any stage of a recipe would raise when it starts, before the first one does.
+
+    Every stage is started from the initial model, or from the checkpoints that the run starts from.
+    """
+    state = first_state(recipe, federation)
+    for stage in recipe.stages:
+        if isinstance(stage, TrainingStage):
+            if stage.length.until:
+                stage.length.until.check(federation)
+            state = begin_stage(federation, stage.method, state)
+
+
+def first_state(recipe: Recipe, federation: Federation) -> State:
+    """Return what the first stage starts from: a random model, or the checkpoints of `init`."""
+    if not recipe.init:
+        return initial_state(federation)
+    opened = open_inputs(recipe.init)
+    models = [load_checkpoint(checkpoint) for checkpoint in opened]
+    return initial_state_from(federation, models, [checkpoint.source for checkpoint in opened])
+
+
 def parameters(federation: Federation) -> int:
     """Return the number of the model's parameters."""
     return sum(parameter.numel() for parameter in federation.module.parameters())
@@ -130,6 +152,7 @@ class Run:
             self.federation = prepare(recipe, Partition.from_json(saved) if saved else None)
             torch.set_num_threads(self._threads())
             if self.folder.is_new:
+                check_stages(recipe, self.federation)
                 self.folder.write_json("partition.json", partition_json(self.federation))
                 self.folder.write_json("environment.json", describe_environment(self.federation.device))
                 self.folder.write_text("recipe.yaml", recipe.to_yaml())  # last: it makes the folder a run folder
@@ -171,7 +194,7 @@ class Run:
         done = resumed.place.round if resumed else 0
         for log in ("metrics.jsonl", "lineage.jsonl"):
             self.folder.cut_log(log, done)
-        state = (resumed.state if resumed else self._initial_state()).to(self.federation.device)
+        state = (resumed.state if resumed else first_state(self.recipe, self.federation)).to(self.federation.device)
         writer = CheckpointWriter(self.folder.checkpoints, self.federation)
         publisher = Publisher(self.folder.path, self.federation, self.recipe.stages)
         try:
@@ -208,13 +231,6 @@ class Run:
         for message in publisher.left_over(position) if left_over else ():
             yield StageDone(position, Publish.name, message)
 
-    def _initial_state(self) -> State:
-        if not self.recipe.init:
-            return initial_state(self.federation)
-        opened = open_inputs(self.recipe.init)
-        models = [load_checkpoint(checkpoint) for checkpoint in opened]
-        return initial_state_from(self.federation, models, [checkpoint.source for checkpoint in opened])
-
     def _train(
         self, position: int, stage: TrainingStage, state: State, done: int, here: Saved | None, writer: CheckpointWriter
     ) -> Iterator[RoundDone]:
@@ -227,8 +243,6 @@ class Run:
         last = first + stage.length.rounds - 1
         until = stage.length.until
         history = [line for line in self.folder.read_log("metrics.jsonl") if line["stage"] == position + 1]
-        if until:
-            until.check(self.federation)
         if here is None:
             state = begin_stage(self.federation, stage.method, state)
         before = time.perf_counter()

@@ -38,8 +38,13 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be a run folder: {error.strerror}", hint="choose another folder with --out"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -62,7 +67,7 @@ class RunFolder:
 
     @property
     def is_new(self) -> bool:
-        """Whether no run has started here."""
+        """Whether no run has started here. One that ended before its first round left nothing to go on from."""
         return not (self.path / _RECIPE).exists()
 
     def check(self, recipe: Recipe) -> None:

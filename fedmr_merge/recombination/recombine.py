@@ -87,6 +87,9 @@ def recombine(
 def execute(work: Recombination, out: str | Path, *, progress: Progress | None = None) -> Outcome:
     """Write what was planned; see `recombine`."""
     out, output = Path(out), work.output
+    for source in work.checkpoints:
+        if source.is_folder and out.absolute().is_relative_to(source.path.absolute()):
+            raise OutputError(out, f"lies in an input, {source.source}", hint="choose another place with -o")
     watch = SourceWatch(work.checkpoints)
     if not output.in_store:
         check_space(out, work.nbytes)

@@ -148,3 +148,41 @@ def test_a_gpu_that_is_not_there(models: Path) -> None:
     assert done.returncode == 2
     assert "a GPU was asked for and torch finds none" in done.stderr
     assert not (models / "runs").exists() or not any((models / "runs" / "digits").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'{"a": 1, "b": 2}', "JSON"),
+        (b"PK\x03\x04" + bytes(8), "an archive, as torch.save"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
+    ],
+)
+def test_what_is_taken_for_a_checkpoint_most_often_is_named(models: Path, content: bytes, what: str) -> None:
+    (models / "other.safetensors").write_bytes(content)
+    done = fedmr_merge("inspect", "other.safetensors", cwd=models)
+    assert done.returncode == 2
+    assert f"not a safetensors file but {what}" in done.stderr
+    assert "hint: " in done.stderr
+
+
+def test_a_run_that_cannot_start_leaves_nothing_behind(models: Path) -> None:
+    recipe = ROOT / "recipes" / "digits.yaml"
+    for setting in ("stages[1].fedmr.rule=blok", "model.init=nowhere.safetensors", "data.partition.clients=2000"):
+        for more in ([], ["--dry-run"]):
+            done = fedmr_merge("run", recipe, "--set", setting, "--out", "run", *more, cwd=models)
+            assert done.returncode == 2, done.stderr
+            assert not (models / "run").exists()
+    done = fedmr_merge("run", recipe, "--out", "ckpts/m0.safetensors", cwd=models)
+    assert done.returncode == 2
+    assert "cannot be a run folder" in done.stderr
+
+
+def test_an_output_within_an_input_is_refused(models: Path) -> None:
+    for slot in range(2):
+        (models / f"model{slot}").mkdir()
+        (models / "ckpts" / f"m{slot}.safetensors").rename(models / f"model{slot}" / "model.safetensors")
+    done = fedmr_merge("recombine", "model0", "model1", "-o", "model0/sub", cwd=models)
+    assert done.returncode == 2
+    assert "lies in an input" in done.stderr
+    assert not (models / "model0" / "sub").exists()

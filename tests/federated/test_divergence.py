@@ -132,3 +132,9 @@ def healthy_models(federation, state, result):
     cohort = state.cohort.expand(3) if state.cohort.slots == 1 else state.cohort
     cohort_trained, losses = Loop().train(LocalTraining(federation, FedAvg(), cohort, Context(), result.clients, 1))
     return cohort_trained.tensors, losses, cohort.tensors
+
+
+def test_finite_weights_whose_sum_overflows_have_not_diverged():
+    cohort = Cohort({"weight": torch.tensor([[3e38, 3e38], [1.0, 2.0], [math.inf, 1.0], [math.inf, -math.inf]])})
+    found = find_diverged(cohort, [0.1] * 4, (5, 6, 7, 8), 1, Training(on_divergence="keep"))
+    assert set(found) == {2, 3}

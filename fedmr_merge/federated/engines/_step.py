@@ -44,15 +44,25 @@ class LossOf:
             # A model that draws at random, e.g. by dropout, draws for each client.
             made = vmap(loss, in_dims=(0, 0, Context(shared=None, own=0)), randomness="different")  # type: ignore[arg-type]
         if training.compile:
-            made = _compiled(made)
+            made = _compiled(made, federation.device)
         return _in_bf16(made, federation.device) if training.precision == "bf16" else made
 
 
-def _compiled(loss: Loss) -> Loss:
-    compiled = torch.compile(loss)
+def _compiled(loss: Loss, device: torch.device) -> Loss:
+    """Compile a loss; on a GPU its kernels are recorded as CUDA graphs, one for every shape of its arguments.
+
+    That is right although weights change in place between two steps: a graph reads its arguments from addresses of its
+    own, to which those that do not stay where they were are copied first; and where it would itself write to them (the
+    statistics of a batch normalisation), torch records none. Loss and gradients lie in memory that the next step
+    reuses; by then they have been read.
+    """
+    on_gpu = device.type == "cuda"
+    compiled = torch.compile(loss, mode="reduce-overhead" if on_gpu else "default")
 
     def call(weights: Weights, batch: Batch, context: Context) -> Tensor:
         try:
+            if on_gpu:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             return compiled(weights, batch, context)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise TrainingError(
@@ -123,6 +133,17 @@ def zero_momenta(parameters: Sequence[Tensor], training: Training) -> list[Tenso
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradients of a loss; a parameter that it does not depend on has one of zero."""
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+
+def lone_example(error: ValueError, clients: Sequence[int]) -> ValueError | TrainingError:
+    """Return what to raise for an error of a local step of clients: torch's own words for a lone value say little."""
+    if "more than 1 value per channel" not in str(error):
+        return error
+    who = f"client {clients[0]} has" if len(clients) == 1 else f"clients {', '.join(map(str, clients))} have"
+    return TrainingError(
+        f"{who} a batch of one example, of which the model's batch normalisation sees a single value per channel",
+        hint="change training.batch_size, so that no client's last batch is of one example, or raise min_examples",
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from fedmr_merge.federated.engines._step import (
     LossOf,
     gradients_of,
     is_out_of_memory,
+    lone_example,
     own_draws,
     sgd_step,
     tensor_cores,
@@ -39,6 +40,8 @@ class Loop(Engine):
                 torch.manual_seed(derive_seed(task.federation.seed, "local training", task.round, client))
                 try:
                     losses.append(self._train_client(task, slot))
+                except ValueError as error:
+                    raise lone_example(error, [client]) from error
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise

@@ -21,6 +21,7 @@ from fedmr_merge.federated.engines._step import (
     LossOf,
     gradients_of,
     is_out_of_memory,
+    lone_example,
     own_draws,
     sgd_step,
     sliced,
@@ -67,9 +68,10 @@ def processing_order(sizes: Sequence[int], batch_size: int) -> tuple[int, ...]:
 class Vmap(Engine):
     """Trains the models of a cohort together, in as many parts as memory asks for."""
 
-    def __init__(self) -> None:
+    def __init__(self, fitting: int | None = None) -> None:
+        """Train at most `fitting` clients at once, where an earlier round found that no more fit into memory."""
         self._loss_of = LossOf(mapped=True)
-        self._fitting: int | None = None  # found out when memory ran out, and kept for the rounds that follow
+        self.fitting = fitting
 
     def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
         """Return the trained cohort and each client's mean loss."""
@@ -81,7 +83,7 @@ class Vmap(Engine):
         left = processing_order(task.examples, task.federation.training.batch_size)
         with tensor_cores(task.federation), own_draws(task.federation):
             while left:
-                part = left[: self._fitting or task.federation.training.cohort_chunk or len(left)]
+                part = left[: self.fitting or task.federation.training.cohort_chunk or len(left)]
                 if not self._train_part(task, part, trained, losses):
                     self._make_parts_smaller(task, part)
                     continue
@@ -94,7 +96,7 @@ class Vmap(Engine):
                 f"out of memory while client {task.clients[part[0]]} trained alone in round {task.round}",
                 hint="lower training.batch_size",
             )
-        self._fitting = (len(part) + 1) // 2
+        self.fitting = (len(part) + 1) // 2
         if task.federation.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -125,6 +127,7 @@ class _Part:
         federation = task.federation
         rows = torch.tensor(part, device=federation.device)
         self._task = task
+        self._clients = [task.clients[slot] for slot in part]
         self._sizes = [task.examples[slot] for slot in part]
         self._orders = [task.orders(slot) for slot in part]
         self._weights = {name: tensor.index_select(0, rows) for name, tensor in task.cohort.tensors.items()}
@@ -143,7 +146,10 @@ class _Part:
             window = windows.get((step.start, step.stop))
             if window is None:
                 window = windows[step.start, step.stop] = self._window(step.start, step.stop)
-            losses = loss_of(window.weights, self._task.batch(indices), window.context)
+            try:
+                losses = loss_of(window.weights, self._task.batch(indices), window.context)
+            except ValueError as error:
+                raise lone_example(error, self._clients[step.start : step.stop]) from error
             # The clients share no tensor: the gradient of the sum is that of each client's own loss.
             sgd_step(window.parameters, window.momenta, gradients_of(losses.sum(), window.parameters), training)
             window.totals.add_(losses.detach(), alpha=step.size)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmr_merge.federated.architecture import Architecture, Classifier
+from fedmr_merge.federated.models._narrow import pooled_relu
 
 _WIDTHS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
     "lenet5": ((6, 16), (120, 84)),
@@ -35,6 +36,8 @@ class LeNet(Architecture):
 
 
 class _LeNet(Classifier):
+    channels_last = False
+
     def __init__(
         self, image_shape: tuple[int, int, int], num_classes: int, widths: tuple[int, int], hidden: tuple[int, ...]
     ) -> None:
@@ -47,9 +50,7 @@ class _LeNet(Classifier):
         self.fc = nn.Linear(sizes[-1], num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        # Pooling before ReLU gives the same values as after it, on a quarter of the elements.
-        hidden = F.relu(F.max_pool2d(self.conv1(images), 2))
-        hidden = F.relu(F.max_pool2d(self.conv2(hidden), 2)).flatten(1)
+        hidden = pooled_relu(self.conv2, pooled_relu(self.conv1, images)).flatten(1)
         for layer in self.hidden:
             hidden = F.relu(layer(hidden))
         return hidden

@@ -38,7 +38,7 @@ class _ResNet20(Classifier):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def features(self, images: Tensor) -> Tensor:
-        hidden: Tensor = F.relu(self.bn1(self.conv1(images)))
+        hidden: Tensor = F.relu(self.bn1(self.conv1(images)), inplace=True)
         hidden = self.stage3(self.stage2(self.stage1(hidden)))
         return hidden.mean(dim=(2, 3))
 
@@ -62,8 +62,10 @@ class _Block(nn.Module):
         self.new_channels = width - before
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden = F.relu(self.bn1(self.conv1(images)))
-        return F.relu(self.bn2(self.conv2(hidden)) + self._shortcut(images))
+        hidden = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        hidden = self.bn2(self.conv2(hidden))
+        hidden += self._shortcut(images)
+        return F.relu(hidden, inplace=True)
 
     def _shortcut(self, images: Tensor) -> Tensor:
         if not self.new_channels:

@@ -52,7 +52,7 @@ class _ResNet20Preact(Classifier):
     def features(self, images: Tensor) -> Tensor:
         hidden: Tensor = self.stage3(self.stage2(self.stage1(self.conv1(images))))
         if self.applies_final_norm:
-            hidden = F.relu(self.bn(hidden))
+            hidden = F.relu(self.bn(hidden), inplace=True)
         return hidden.mean(dim=(2, 3))
 
     def head(self, features: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class _Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1, stride=stride, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden = self.conv1(F.relu(self.bn1(images)))
-        hidden = self.conv2(F.relu(self.bn2(hidden)))
-        hidden = self.conv3(F.relu(self.bn3(hidden)))
-        result: Tensor = hidden + self.shortcut(images)
+        hidden = self.conv1(F.relu(self.bn1(images), inplace=True))
+        hidden = self.conv2(F.relu(self.bn2(hidden), inplace=True))
+        result: Tensor = self.conv3(F.relu(self.bn3(hidden), inplace=True))
+        result += self.shortcut(images)
         return result

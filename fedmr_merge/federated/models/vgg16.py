@@ -34,7 +34,11 @@ class _Vgg16(Classifier):
         layers: list[nn.Module] = []
         for group in _WIDTHS:
             for width in group:
-                layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, width, kernel_size=3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.convolutions = nn.Sequential(*layers)

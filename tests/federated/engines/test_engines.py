@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from small_federation import Normalised, digest, make_data, make_federation
+from torch import nn
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedmr import FedMR
+from fedmr_merge.federated.architecture import Architecture, Classifier
 from fedmr_merge.federated.augmentation import Augmentation
 from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.federated.clients import Partition
@@ -19,7 +21,7 @@ from fedmr_merge.federated.engines import _step
 from fedmr_merge.federated.engines.vmap import plan_steps, processing_order
 from fedmr_merge.federated.federation import Training, open_federation
 from fedmr_merge.federated.protocol import initial_state
-from fedmr_merge.federated.rounds import run_rounds
+from fedmr_merge.federated.rounds import begin_stage, run_rounds
 
 ENGINES = pytest.mark.parametrize("engine", ["loop", "vmap"])
 
@@ -189,8 +191,9 @@ def test_compile_hands_the_local_step_to_torch_compile(monkeypatch, engine):
     """With a backend that compiles nothing: what it is asked to compile, and that it runs, is what is looked at."""
     compiled, real = [], torch.compile
 
-    def compiling(function):
+    def compiling(function, mode):
         compiled.append(function)
+        assert mode == "default"
         return real(function, backend="eager")
 
     monkeypatch.setattr(torch, "compile", compiling)
@@ -203,7 +206,7 @@ def test_compile_hands_the_local_step_to_torch_compile(monkeypatch, engine):
 def test_what_cannot_be_compiled_is_told_in_one_line(monkeypatch):
     import torch._dynamo
 
-    def failing(function):
+    def failing(function, **_options):
         def call(*args):
             raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nlong story")
 
@@ -219,3 +222,58 @@ def test_what_cannot_be_compiled_is_told_in_one_line(monkeypatch):
 def test_compiled_code_takes_the_same_steps(engine):
     found = run(unlike_federation(engine=engine, compile=True), FedAvg(), 2)
     assert_alike(found, run(unlike_federation(engine=engine), FedAvg(), 2))
+
+
+def test_a_split_that_memory_asked_for_is_kept_by_whoever_goes_on(monkeypatch):
+    federation = unlike_federation(engine="vmap")
+    memory = OutOfMemory(monkeypatch, room=2)
+    straight = run(federation, FedMR(), 3)
+    memory.asked.clear()
+    resumed = list(run_rounds(federation, FedMR(), straight[0].state, first_round=2, rounds=2))
+    assert max(memory.asked) == 2
+    assert digest(resumed[-1].state) == digest(straight[-1].state)
+    assert begin_stage(federation, FedAvg(), straight[-1].state).facts == straight[-1].state.facts
+
+
+class _OnePixel(Classifier):
+    """Its batch normalisation sees one value per channel of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 4)
+        self.norm = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 3)
+
+    def features(self, images):
+        return self.norm(self.conv(images)).flatten(1)
+
+    def head(self, features):
+        return self.fc(features)
+
+
+@dataclass(frozen=True)
+class OnePixel(Architecture):
+    def build(self, image_shape, num_classes):
+        return _OnePixel()
+
+
+@ENGINES
+def test_a_batch_that_cannot_be_normalised_is_told_with_its_client(engine):
+    # Batches of 4: the client of 5 examples has one left.
+    partition = Partition.of(np.split(np.arange(17), [4, 9]))
+    training = Training(clients_per_round=3, local_epochs=1, batch_size=4, engine=engine)
+    federation = open_federation(OnePixel(), make_data(), partition, training, seed=0)
+    with pytest.raises(TrainingError, match="client 1 has a batch of one example") as caught:
+        run(federation, FedAvg(), 1)
+    assert "training.batch_size" in caught.value.hint
+
+
+@pytest.mark.parametrize(("device", "mode"), [("cpu", "default"), ("cuda", "reduce-overhead")])
+def test_only_a_gpu_records_graphs(monkeypatch, device, mode):
+    asked, marked = [], []
+    monkeypatch.setattr(torch, "compile", lambda loss, *, mode: asked.append(mode) or loss)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(1))
+    compiled = _step._compiled(lambda weights, batch, context: torch.ones(()), torch.device(device))
+    compiled({}, None, None)
+    assert asked == [mode]
+    assert len(marked) == (device == "cuda")
