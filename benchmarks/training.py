@@ -85,7 +85,9 @@ def make_federation(name: str, train: Images, test: Images, args: argparse.Names
         precision=args.precision,
         compile=args.compile,
     )
-    return open_federation(ARCHITECTURES.find(name)(), data, partition, training, seed=0, device=args.device)
+    return open_federation(
+        ARCHITECTURES.find(name)(), data, partition, training, seed=0, device=args.device, cores=args.threads
+    )
 
 
 def seconds(work: Callable[[], object], device: str) -> float:

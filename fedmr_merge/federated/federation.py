@@ -20,6 +20,8 @@ from fedmr_merge.federated.forward import Forward
 from fedmr_merge.federated.privacy import Privacy, require_accountant, require_no_statistics
 from fedmr_merge.seeds import generator
 
+_CORES = torch.get_num_threads()  # before anything sets another number: those of the machine, or OMP_NUM_THREADS
+
 
 @dataclass(frozen=True)
 class Training:
@@ -31,7 +33,7 @@ class Training:
     lr: Annotated[float, Gt(0)] = 0.01  #: η, learning rate
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: Annotated[float, Ge(0)] = 0.0  #: added to the gradient, times the weight
-    engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: one client at a time; auto: vmap on a GPU, else loop
+    engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
     compile: bool = False  #: compile the local step with torch.compile
     cohort_chunk: Annotated[int, Ge(1)] | None = None  #: clients that vmap trains at once; by itself: all that fit
@@ -51,6 +53,7 @@ class Federation:
     seed: int
     device: torch.device
     module: Classifier  #: on `device`, with the initial weights; a template that no training changes
+    cores: int  #: of a CPU, to train as many clients side by side
 
     @property
     def slots(self) -> int:
@@ -82,7 +85,11 @@ class Federation:
     @cached_property
     def training_forward(self) -> Forward:
         """The model in training mode."""
-        return Forward(deepcopy(self.module).train(), frozen=self.evaluation_forward)
+        return self.new_training_forward()
+
+    def new_training_forward(self) -> Forward:
+        """Return one that shares no memory with others: a forward runs in one thread at a time."""
+        return Forward(deepcopy(self.module).train(), frozen=Forward(deepcopy(self.module).eval()))
 
     @cached_property
     def evaluation_forward(self) -> Forward:
@@ -102,8 +109,11 @@ def open_federation(
     *,
     seed: int,
     device: torch.device | str = "cpu",
+    cores: int | None = None,
 ) -> Federation:
     """Put the parts of a federation together on a device, with a freshly initialised module.
+
+    A CPU trains with all its cores, or with so many.
 
     Raises DataError when the partition does not fit the data, TrainingError when there are fewer clients than a round
     selects or an option cannot apply to this device, engine or model.
@@ -129,6 +139,7 @@ def open_federation(
         seed=seed,
         device=device,
         module=module.to(device),
+        cores=cores or _CORES,
     )
     _refuse_what_cannot_apply(federation)
     return federation

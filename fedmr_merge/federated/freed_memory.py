@@ -6,7 +6,7 @@ import ctypes
 from functools import cache
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 _LARGEST_TRIM_THRESHOLD = (1 << 31) - 1
 
@@ -25,3 +25,4 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, _LARGEST_TRIM_THRESHOLD)
+    mallopt(_M_ARENA_MAX, 1)  # those of threads hand memory back whatever the thresholds say

@@ -79,6 +79,7 @@ def prepare(recipe: Recipe, partition: Partition | None = None) -> Federation:
         recipe.training,
         seed=recipe.seed,
         device=device,
+        cores=recipe.running.threads,
     )
 
 
@@ -94,11 +95,13 @@ def partition_json(federation: Federation) -> dict[str, Any]:
 
 
 def sensible_threads(federation: Federation) -> int:
-    """Return 1 for models whose batches are done before threads have woken up, else what torch would take."""
+    """Return how many threads to give to single operations: 1 for models whose batches are done before threads have
+    woken up, else as many as there are cores.
+    """
     images = federation.data.train_images[:1].repeat(federation.training.batch_size, 1, 1, 1)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         federation.evaluation_forward(federation.module.state_dict(), federation.data.normalise(images))
-    return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else torch.get_num_threads()
+    return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else federation.cores
 
 
 def check_stages(recipe: Recipe, federation: Federation) -> None:
@@ -176,7 +179,7 @@ class Run:
         before = self.folder.read_json("environment.json")
         if before is not None:
             return int(before["threads"])
-        return self.recipe.running.threads or sensible_threads(self.federation)
+        return sensible_threads(self.federation)
 
     def changed_environment(self) -> list[str]:
         """Return what is not as it was when the run began: from then on its bytes may differ from those of a run

@@ -51,7 +51,7 @@ class Running:
     """The keys of `training:` that are about the run and not about learning."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Ge(1)] | None = None  #: of a CPU; by itself 1 for small models, else all cores
+    threads: Annotated[int, Ge(1)] | None = None  #: of a CPU, as many clients train at a time; by itself its cores
     checkpoint_every: Annotated[int, Ge(1)] = 1  #: rounds between two checkpoints; a stage's last round always gets one
 
 

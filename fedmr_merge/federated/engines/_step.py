@@ -12,6 +12,7 @@ from torch.func import vmap
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Weights
 from fedmr_merge.federated.federation import Federation, Training
+from fedmr_merge.federated.forward import Forward
 from fedmr_merge.federated.local_training import LocalTraining
 from fedmr_merge.federated.protocol import Algorithm, Batch, Context
 
@@ -24,17 +25,17 @@ class LossOf:
     def __init__(self, *, mapped: bool) -> None:
         """Make losses of one client, or, mapped, of as many as are stacked in their arguments."""
         self._mapped = mapped
-        self._made: tuple[Federation, Algorithm, Loss] | None = None
+        self._made: tuple[Forward, Algorithm, Loss] | None = None
 
-    def __call__(self, task: LocalTraining) -> Loss:
-        """Return the loss of a task, at the precision and compiled as its `training` says."""
-        federation, algorithm = task.federation, task.algorithm
-        if self._made is None or self._made[0] is not federation or self._made[1] is not algorithm:
-            self._made = (federation, algorithm, self._make(federation, algorithm))
+    def __call__(self, task: LocalTraining, forward: Forward) -> Loss:
+        """Return the loss of a task with this forward, at the precision and compiled as its `training` says."""
+        algorithm = task.algorithm
+        if self._made is None or self._made[0] is not forward or self._made[1] is not algorithm:
+            self._made = (forward, algorithm, self._make(task.federation, algorithm, forward))
         return self._made[2]
 
-    def _make(self, federation: Federation, algorithm: Algorithm) -> Loss:
-        forward, training = federation.training_forward, federation.training
+    def _make(self, federation: Federation, algorithm: Algorithm, forward: Forward) -> Loss:
+        training = federation.training
 
         def loss(weights: Weights, batch: Batch, context: Context) -> Tensor:
             return algorithm.objective(forward, weights, batch, context)

@@ -108,7 +108,7 @@ class Vmap(Engine):
         first = task.clients[part[0]]
         torch.manual_seed(derive_seed(task.federation.seed, "local training", task.round, first))
         try:
-            weights, means = _Part(task, part).train(self._loss_of(task))
+            weights, means = _Part(task, part).train(self._loss_of(task, task.federation.training_forward))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

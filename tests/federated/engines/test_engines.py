@@ -103,10 +103,10 @@ class OutOfMemory:
     def __init__(self, monkeypatch, room):
         self.room, self.asked = room, []
         self.real = _step.LossOf.__call__
-        monkeypatch.setattr(_step.LossOf, "__call__", lambda maker, task: self._loss_of(maker, task))
+        monkeypatch.setattr(_step.LossOf, "__call__", lambda *arguments: self._loss_of(*arguments))
 
-    def _loss_of(self, maker, task):
-        loss = self.real(maker, task)
+    def _loss_of(self, *arguments):
+        loss = self.real(*arguments)
 
         def limited(weights, batch, context):
             clients = len(batch.labels) if batch.labels.dim() > 1 else 1
@@ -137,7 +137,7 @@ def test_a_client_that_does_not_fit_alone_is_named(monkeypatch, engine):
 
 @ENGINES
 def test_other_errors_are_not_taken_for_memory(monkeypatch, engine):
-    def broken(maker, task):
+    def broken(maker, task, forward):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(_step.LossOf, "__call__", broken)
