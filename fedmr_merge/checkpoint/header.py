@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from fedmr_merge.checkpoint.header_json import (
     CHUNK_BYTES,
+    Packed,
     check_bounds,
     members,
     pack,
@@ -47,7 +48,7 @@ def file_identity(stat: os.stat_result) -> FileIdentity:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """The header of one file.
 
@@ -57,7 +58,7 @@ class Header:
     packed: bytes  #: length prefix and JSON, exactly as they stand in the file, compressed: the lists of names repeat
     data_start: int
     tensors: TensorTable
-    metadata: Mapping[str, str]
+    has_metadata: bool
     file_bytes: int
     identity: FileIdentity | None = None  #: of the file when it was read; None where the header came from elsewhere
 
@@ -70,6 +71,18 @@ class Header:
     def pieces(self) -> Iterator[bytes]:
         """The same, piece by piece: a header can have many megabytes."""
         return unpack(self.packed)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """`__metadata__`, read when it is asked for: a store's shards hold a hash of every tensor there."""
+        if not self.has_metadata:
+            return {}
+        known = members(Packed(self.packed, self.data_start, has_minus=False, has_escape=False), _unexpected)
+        return read_metadata(next(value for name, value in known if name == "__metadata__"), _unexpected)
+
+
+def _unexpected(reason: str) -> NoReturn:
+    raise AssertionError(reason)  # the header was checked when it was read
 
 
 #: What is taken for a checkpoint most often, by its first bytes.
@@ -135,13 +148,13 @@ def parse_header(pieces: Iterable[bytes], path: Path, file_bytes: int) -> Header
     seen: set[str] = set()
     signatures: list[Signature] = []
     starts, ends = array("Q"), array("Q")
-    metadata: dict[str, str] = {}
+    has_metadata = False
     for name, value in members(packed, fail):
         if name in seen:
             fail(f"the header names {name!r} twice")
         seen.add(name)
         if name == "__metadata__":
-            metadata = read_metadata(value, fail)
+            has_metadata = bool(read_metadata(value, fail))
             continue
         signature, start, end = read_entry(name, value, fail)
         names.append(sys.intern(name))  # K models have the same names: one copy of each is enough
@@ -156,7 +169,7 @@ def parse_header(pieces: Iterable[bytes], path: Path, file_bytes: int) -> Header
     bounds = array("Q", (packed.nbytes + start for start in starts))
     bounds.append(file_bytes)
     tensors = TensorTable(names, tuple(signatures), bounds, path)
-    return Header(packed.content, packed.nbytes, tensors, metadata, file_bytes)
+    return Header(packed.content, packed.nbytes, tensors, has_metadata, file_bytes)
 
 
 def new_header(

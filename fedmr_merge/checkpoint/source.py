@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os.path
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def component_prefix(name: str) -> str:
     return f"{folder}/" if folder else ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WeightFile:
     """One safetensors file of a checkpoint."""
 
@@ -56,7 +57,7 @@ class WeightFile:
     path: Path
     header: Header
 
-    @cached_property
+    @property
     def prefix(self) -> str:
         return component_prefix(self.name)
 
@@ -148,7 +149,8 @@ def _open_folder(folder: Path) -> Checkpoint:
                 indexes += [f"{component.name}/{inner_index}"] if inner_index else []
     if not names:
         _explain_no_weights(folder)
-    files = tuple(WeightFile(name, folder / name, read_header(_inside(folder, name))) for name in names)
+    places = ((name, _inside(folder, name)) for name in names)
+    files = tuple(WeightFile(name, path, read_header(path)) for name, path in places)
     sidecars = tuple(sorted(_sidecars(folder, deep="" not in prefixes)))
     checkpoint = checkpoint_of(folder, True, files, sidecars, tuple(indexes))
     for index_name in indexes:
@@ -192,7 +194,7 @@ def _weight_names(folder: Path, root: Path) -> tuple[list[str], str | None]:
                 raise CheckpointError(folder / indexes[0], f"shard {shard} must lie beside its index")
             if not (folder / shard).exists():
                 raise CheckpointError(folder / indexes[0], f"shard {shard} is missing", hint="fetch the folder again")
-        return sorted(shards), indexes[0]
+        return sorted(shards, key=_shard_number), indexes[0]
     if standard:
         return standard[:1], None
     if len(weights) > 1:
@@ -205,6 +207,13 @@ def _weight_names(folder: Path, root: Path) -> tuple[list[str], str | None]:
     if not weights and folder == root:
         return [], None
     return weights, None
+
+
+def _shard_number(shard: str) -> str:
+    """What sorts shards by their number; others, e.g. those of a store, named by their bytes, stay as the index lists
+    them, which is the same for all models of a store.
+    """
+    return shard if re.search(r"-[0-9]+-of-[0-9]+\.", shard) else ""
 
 
 def _check_index(checkpoint: Checkpoint, index_name: str) -> None:

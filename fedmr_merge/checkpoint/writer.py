@@ -143,7 +143,9 @@ def replaced_file(path: Path) -> Iterator[TextIO]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that people can read, complete or not at all."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    with replaced_file(path) as stream:
+        json.dump(content, stream, indent=1, ensure_ascii=False, allow_nan=False)
+        stream.write("\n")
 
 
 def _umask() -> int:

@@ -20,7 +20,7 @@ HASHES_KEY = "fedmr_merge.sha256"  #: in the metadata of a store's shard: JSON, 
 DEFAULT_SHARD_BYTES = 5 * 10**9  #: what the libraries shard by
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OutputFile:
     """One weight file to write: a header, and where the bytes of its tensors come from."""
 

@@ -24,10 +24,12 @@ from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan, draw_p
 from fedmr_merge.recombination.rules import Grouping, apply_rule, pin_groups, tie_groups
 from fedmr_merge.recombination.ties import find_ties
 
-#: Measured: Python with what a recombination imports, and what each name adds to that, once and for each model.
+#: Measured: Python with what a recombination imports, and what each name adds to that, once and for each model, and
+#: each weight file.
 _INTERPRETER_BYTES = 50 * 10**6
 _BYTES_PER_NAME = 750
 _BYTES_PER_LISTED_TENSOR = 70
+_BYTES_PER_FILE = 2500
 
 
 def slot_name(slot: int, slots: int) -> str:
@@ -119,7 +121,9 @@ class Recombination:
     def peak_memory_bytes(self) -> int:
         """About as much memory as this takes at most: the interpreter, the lists of tensors, the mean's buffers."""
         of_name = _BYTES_PER_NAME + len(self.checkpoints) * _BYTES_PER_LISTED_TENSOR
-        listed = len(self.checkpoints[0].tensors) * of_name
+        listed = (
+            len(self.checkpoints[0].tensors) * of_name + sum(len(c.files) for c in self.checkpoints) * _BYTES_PER_FILE
+        )
         return _INTERPRETER_BYTES + listed + (self.output.mean.buffer_bytes if self.output.mean else 0)
 
     def name(self, slot: int) -> str:

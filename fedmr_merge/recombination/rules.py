@@ -7,6 +7,7 @@ a rule file.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -167,14 +168,15 @@ def _segments(rule: str, shapes: Shapes) -> Grouping:
     return Grouping(rule, f"{count} contiguous runs of {len(names)} tensors", _collect(runs, names))
 
 
-def natural_order(name: str) -> list[tuple[int, int, str]]:
+def natural_order(name: str) -> str:
     """Sort key under which layer2 comes before layer10."""
-    parts = re.split(r"([0-9]+)", name)
-    # Numbers compare by their length, then digit by digit: they may have thousands of digits.
-    numbers = [part.lstrip("0") for part in parts[1::2]]
-    return [
-        (0, len(numbers[i // 2]), numbers[i // 2]) if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part
-    ]
+
+    def number(found: re.Match[str]) -> str:
+        # Numbers compare by their length, then digit by digit: they may have thousands of digits.
+        digits = found.group().lstrip("0")
+        return f"\0{chr(min(len(digits), sys.maxunicode))}{digits}"
+
+    return re.sub("[0-9]+", number, name)
 
 
 def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:

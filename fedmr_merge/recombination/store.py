@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,7 @@ def write_in_store(
             store, f"cannot be written: {error.strerror}", hint="choose another place with --store"
         ) from error
     with _using(store, alone=False):
-        return _write_models(work, staging, _StoreWriter(store, watch, progress))
+        return _write_models(work, staging, _StoreWriter(store, work.checkpoints, watch, progress))
 
 
 def _write_models(
@@ -106,7 +107,7 @@ def _write_models(
         model.mkdir(exist_ok=True)
         weight_maps: dict[str, dict[str, str]] = {}
         for group in work.grouping.groups:
-            source = work.checkpoints[work.plan.source(group.name, slot)]
+            source = work.plan.source(group.name, slot)
             for prefix, members in _by_component(donor, group).items():
                 stem = base_name(next(f.name for f in donor.files if f.prefix == prefix))
                 shard = writer.shard(source, prefix, members)
@@ -172,27 +173,33 @@ def _by_component(donor: Checkpoint, group: LayerGroup) -> dict[str, list[str]]:
 
 
 class _StoreWriter:
-    def __init__(self, store: Path, watch: SourceWatch, progress: Progress | None) -> None:
-        self.store, self.watch, self.progress = store, watch, progress
+    def __init__(
+        self, store: Path, sources: Sequence[Checkpoint], watch: SourceWatch, progress: Progress | None
+    ) -> None:
+        self.store, self.sources, self.watch, self.progress = store, sources, watch, progress
         self.report = StoreReport(store)
 
-    def shard(self, source: Checkpoint, prefix: str, members: Sequence[str]) -> _Shard:
-        """Return the shard that holds these tensors of a model: the input's own file where it is one already, else
-        a new one in the store.
+    @cached_property
+    def _layers(self) -> Sequence[Mapping[str, str]]:
+        return [trainer_layers(source) or {} for source in self.sources]
+
+    def shard(self, slot: int, prefix: str, members: Sequence[str]) -> _Shard:
+        """Return the shard that holds these tensors of a source: its own file where it is one already, else a new one
+        in the store.
         """
+        source = self.sources[slot]
         file = source.files_by_path[source.tensors[prefix + members[0]].file]
         address = shard_address(file)
         if address is not None and file.header.tensors.keys() == set(members):
             return _Shard(file.path, address, shard_hashes(file))
-        return self._copy_in(source, prefix, members)
-
-    def _copy_in(self, source: Checkpoint, prefix: str, members: Sequence[str]) -> _Shard:
         entries = {member: source.tensors[prefix + member] for member in members}
+        return self._copy_in(entries, self._layers[slot])
+
+    def _copy_in(self, entries: Mapping[str, TensorEntry], layers: Mapping[str, str]) -> _Shard:
         hashes = hash_tensors(entries, self.watch)
         metadata = {"format": "pt", HASHES_KEY: dumps(dict(hashes))}
-        layers = trainer_layers(source) or {}
         if layers:
-            metadata[LAYERS_KEY] = dumps({member: layers[member] for member in members})
+            metadata[LAYERS_KEY] = dumps({member: layers[member] for member in entries})
         header = build_header(((m, e.dtype, e.shape, e.nbytes) for m, e in entries.items()), metadata)
         address = hashlib.sha256(header).hexdigest()
         target = self.store / address[:2] / f"{address}.safetensors"

@@ -46,6 +46,15 @@ def stored(folder: Path, **options: Any) -> Outcome:
     return recombine(sources(folder), folder / "one", PlanOptions(**options), STORE)
 
 
+def test_models_of_a_store_list_their_tensors_alike_though_their_shards_are_named_by_their_bytes(
+    tmp_path: Path,
+) -> None:
+    stored(tmp_path)
+    listed = {tuple(open_checkpoint(slot).tensors) for slot in slots(tmp_path / "one")}
+    assert len(listed) == 1
+    assert len({tuple(file.name for file in open_checkpoint(slot).files) for slot in slots(tmp_path / "one")}) > 1
+
+
 def test_outputs_are_plain_sharded_folders(tmp_path: Path) -> None:
     outcome = stored(tmp_path)
     assert content(slots(tmp_path / "one")) == content(sorted(tmp_path.glob("m?")))
