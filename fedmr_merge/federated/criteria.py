@@ -19,6 +19,10 @@ History = Sequence[Mapping[str, Any]]
 """The metrics of each round of a stage, as `RoundResult.metrics` has them."""
 
 
+def _rounds(count: int) -> str:
+    return f"{count} round{'s' if count > 1 else ''}"
+
+
 @dataclass(frozen=True)
 class Plateau:
     """The test accuracy has not risen by `min_delta` above its best for `patience` rounds."""
@@ -35,7 +39,7 @@ class Plateau:
             else:
                 rounds_ago += 1
             if rounds_ago >= self.patience:
-                return f"the test accuracy has stayed at {best:.4f} for {rounds_ago} rounds"
+                return f"the test accuracy has not risen {self.min_delta:g} above {best:.4f} for {_rounds(rounds_ago)}"
         return None
 
 
@@ -65,7 +69,9 @@ class Until:
     similarity: Similarity | None = None
 
     def check(self, federation: Federation) -> None:
-        """Raise TrainingError when a criterion could never be met here."""
+        """Raise TrainingError when there is no criterion, or one that could never be met here."""
+        if self.plateau is None and self.similarity is None:
+            raise TrainingError("until names no criterion", hint="name plateau or similarity, or leave until out")
         if self.similarity is not None and federation.slots < 2:
             raise TrainingError(
                 "until.similarity compares models, but 1 client per round trains 1",

@@ -49,9 +49,18 @@ def find_diverged(
         others = "" if len(diverged) == 1 else f" (and {len(diverged) - 1} more of {len(losses)} clients)"
         raise TrainingError(
             f"client {clients[slot]} diverged in round {round}: {fault}{others}",
-            hint="lower training.lr, or let the round go on without such clients: training.on_divergence: drop",
+            hint=_hint(fault, everyone=len(diverged) == len(losses)),
         )
     return diverged
+
+
+def _hint(fault: str, *, everyone: bool) -> str:
+    remedy = "lower training.lr"
+    if "above" in fault:
+        remedy += ", or raise training.divergence_loss"
+    return (
+        remedy if everyone else f"{remedy}, or let the round go on without such clients: training.on_divergence: drop"
+    )
 
 
 def replace_diverged(

@@ -21,6 +21,11 @@ def first_round(criterion, history):
     return next((end for end in range(1, len(history) + 1) if criterion.reached(history[:end])), None)
 
 
+def test_an_until_that_names_nothing_is_refused():
+    with pytest.raises(TrainingError, match="names no criterion"):
+        Until().check(make_federation())
+
+
 def test_plateau_by_hand():
     """Best 0.5 in round 2; 0.505 does not beat it by 0.01, so rounds 3 and 4 are without a rise."""
     plateau = Plateau(patience=2, min_delta=0.01)
@@ -28,7 +33,9 @@ def test_plateau_by_hand():
     assert first_round(plateau, accuracies(0.3, 0.5, 0.505, 0.52, 0.52, 0.53)) == 6
     assert first_round(plateau, accuracies(0.1, 0.2, 0.3, 0.4)) is None
     assert not plateau.reached([])
-    assert plateau.reached(accuracies(0.5, 0.5, 0.5)) == "the test accuracy has stayed at 0.5000 for 2 rounds"
+    assert (
+        plateau.reached(accuracies(0.5, 0.5, 0.5)) == "the test accuracy has not risen 0.01 above 0.5000 for 2 rounds"
+    )
 
 
 def test_similarity_by_hand():

@@ -114,7 +114,10 @@ def _hub_answers() -> bool:
 def _require(columns: Sequence[str], found: Sequence[str], source: str) -> None:
     for column in columns:
         if column not in found:
-            raise DataError(f"{source}: there is no column {column!r}, there are {', '.join(found)}")
+            raise DataError(
+                f"{source}: there is no column {column!r}, there are {', '.join(found)}",
+                hint="is it the data set that data.name says? Columns of hub:ORG/NAME and parquet are named in `data`",
+            )
 
 
 def _line(error: Exception) -> str:

@@ -76,7 +76,9 @@ def _compiled(loss: Loss, device: torch.device) -> Loss:
 
 def _in_bf16(loss: Loss, device: torch.device) -> Loss:
     def in_bf16(weights: Weights, batch: Batch, context: Context) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        # All threads share one cache of rounded weights, which each empties as it leaves: with it, whether gradients
+        # of a weight that is used twice are added up in bfloat16 or float32 would be a matter of luck.
+        with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
             return loss(weights, batch, context)
 
     return in_bf16

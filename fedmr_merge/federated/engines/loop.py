@@ -172,5 +172,6 @@ def _told(task: LocalTraining, client: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"out of memory while client {client} trained in round {task.round}", hint="lower training.batch_size"
+            f"out of memory while client {client} trained in round {task.round}",
+            hint="lower training.batch_size, or training.threads, the clients that a CPU trains at a time",
         ) from error

@@ -18,7 +18,7 @@ from fedmr_merge.recombination.layer_rule import layers_from_names
 class Torchvision(Architecture):
     """`torchvision:NAME`: a classifier of `torchvision.models`; its tensors are named `network.` and as there.
 
-    Its last linear layer is made for the data's classes; grey images are fed to all three channels. Dropout and
+    Its last layer is made for the data's classes; grey images are fed to all three channels. Dropout and
     stochastic depth are off: a local step draws nothing, so that every engine takes the same one.
     """
 
@@ -27,7 +27,7 @@ class Torchvision(Architecture):
     layer is random where its number of classes differs. They were trained on images normalised as `imagenet`."""
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-        """Return the module, with random weights; `features` are what its last linear layer gets.
+        """Return the module, with random weights; `features` are what its last layer gets.
 
         Raises TrainingError when there is no such classifier, or when it cannot take such images.
         """
@@ -87,20 +87,33 @@ class _LastLayer(nn.Linear):
         return values if self.open else super().forward(values)
 
 
+class _ConvolutionalHead(nn.Sequential):
+    """A last convolution and the mean of what it finds, as SqueezeNet ends; it can be told to let its input through,
+    one row for each image.
+    """
+
+    open = False
+    shape: tuple[int, ...] = ()  #: of the input for one image; known once the module has seen one
+
+    def forward(self, values: Tensor) -> Tensor:
+        if values.dim() > 2:
+            self.shape = tuple(values.shape[1:])
+        if self.open:
+            return values.flatten(1)
+        found: Tensor = super().forward(values.reshape(-1, *self.shape))  # type: ignore[no-untyped-call]
+        return found
+
+
 class _Split(Classifier):
-    """A classifier of torchvision, split in front of its last linear layer."""
+    """A classifier of torchvision, split in front of its last layer."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
-        linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
-        if not linear:
-            raise TrainingError(f"{name} does not end in a linear layer", hint="choose another model")
         self.network = network
-        self.last_name = linear[-1]
-        found = network.get_submodule(self.last_name)
-        last = _LastLayer(found.in_features, found.out_features, bias=found.bias is not None)  # type: ignore[arg-type]
-        last.load_state_dict(found.state_dict())
+        linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+        self.last_name = linear[-1] if linear else "classifier"
         parent, _, attribute = self.last_name.rpartition(".")
+        last = _openable(network.get_submodule(self.last_name), name)
         setattr(network.get_submodule(parent), attribute, last)
 
     def features(self, images: Tensor) -> Tensor:
@@ -114,7 +127,18 @@ class _Split(Classifier):
 
     def head(self, features: Tensor) -> Tensor:
         logits: Tensor = self.network.get_submodule(self.last_name)(features)
-        return logits
+        return logits.flatten(1)
+
+
+def _openable(last: nn.Module, name: str) -> nn.Module:
+    """Return the same layer as one that can be told to let its input through."""
+    if isinstance(last, nn.Sequential):
+        return _ConvolutionalHead(*last)
+    if not isinstance(last, nn.Linear):
+        raise TrainingError(f"{name} ends in no layer that is known", hint="choose another model")
+    made = _LastLayer(last.in_features, last.out_features, bias=last.bias is not None)
+    made.load_state_dict(last.state_dict())
+    return made
 
 
 class _Mean(nn.Module):
@@ -151,4 +175,6 @@ def _try_on(module: _Split, image_shape: tuple[int, int, int], name: str) -> Non
     except (RuntimeError, ValueError, AssertionError) as error:
         size = "x".join(map(str, image_shape))
         reason = str(error).splitlines()[0]
-        raise TrainingError(f"{name} cannot take images of {size}: {reason}", hint="choose another model") from error
+        raise TrainingError(
+            f"{name} cannot take images of {size}: {reason}", hint="choose another model, or larger images"
+        ) from error

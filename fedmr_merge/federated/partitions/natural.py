@@ -24,7 +24,7 @@ class Natural(PartitionMethod):
         if data.train_clients is None:
             raise DataError(
                 "this data set does not say whose example is whose",
-                hint="name the column that does in data.client_column, or choose another partition",
+                hint="choose another partition; femnist does, and hub:ORG/NAME and parquet with data.client_column",
             )
         owners = data.train_clients.cpu().numpy()
         order = np.argsort(owners, kind="stable")

@@ -13,6 +13,7 @@ from torch import nn
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
+from fedmr_merge.federated.algorithms.fedgen import FedGen
 from fedmr_merge.federated.architecture import Architecture, Classifier
 from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.federated.engines import loop
@@ -47,6 +48,13 @@ def test_the_same_bytes_on_any_number_of_cores(method, threads_seen):
     threads_seen.clear()
     assert run(replace(federation, cores=3), algorithm) == expected
     assert len({thread for thread, _ in threads_seen} - {threading.main_thread()}) > 1
+
+
+def test_the_same_bytes_where_a_weight_is_used_twice_in_bfloat16():
+    # Torch keeps rounded weights in a cache that threads share.
+    federation, algorithm = make_federation(precision="bf16", batch_size=2, local_epochs=6), FedGen()
+    expected = run(replace(federation, cores=1), algorithm, 3)
+    assert run(replace(federation, cores=3), algorithm, 3) == expected
 
 
 class _Dropping(Classifier):
