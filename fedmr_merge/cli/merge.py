@@ -63,7 +63,7 @@ def recombine(
         list[str] | None, typer.Option(help="Pattern of tensors that stay in their slots; repeatable.")
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Execute the plan of this JSON file (or of a lineage.json).")
+        Path | None, typer.Option(help="Execute the plan of this JSON file (or of a lineage.json); draw none.")
     ] = None,
     slots: Annotated[str | None, typer.Option(help="Write only these output slots, e.g. 0,2.")] = None,
     weights: Weights = None,

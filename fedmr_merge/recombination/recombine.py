@@ -120,10 +120,14 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
 
 
 def refuse_in_input(work: Recombination, out: Path) -> None:
-    """Raise OutputError when the output would lie in an input: inputs are only read."""
-    for source in work.checkpoints:
-        if source.is_folder and out.absolute().is_relative_to(source.path.absolute()):
-            raise OutputError(out, f"lies in an input, {source.source}", hint="choose another place with -o")
+    """Raise OutputError when the output, or its store, would lie in an input: inputs are only read."""
+    places = {"-o": out}
+    if work.output.in_store:
+        places["--store"] = store_folder(work.output.store, out)
+    for option, place in places.items():
+        for source in work.checkpoints:
+            if source.is_folder and place.absolute().is_relative_to(source.path.absolute()):
+                raise OutputError(place, f"lies in an input, {source.source}", hint=f"choose another with {option}")
 
 
 def check_space(out: Path, nbytes: int) -> None:

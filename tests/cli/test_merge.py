@@ -144,10 +144,16 @@ def test_what_the_store_decides_is_refused_and_not_ignored(option: list[str], ru
 def test_dry_run_refuses_the_outputs_that_are_refused(run: Run, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_folder(tmp_path / name, model(0, LINEAR))
-    for out, words in (("b", "b: exists already"), ("b/c", "b/c: lies in an input, b")):
-        refused = run("recombine", "a", "b", "-o", out)
+    for options, words in (
+        (["-o", "b"], "b: exists already"),
+        (["-o", "b/c"], "b/c: lies in an input, b"),
+        (["-o", "c", "--layout", "store", "--store", "a/s"], "a/s: lies in an input, a"),
+    ):
+        before = tree(tmp_path)
+        refused = run("recombine", "a", "b", *options)
         assert words in refused[2]
-        assert run("recombine", "a", "b", "-o", out, "--dry-run") == refused
+        assert run("recombine", "a", "b", *options, "--dry-run") == refused
+        assert tree(tmp_path) == before
 
 
 def test_dry_run_marks_pinned_groups(run: Run, sources: list[str]) -> None:
@@ -244,6 +250,7 @@ def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sour
         (["recombine", "ckpts/*", "--max-shard-size", "big"], "--max-shard-size: 'big' is not a size"),
         (["recombine", "ckpts/*", "--max-shard-size", "1e400GB"], "--max-shard-size"),
         (["recombine", "ckpts/*", "--max-memory", "1MB"], "cannot be taken within"),
+        (["recombine", "ckpts/*", "--sidecars-from", "1"], "slot 1, ckpts/m1.safetensors, is a file and has no config"),
         (["recombine", "ckpts/*", "--weights", "1,2"], "2 weights for 3 models"),
         (["recombine", "ckpts/*", "--out-dtype", "int8"], "cannot be written as 'INT8'"),
         (
