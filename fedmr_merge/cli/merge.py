@@ -37,7 +37,9 @@ OutDtype = Annotated[
 ]
 MaxMemory = Annotated[str | None, typer.Option(help="Bound on the memory while the mean is taken, e.g. 1GB.")]
 MaxShard = Annotated[str | None, typer.Option("--max-shard-size", help="Shard the outputs anew, e.g. 5GB.")]
-RequireFinite = Annotated[bool, typer.Option("--require-finite", help="Refuse NaN and infinite numbers in the inputs.")]
+RequireFinite = Annotated[
+    bool, typer.Option("--require-finite", help="Refuse NaN and infinite numbers, met as the mean is taken.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +51,7 @@ def register(app: typer.Typer) -> None:
 
 
 def recombine(
+    context: typer.Context,
     checkpoints: Checkpoints,
     out: Out = Path("recombined"),
     rule: Rule = "layer",
@@ -60,7 +63,7 @@ def recombine(
         list[str] | None, typer.Option(help="Pattern of tensors that stay in their slots; repeatable.")
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Execute the plan of this JSON file (or of a lineage.json).")
+        Path | None, typer.Option(help="Execute the plan of this JSON file (or of a lineage.json); draw none.")
     ] = None,
     slots: Annotated[str | None, typer.Option(help="Write only these output slots, e.g. 0,2.")] = None,
     weights: Weights = None,
@@ -84,6 +87,9 @@ def recombine(
     ] = None,
     require_finite: RequireFinite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it takes; write nothing.")] = False,
+    save_plan: Annotated[
+        Path | None, typer.Option(help="With --dry-run: write the plan to this JSON file, for --plan; must not exist.")
+    ] = None,
 ) -> None:
     """Recombine K checkpoints into K new ones.
 
@@ -93,14 +99,21 @@ def recombine(
     """
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
-    from fedmr_merge.recombination.recombine import execute
+    from fedmr_merge.recombination.recombine import execute, refuse_in_input
 
     if layout not in ("same", "store"):
         raise PlanError(f"--layout is same or store, found {layout!r}")
     if store is not None and layout != "store":
         raise UsageError("--store is of no use without --layout store", hint="add --layout store")
-    if not dry_run:
-        refuse_existing(out)
+    if save_plan is not None and not dry_run:
+        raise UsageError(
+            "--save-plan is of no use without --dry-run", hint="a recombination keeps its plan in OUT/lineage.json"
+        )
+    if layout == "store":
+        _refuse_in_store(max_shard_size, hash)
+    if plan is not None:
+        _refuse_draw(context)
+    refuse_existing(out)
     mean = _mean_options(weights, accumulate, out_dtype, max_memory)
     if no_global:
         _refuse_without_mean(mean, require_finite)
@@ -118,7 +131,11 @@ def recombine(
     with fetching(inputs := models(checkpoints)) as progress:
         work = plan_recombination(inputs, drawing, writing, headers_only=dry_run, progress=progress)
     if dry_run:
+        refuse_in_input(work, out)
+        if save_plan is not None:
+            _save_plan(work.plan, save_plan)
         _show_plan(work, out)
+        console.say("dry run: nothing was written" + (f" but the plan, {save_plan}" if save_plan else ""))
         return
     with console.bytes_progress("recombining", work.nbytes) as progress:
         outcome = execute(work, out, progress=progress)
@@ -154,8 +171,8 @@ def _read_plan(path: Path | None) -> RecombinationPlan | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return RecombinationPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
-    except (OSError, ValueError, PlanError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except (OSError, ValueError, RecursionError, PlanError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "strerror", None) or error
         raise PlanError(
             f"--plan {path}: {reason}", hint="name a plan, or the lineage.json that `fedmr-merge recombine` wrote"
         ) from error
@@ -178,6 +195,31 @@ def _mean_options(weights: str | None, accumulate: str, out_dtype: str | None, m
     )
 
 
+def _refuse_draw(context: typer.Context) -> None:
+    """What is drawn by these options is there already where a plan is given."""
+    for name in ("seed", "round", "rounds", "probability"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"--{name} concerns the draw and is of no use with --plan, which is executed as it is",
+                hint="leave out one of them",
+            )
+
+
+def _refuse_in_store(max_shard_size: str | None, hash: bool | None) -> None:
+    """What the store's layout decides by itself."""
+    if max_shard_size is not None:
+        raise UsageError(
+            "--max-shard-size is of no use with --layout store, where each shard is a layer group",
+            hint="leave out one of them",
+        )
+    if hash is False:
+        raise UsageError(
+            "--no-hash is of no use with --layout store, where shards are named by their hashes",
+            hint="leave out one of them",
+        )
+
+
 def _refuse_without_mean(options: MeanOptions, require_finite: bool) -> None:
     """No option is ignored: what concerns the mean makes no sense without one."""
     asked = {
@@ -196,18 +238,43 @@ def _refuse_without_mean(options: MeanOptions, require_finite: bool) -> None:
 
 def _show_plan(work: Recombination, out: Path) -> None:
     from fedmr_merge.recombination.recombine import free_bytes
+    from fedmr_merge.recombination.store import forecast, store_folder
 
     rows = [
-        [group.name, str(len(group.tensors)), " ".join(map(str, work.plan.permutations[group.name]))]
+        [
+            group.name + (" (pinned)" if group.pinned else ""),
+            str(len(group.tensors)),
+            " ".join(map(str, work.plan.permutations[group.name])),
+        ]
         for group in work.grouping.groups
     ]
     console.say(f"rule {work.grouping.rule}: {work.grouping.found}")
     console.table(("layer group", "tensors", "source slot of slot 0, 1, …"), rows, right=("tensors",))
+    nbytes, place = work.nbytes, str(out)
+    if work.output.in_store:
+        shards = forecast(work)
+        store = store_folder(work.output.store, out)
+        more = f", {console.size(shards.nbytes)}, less what it holds already" if shards.copied_in else ""
+        console.say(f"store {store}: {shards.linked} shards to link, {shards.copied_in} of them to copy in{more}")
+        nbytes, place = shards.nbytes + (work.mean.nbytes if work.mean else 0), f"{out} and the store"
     console.say(
-        f"to write {console.size(work.nbytes)} to {out}, free {console.size(free_bytes(out))}; "
+        f"to write {console.size(nbytes)} to {place}, free {console.size(free_bytes(out))}; "
         f"peak memory about {console.size(work.peak_memory_bytes)}"
     )
-    console.say("dry run: nothing was written")
+
+
+def _save_plan(plan: RecombinationPlan, path: Path) -> None:
+    from fedmr_merge.checkpoint.writer import staged_output
+    from fedmr_merge.recombination.layout import dumps
+
+    content = plan.to_json()
+    groups = ",\n".join(f"  {dumps(group)}: {dumps(sources)}" for group, sources in content["permutations"].items())
+    with staged_output(path) as staging:  # a line for each group, to be read and changed by people
+        staging.write_text(
+            f'{{"format_version": {content["format_version"]}, "slots": {content["slots"]}, "permutations": '
+            f"{{\n{groups}\n}}}}\n",
+            encoding="utf-8",
+        )
 
 
 def _warn_not_finite(work: Recombination, found: tuple[NotFinite, ...]) -> None:

@@ -41,21 +41,22 @@ def check(
     checkpoints: Checkpoints,
 ) -> None:
     """Check a rule file against checkpoints: every tensor matched, by one rule only (but for a fallback at the
-    end), no rule idle.
+    end), no rule idle; what `ties` and `require_equal` name is there.
     """
     from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.errors import RuleError
-    from fedmr_merge.recombination.rules import check_rule_file
+    from fedmr_merge.recombination.rules import check_require_equal, check_rule_file
 
     faults: dict[str, list[str]] = {}  # with the checkpoints that have them
     checked = open_inputs(expand(checkpoints), headers_only=True)
     for opened in checked:
         for fault in check_rule_file(rule_file, opened.shapes):
             faults.setdefault(fault, []).append(opened.source)
-    if faults:
-        told = [
-            fault if len(sources) == len(checked) else f"{fault} (in {console.listed(sources, ', ', 3)})"
-            for fault, sources in faults.items()
-        ]
+    told = [
+        fault if len(sources) == len(checked) else f"{fault} (in {console.listed(sources, ', ', 3)})"
+        for fault, sources in faults.items()
+    ]
+    told += check_require_equal(rule_file, checked)
+    if told:
         raise RuleError(f"{rule_file}: {console.listed(told)}", hint="docs/recombine.md explains the rule language")
     console.say(f"{rule_file}: every tensor of {console.plural(len(checked), 'checkpoint')} belongs to one layer group")

@@ -11,14 +11,11 @@ since names are all that a checkpoint tells:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from fedmr_merge.checkpoint.source import Checkpoint
-from fedmr_merge.errors import RuleError
-from fedmr_merge.recombination.layout import LAYERS_KEY
+from fedmr_merge.recombination.layout import read_layers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -44,16 +41,7 @@ def trainer_layers(checkpoint: Checkpoint) -> dict[str, str] | None:
     """
     found: dict[str, str] = {}
     for file in checkpoint.files:
-        text = file.header.metadata.get(LAYERS_KEY)
-        if text is None:
-            continue
-        try:
-            layers: Any = json.loads(text)
-        except ValueError as error:
-            raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: not valid JSON: {error}") from error
-        if not isinstance(layers, dict) or not all(isinstance(layer, str) for layer in layers.values()):
-            raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: must map tensor names to layer names")
-        found |= layers
+        found |= read_layers(file)
     return found or None
 
 

@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fedmr_merge.checkpoint.copying import Segment
 from fedmr_merge.checkpoint.header import Header, new_header
 from fedmr_merge.checkpoint.source import STANDARD_NAMES, Checkpoint, WeightFile, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.checkpoint.writer import write_json
-from fedmr_merge.errors import CheckpointError
+from fedmr_merge.errors import CheckpointError, RuleError
 
 Sources = Mapping[str, TensorEntry]
 LAYERS_KEY = "fedmr_merge.layers"  #: in a file's metadata, by the trainer: JSON, tensor name → layer name
@@ -150,8 +151,26 @@ def shared_metadata(files: Sequence[WeightFile]) -> dict[str, str]:
     layers: dict[str, str] = {}
     for file in files:
         found |= {key: value for key, value in file.header.metadata.items() if key != HASHES_KEY}
-        layers |= json.loads(file.header.metadata.get(LAYERS_KEY, "{}"))
+        layers |= read_layers(file)
     return found | ({LAYERS_KEY: dumps(layers)} if layers else {})
+
+
+def read_layers(file: WeightFile) -> dict[str, str]:
+    """Return the grouping that the trainer wrote into a file's metadata, tensor name -> layer name; empty where there
+    is none.
+
+    Raises RuleError when it is damaged.
+    """
+    text = file.header.metadata.get(LAYERS_KEY)
+    if text is None:
+        return {}
+    try:
+        layers: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: not valid JSON: {error}") from error
+    if not isinstance(layers, dict) or not all(isinstance(layer, str) for layer in layers.values()):
+        raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: must map tensor names to layer names")
+    return layers
 
 
 def base_name(name: str) -> str:

@@ -43,7 +43,7 @@ class RecombinationPlan:
         if self.slots < 2:
             raise PlanError(f"a plan needs at least 2 slots, found {self.slots}", hint="name two or more models")
         for group, sources in self.permutations.items():
-            if sorted(sources) != list(range(self.slots)):
+            if len(sources) != self.slots or sorted(sources) != list(range(self.slots)):
                 raise PlanError(
                     f"group {group!r}: {list(sources)} is not a permutation of the slots 0 to {self.slots - 1}",
                     hint="every slot must be the source of exactly one slot",
@@ -90,6 +90,12 @@ class RecombinationPlan:
             raise PlanError(
                 f"the plan has a layer group {unknown!r}, the models have none", hint="use the same layer rule"
             )
+        for group in groups:
+            if group.pinned and self.permutations[group.name] != tuple(range(self.slots)):
+                raise PlanError(
+                    f"the plan moves the layer group {group.name!r}, which is pinned",
+                    hint="leave out the pin, or use a plan that keeps the group in its slots",
+                )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -104,7 +110,7 @@ class RecombinationPlan:
         if isinstance(content, str):
             try:
                 content = json.loads(content)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise PlanError(f"the plan is not valid JSON: {error}") from error
         if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
             raise PlanError(f"not a recombination plan of format version {FORMAT_VERSION}")

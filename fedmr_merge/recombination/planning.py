@@ -170,7 +170,7 @@ def plan_recombination(
     groups = pin_groups(grouping.groups, options.pin)
     plan = options.plan or _draw(groups, len(opened), options)
     plan.check(groups, len(opened))
-    _check_slots(output, len(opened))
+    _check_slots(output, opened)
     if output.mean is not None:
         check_mean(opened, output.mean)
     return Recombination(opened, replace(grouping, groups=groups), plan, options, output)
@@ -201,10 +201,17 @@ def _draw(groups: Sequence[LayerGroup], slots: int, options: PlanOptions) -> Rec
     return plan
 
 
-def _check_slots(output: OutputOptions, slots: int) -> None:
+def _check_slots(output: OutputOptions, checkpoints: Sequence[Checkpoint]) -> None:
+    slots = len(checkpoints)
     named = (*(output.slots or ()), *(() if output.sidecars_from is None else (output.sidecars_from,)))
     for slot in named:
         if not 0 <= slot < slots:
             raise PlanError(f"there is no slot {slot}", hint=f"the {slots} models are the slots 0 to {slots - 1}")
     if output.slots is not None and (not output.slots or len(set(output.slots)) < len(output.slots)):
         raise PlanError(f"name each output slot once, found {list(output.slots)}")
+    if output.sidecars_from is not None and not checkpoints[output.sidecars_from].is_folder:
+        raise PlanError(
+            f"slot {output.sidecars_from}, {checkpoints[output.sidecars_from].source}, is a file and has no config or "
+            "tokenizer for the others",
+            hint="take them from a slot whose model is a folder",
+        )

@@ -26,7 +26,7 @@ from fedmr_merge.recombination.mean_options import NotFinite
 from fedmr_merge.recombination.plan import FORMAT_VERSION as PLAN_VERSION
 from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, Recombination, plan_recombination
-from fedmr_merge.recombination.store import StoreReport, write_in_store
+from fedmr_merge.recombination.store import StoreReport, store_folder, write_in_store
 
 GLOBAL = "global"
 
@@ -86,9 +86,7 @@ def recombine(
 def execute(work: Recombination, out: str | Path, *, progress: Progress | None = None) -> Outcome:
     """Write what was planned; see `recombine`."""
     out, output = Path(out), work.output
-    for source in work.checkpoints:
-        if source.is_folder and out.absolute().is_relative_to(source.path.absolute()):
-            raise OutputError(out, f"lies in an input, {source.source}", hint="choose another place with -o")
+    refuse_in_input(work, out)
     watch = SourceWatch(work.checkpoints)
     if not output.in_store:
         check_space(out, work.nbytes)
@@ -97,9 +95,7 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
     with staged_output(out) as staging:
         staging.mkdir()
         if output.in_store:
-            report, digests = write_in_store(
-                work, staging, output.store or out.parent / ".fedmr-merge-store", watch, progress
-            )
+            report, digests = write_in_store(work, staging, store_folder(output.store, out), watch, progress)
         else:
             digests = _write_models(work, staging, watch, progress)
         mean = None
@@ -121,6 +117,17 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
         watch.check()
         write_lineage(staging / LINEAGE_FILE, _facts(work, out, mean), _origins(work, digests))
     return Outcome(work, out, tuple(not_finite), report)
+
+
+def refuse_in_input(work: Recombination, out: Path) -> None:
+    """Raise OutputError when the output, or its store, would lie in an input: inputs are only read."""
+    places = {"-o": out}
+    if work.output.in_store:
+        places["--store"] = store_folder(work.output.store, out)
+    for option, place in places.items():
+        for source in work.checkpoints:
+            if source.is_folder and place.absolute().is_relative_to(source.path.absolute()):
+                raise OutputError(place, f"lies in an input, {source.source}", hint=f"choose another with {option}")
 
 
 def check_space(out: Path, nbytes: int) -> None:

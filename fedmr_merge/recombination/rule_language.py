@@ -25,6 +25,8 @@ import yaml
 
 from fedmr_merge.errors import RuleError
 
+#: What a pattern that matches every name is compiled to, captured or not.
+_ANYTHING = re.compile(r"\^?(?:\.[*+]\??|\((?:\?:|\?P<\w+>)?\.[*+]\??\))\$?")
 _CAPTURE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FIELDS = {"match", "group", "recombine"}
 _SECTIONS = {"description", "detect", "rules", "otherwise", "ties", "require_equal"}
@@ -43,7 +45,7 @@ class Rule:
     @property
     def is_fallback(self) -> bool:
         """Whether it takes whatever the rules before it left."""
-        return self.match in ("**", "{m:**}", "{name:**}")
+        return bool(_ANYTHING.fullmatch(self.pattern.pattern))
 
     def group_of(self, name: str) -> str | None:
         """Return the group that this rule gives a tensor, None when it does not match."""
@@ -65,6 +67,8 @@ class RuleSet:
     require_equal: Mapping[str, tuple[str, ...]]
     detect: tuple[re.Pattern[str], ...]
     layer_otherwise: bool  #: whether the rule `layer` groups what no rule matches
+    #: of ("ties", tensor), ("require_equal", file) and ("require_equal", file, key)
+    lines: Mapping[tuple[str, ...], int]
 
     def detects(self, names: Sequence[str]) -> bool:
         """Whether these names show the family that the rule set was written for."""
@@ -74,7 +78,7 @@ class RuleSet:
 def compile_pattern(match: str) -> re.Pattern[str]:
     """Translate a pattern into a regular expression. Raises ValueError with what is wrong with it."""
     if match.startswith("re:"):
-        return re.compile(match[3:], re.DOTALL)
+        return _compiled(match[3:])
     seen: set[str] = set()
     out: list[str] = []
     position = 0
@@ -103,7 +107,14 @@ def compile_pattern(match: str) -> re.Pattern[str]:
         else:
             out.append(piece)
         position = after
-    return re.compile("".join(out), re.DOTALL)  # a name may hold a line break
+    return _compiled("".join(out))
+
+
+def _compiled(expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression, re.DOTALL)  # a name may hold a line break
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _closing_brace(match: str, start: int) -> int:
@@ -117,7 +128,7 @@ def _closing_brace(match: str, start: int) -> int:
 
 def _capture(body: str, seen: set[str]) -> str:
     if body.startswith("re:"):
-        re.compile(body[3:])
+        _compiled(body[3:])
         return f"(?:{body[3:]})"
     name, colon, kind = body.partition(":")
     if not _CAPTURE_NAME.match(name):
@@ -132,7 +143,7 @@ def _capture(body: str, seen: set[str]) -> str:
     if kind == "**":
         return f"(?P<{name}>.+)"
     if kind.startswith("re:"):
-        re.compile(kind[3:])
+        _compiled(kind[3:])
         return f"(?P<{name}>{kind[3:]})"
     raise ValueError(f"{{{body}}}: after the name comes *, ** or re:EXPRESSION")
 
@@ -153,11 +164,12 @@ def parse_rules(text: str, source: str, name: str) -> RuleSet:
     """Read a rule set from YAML text; `source` is what messages call it."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
+        place = f"line {mark.line + 1}: " if mark else ""
+        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", error)
         raise RuleError(
-            f"{source}:{place}: not valid YAML: {getattr(error, 'problem', error)}",
+            f"{source}: {place}not valid YAML: {problem}",
             hint="docs/recombine.md explains the rule language",
         ) from error
     reader = _Reader(source)
@@ -173,6 +185,7 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self.source = source
         self.faults: list[str] = []
+        self.lines: dict[tuple[str, ...], int] = {}
 
     def fault(self, node: yaml.Node | None, message: str) -> None:
         line = node.start_mark.line + 1 if node is not None else 1
@@ -192,7 +205,7 @@ class _Reader:
         if "rules" not in sections:
             self.fault(root, "there is no `rules:`")
         rules = [rule for node in self.sequence(sections.get("rules")) if (rule := self.rule(node))]
-        ties = tuple(tuple(self.strings(node)) for node in self.sequence(sections.get("ties")))
+        ties = tuple(self.strings(node, "ties") for node in self.sequence(sections.get("ties")))
         for node, tie in zip(self.sequence(sections.get("ties")), ties, strict=True):
             if len(tie) < 2:
                 self.fault(node, "a tie names two tensors or more")
@@ -200,15 +213,18 @@ class _Reader:
         if otherwise is not None and self.string(otherwise) != "layer":
             self.fault(otherwise, f"otherwise can only be `layer`, found {self.string(otherwise)!r}")
         equal = sections.get("require_equal")
-        require_equal = self.mapping(equal, None, "file") if equal is not None else {}
+        files = self.mapping(equal, None, "file") if equal is not None else {}
+        require_equal = {file: self.strings(node, "require_equal", file) for file, node in files.items()}
+        self.lines |= {("require_equal", file): node.start_mark.line + 1 for file, node in files.items()}
         return RuleSet(
             name=name,
             description=self.string(sections["description"]) if "description" in sections else "",
             rules=tuple(rules),
             ties=ties,
-            require_equal={file: tuple(self.strings(node)) for file, node in require_equal.items()},
+            require_equal=require_equal,
             detect=tuple(p for node in self.sequence(sections.get("detect")) if (p := self.pattern(node))),
             layer_otherwise=otherwise is not None,
+            lines=self.lines,
         )
 
     def rule(self, node: yaml.Node) -> Rule | None:
@@ -268,8 +284,12 @@ class _Reader:
             return []
         return list(node.value)
 
-    def strings(self, node: yaml.Node) -> list[str]:
-        return [self.string(item) for item in self.sequence(node)]
+    def strings(self, node: yaml.Node, *place: str) -> tuple[str, ...]:
+        """Return the texts of a list, and remember their lines under `place`."""
+        items = self.sequence(node)
+        texts = tuple(map(self.string, items))
+        self.lines |= {(*place, text): item.start_mark.line + 1 for text, item in zip(texts, items, strict=True)}
+        return texts
 
     def string(self, node: yaml.Node) -> str:
         if isinstance(node, yaml.ScalarNode):

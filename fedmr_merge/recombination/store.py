@@ -55,6 +55,15 @@ class StoreReport:
     reason: str | None = None  #: why not
 
 
+@dataclass
+class StoreForecast:
+    """What writing into the store will cost, as far as headers tell."""
+
+    linked: int = 0  #: shards
+    copied_in: int = 0  #: those of them that no store holds as they are needed, at most
+    nbytes: int = 0  #: of their tensors
+
+
 @dataclass(frozen=True)
 class _Shard:
     """One layer group of one model, as a content-addressed file."""
@@ -62,6 +71,23 @@ class _Shard:
     path: Path
     address: str
     hashes: Mapping[str, str]
+
+
+def store_folder(store: Path | None, out: Path) -> Path:
+    """Return the store that is used: the one asked for, or the one beside the output."""
+    return store or out.parent / ".fedmr-merge-store"
+
+
+def forecast(work: Recombination) -> StoreForecast:
+    """Tell from headers alone what `write_in_store` will link and copy in."""
+    found = StoreForecast()
+    for slot in work.models:
+        for source, prefix, members in _shards(work, slot):
+            found.linked += 1
+            if _held_shard(work.checkpoints[source], prefix, members) is None:
+                found.copied_in += 1
+                found.nbytes += sum(work.checkpoints[source].tensors[prefix + member].nbytes for member in members)
+    return found
 
 
 @contextlib.contextmanager
@@ -106,20 +132,18 @@ def _write_models(
         copy_sidecars(work.models[slot].sidecars_from, model, indexes=False)
         model.mkdir(exist_ok=True)
         weight_maps: dict[str, dict[str, str]] = {}
-        for group in work.grouping.groups:
-            source = work.plan.source(group.name, slot)
-            for prefix, members in _by_component(donor, group).items():
-                stem = base_name(next(f.name for f in donor.files if f.prefix == prefix))
-                shard = writer.shard(source, prefix, members)
-                name = f"{stem}-{shard.address}.safetensors"
-                index = f"{prefix}{stem}.safetensors.index.json"
-                if index not in weight_maps:
-                    weight_maps[index] = {}
-                    (model / prefix).mkdir(parents=True, exist_ok=True)
-                writer.link(shard.path, model / prefix / name)
-                weight_maps[index] |= dict.fromkeys(members, name)
-                for member in members:
-                    digests[slot][prefix + member] = bytes.fromhex(shard.hashes[member])
+        for source, prefix, members in _shards(work, slot):
+            stem = base_name(next(f.name for f in donor.files if f.prefix == prefix))
+            shard = writer.shard(source, prefix, members)
+            name = f"{stem}-{shard.address}.safetensors"
+            index = f"{prefix}{stem}.safetensors.index.json"
+            if index not in weight_maps:
+                weight_maps[index] = {}
+                (model / prefix).mkdir(parents=True, exist_ok=True)
+            writer.link(shard.path, model / prefix / name)
+            weight_maps[index] |= dict.fromkeys(members, name)
+            for member in members:
+                digests[slot][prefix + member] = bytes.fromhex(shard.hashes[member])
         for index, weight_map in weight_maps.items():
             prefix = index.rpartition("/")[0]
             total = sum(donor.tensors[f"{prefix}/{m}" if prefix else m].nbytes for m in weight_map)
@@ -159,8 +183,29 @@ def shard_hashes(file: WeightFile) -> dict[str, str]:
     """
     if shard_address(file) != hashlib.sha256(file.header.raw).hexdigest():
         raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
-    hashes: dict[str, str] = json.loads(file.header.metadata[HASHES_KEY])
+    try:
+        hashes: dict[str, str] = json.loads(file.header.metadata[HASHES_KEY])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: not valid JSON: {error}") from error
     return hashes
+
+
+def _shards(work: Recombination, slot: int) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield (source slot, component prefix, names within the component) of every shard of an output model."""
+    donor = work.checkpoints[slot]
+    for group in work.grouping.groups:
+        source = work.plan.source(group.name, slot)
+        for prefix, members in _by_component(donor, group).items():
+            yield source, prefix, members
+
+
+def _held_shard(source: Checkpoint, prefix: str, members: Sequence[str]) -> tuple[WeightFile, str] | None:
+    """Return the file of a source that is the shard of just these tensors, with its address; None where none is."""
+    file = source.files_by_path[source.tensors[prefix + members[0]].file]
+    address = shard_address(file)
+    if address is None or file.header.tensors.keys() != set(members):
+        return None
+    return file, address
 
 
 def _by_component(donor: Checkpoint, group: LayerGroup) -> dict[str, list[str]]:
@@ -188,9 +233,9 @@ class _StoreWriter:
         in the store.
         """
         source = self.sources[slot]
-        file = source.files_by_path[source.tensors[prefix + members[0]].file]
-        address = shard_address(file)
-        if address is not None and file.header.tensors.keys() == set(members):
+        held = _held_shard(source, prefix, members)
+        if held is not None:
+            file, address = held
             return _Shard(file.path, address, shard_hashes(file))
         entries = {member: source.tensors[prefix + member] for member in members}
         return self._copy_in(entries, self._layers[slot])
@@ -199,7 +244,7 @@ class _StoreWriter:
         hashes = hash_tensors(entries, self.watch)
         metadata = {"format": "pt", HASHES_KEY: dumps(dict(hashes))}
         if layers:
-            metadata[LAYERS_KEY] = dumps({member: layers[member] for member in entries})
+            metadata[LAYERS_KEY] = dumps({member: layers[member] for member in entries if member in layers})
         header = build_header(((m, e.dtype, e.shape, e.nbytes) for m, e in entries.items()), metadata)
         address = hashlib.sha256(header).hexdigest()
         target = self.store / address[:2] / f"{address}.safetensors"

@@ -90,6 +90,94 @@ def test_a_plan_of_an_earlier_run_is_executed(run: Run, sources: list[str], tmp_
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
 
 
+@pytest.mark.parametrize("option", [["--seed", "0"], ["--round", "2"], ["--rounds", "3"], ["--probability", "0.5"]])
+def test_a_plan_leaves_nothing_to_draw(option: list[str], run: Run, sources: list[str], tmp_path: Path) -> None:
+    assert run("recombine", *sources, "--dry-run", "--save-plan", "plan.json")[0] == 0
+    code, out, errors = run("recombine", *sources, "--plan", "plan.json", *option)
+    assert (code, out) == (2, "")
+    assert errors.startswith(f"error: {option[0]} concerns the draw and is of no use with --plan")
+    assert len(errors.splitlines()) == 2
+    assert not (tmp_path / "recombined").exists()
+
+
+def test_a_plan_moves_no_pinned_group(run: Run, sources: list[str], tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        'rules: [{match: "head.*", group: head, recombine: pin}, {match: "**", group: rest}]'
+    )
+    for i, pinned in enumerate((["--pin", "head.*"], ["--rule", "r.yaml"])):
+        name = f"{i}.json"
+        assert run("recombine", *sources, "--dry-run", "--save-plan", name, *pinned)[0] == 0
+        plan = json.loads((tmp_path / name).read_text())
+        assert plan["permutations"]["head"] == [0, 1, 2]
+        assert run("recombine", *sources, "--plan", name, *pinned, "-o", f"o{i}")[0] == 0
+        plan["permutations"]["head"] = [0, 2, 1]
+        (tmp_path / name).write_text(json.dumps(plan))
+        code, _, errors = run("recombine", *sources, "--plan", name, *pinned, "-o", f"x{i}")
+        assert code == 2
+        assert errors.startswith("error: the plan moves the layer group 'head', which is pinned\n")
+        assert not (tmp_path / f"x{i}").exists()
+
+
+def test_a_saved_plan_is_what_would_be_drawn(run: Run, sources: list[str], tmp_path: Path) -> None:
+    drawn = ("--seed", "3", "--rounds", "2", "--rule", "module")
+    _, out, _ = run("recombine", *sources, *drawn, "--dry-run", "--save-plan", "plan.json")
+    assert "nothing was written but the plan, plan.json" in out
+    assert run("recombine", *sources, *drawn, "-o", "a")[0] == 0
+    assert run("recombine", *sources, "--rule", "module", "--plan", "plan.json", "-o", "b")[0] == 0
+    assert [read(p) for p in sorted(tmp_path.glob("a/slot-*"))] == [read(p) for p in sorted(tmp_path.glob("b/slot-*"))]
+    before = tree(tmp_path)
+    assert run("recombine", *sources, "--dry-run", "--save-plan", "plan.json")[0] == 2, "it exists"
+    code, _, errors = run("recombine", *sources, "--save-plan", "other.json", "-o", "c")
+    assert code == 2
+    assert "--save-plan is of no use without --dry-run" in errors
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", [["--max-shard-size", "1GB"], ["--no-hash"]])
+def test_what_the_store_decides_is_refused_and_not_ignored(option: list[str], run: Run, sources: list[str]) -> None:
+    code, _, errors = run("recombine", *sources, "--layout", "store", *option)
+    assert code == 2
+    assert errors.startswith(f"error: {option[0]} is of no use with --layout store")
+    assert len(errors.splitlines()) == 2
+
+
+def test_dry_run_refuses_the_outputs_that_are_refused(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_folder(tmp_path / name, model(0, LINEAR))
+    for options, words in (
+        (["-o", "b"], "b: exists already"),
+        (["-o", "b/c"], "b/c: lies in an input, b"),
+        (["-o", "c", "--layout", "store", "--store", "a/s"], "a/s: lies in an input, a"),
+    ):
+        before = tree(tmp_path)
+        refused = run("recombine", "a", "b", *options)
+        assert words in refused[2]
+        assert run("recombine", "a", "b", *options, "--dry-run") == refused
+        assert tree(tmp_path) == before
+
+
+def test_dry_run_marks_pinned_groups(run: Run, sources: list[str]) -> None:
+    _, out, _ = run("recombine", *sources, "--dry-run", "--pin", "head.*")
+    assert [line.split()[:2] for line in out.splitlines() if "(pinned)" in line] == [["head", "(pinned)"]]
+
+
+def test_dry_run_tells_what_a_store_needs(run: Run, sources: list[str], tmp_path: Path) -> None:
+    stored = ("--layout", "store", "--no-global")
+    _, out, _ = run("recombine", *sources, *stored, "--dry-run")
+    whole = sum(len(raw) for _, _, raw in model(0).values()) * 3
+    size = f"{whole / 1000:.1f} kB"
+    assert f"store .fedmr-merge-store: 24 shards to link, 24 of them to copy in, {size}" in out
+    assert f"to write {size} to recombined and the store" in out
+    assert run("recombine", *sources, *stored, "-o", "one")[0] == 0
+    before = tree(tmp_path)
+    _, out, _ = run("recombine", "one/slot-*", *stored, "--dry-run")
+    assert "24 shards to link, 0 of them to copy in\n" in out
+    assert "to write 0 B to" in out
+    _, out, _ = run("recombine", "one/slot-*", *stored, "--dry-run", "--rule", "module", "--slots", "1")
+    assert "9 shards to link, 2 of them to copy in" in out, "conv1 and bn1 by themselves"
+    assert tree(tmp_path) == before
+
+
 def test_every_option_does_something(run: Run, sources: list[str], tmp_path: Path) -> None:
     """No option is ignored: each changes what is written."""
     assert run("recombine", *sources, "-o", "plain", "--seed", "1")[0] == 0
@@ -162,6 +250,7 @@ def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sour
         (["recombine", "ckpts/*", "--max-shard-size", "big"], "--max-shard-size: 'big' is not a size"),
         (["recombine", "ckpts/*", "--max-shard-size", "1e400GB"], "--max-shard-size"),
         (["recombine", "ckpts/*", "--max-memory", "1MB"], "cannot be taken within"),
+        (["recombine", "ckpts/*", "--sidecars-from", "1"], "slot 1, ckpts/m1.safetensors, is a file and has no config"),
         (["recombine", "ckpts/*", "--weights", "1,2"], "2 weights for 3 models"),
         (["recombine", "ckpts/*", "--out-dtype", "int8"], "cannot be written as 'INT8'"),
         (
@@ -238,6 +327,43 @@ def test_inspect_and_rules(run: Run, sources: list[str], tmp_path: Path) -> None
     (tmp_path / "r.yaml").write_text('rules: [{match: "**", group: a}]')
     assert run("rules", "check", "r.yaml", *sources)[0] == 0
     assert run("recombine", *sources, "--rule", "r.yaml", "--no-global")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--plan", "error: --plan deep.yaml: nested too deeply"), ("--rule", "error: deep.yaml: not valid YAML: nested")],
+)
+def test_what_is_nested_without_end_is_one_line(option: str, words: str, run: Run, sources: list[str]) -> None:
+    Path("deep.yaml").write_text("[" * 100_000)
+    code, _, errors = run("recombine", *sources, option, "deep.yaml")
+    assert code == 2
+    assert errors.startswith(words)
+    assert len(errors.splitlines()) == 2
+
+
+def test_rules_check_tells_what_ties_and_require_equal_name_in_vain(run: Run, tmp_path: Path) -> None:
+    config = json.dumps({"eos_token_id": 1})
+    write_folder(tmp_path / "a", model(0), {"generation_config.json": config})
+    write_folder(tmp_path / "b", model(1))
+    text = """rules: [{match: "**", group: all}]
+ties:
+  - [head.weight, head.wait]
+require_equal:
+  generation_config.json: [eos_token_id,
+    eos_id]
+  generator_config.json: [eos_token_id]
+"""
+    (tmp_path / "r.yaml").write_text(text)
+    code, _, errors = run("rules", "check", "r.yaml", "a", "b")
+    assert code == 2
+    assert errors.splitlines()[0] == (
+        "error: r.yaml: line 3: ties: there is no tensor 'head.wait'; "
+        "line 6: require_equal: no generation_config.json has the key 'eos_id'; "
+        "line 7: require_equal: no checkpoint has 'generator_config.json'"
+    )
+    right = text.replace("head.wait", "head.bias").replace("eos_id", "eos_token_id").replace("generator", "generation")
+    (tmp_path / "r.yaml").write_text(right.rsplit("\n", 2)[0])
+    assert run("rules", "check", "r.yaml", "a", "b")[0] == 0
 
 
 def test_lineage_of_models_in_folders_names_the_folder(run: Run, tmp_path: Path) -> None:

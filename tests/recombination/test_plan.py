@@ -129,6 +129,8 @@ GOOD: dict[str, Any] = {"format_version": 1, "slots": 2, "permutations": {"a": [
     ("content", "words"),
     [
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ({**GOOD, "slots": 10**15}, "is not a permutation of the slots 0 to 999999999999999"),
         ([], "not a recombination plan"),
         ({**GOOD, "format_version": 2}, "format version 1"),
         ({**GOOD, "slots": True}, "a plan needs `slots`"),
@@ -156,6 +158,10 @@ def test_plans_that_do_not_fit() -> None:
         plan.check(groups(["a", "b", "c"]), 3)
     with pytest.raises(PlanError, match="a layer group 'b', the models have none"):
         plan.check(groups(["a"]), 3)
+    swap = RecombinationPlan(2, {"a": (1, 0), "b": (0, 1)})
+    swap.check([LayerGroup("a", ("a",)), LayerGroup("b", ("b",), pinned=True)], 2)
+    with pytest.raises(PlanError, match="moves the layer group 'a', which is pinned"):
+        swap.check([LayerGroup("a", ("a",), pinned=True), LayerGroup("b", ("b",))], 2)
     with pytest.raises(PlanError, match="same slots"):
         plan.compose(draw_plan(groups(["a"]), 3, seed=0, round=1))
 

@@ -14,6 +14,7 @@ from fedmr_merge.checkpoint.source import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, RuleError
 from fedmr_merge.recombination.plan import LayerGroup
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, group_checkpoints, plan_recombination
+from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.rule_language import compile_pattern, parse_rules
 from fedmr_merge.recombination.rules import (
     apply_rule,
@@ -139,6 +140,8 @@ def test_the_first_match_wins_and_what_is_left_can_go_by_layer(tmp_path: Path) -
         ("", ["line 1: a rule file is a mapping"]),
         ("[]", ["line 1: a rule file is a mapping"]),
         ("rules: [", ["not valid YAML"]),
+        ("[" * 100_000, ["rules.yaml: not valid YAML: nested too deeply"]),
+        ('rules:\n  - {match: "re:a{99999999999}", group: b}', ["line 2: the pattern"]),
         ("rules: 1", ["line 1: expected a list"]),
         ("rules: []\nmore: 1", ["line 2: unknown section 'more'"]),
         ("rules: []\nrules: []", ["line 2: 'rules' stands here twice"]),
@@ -196,8 +199,19 @@ def test_check_finds_unmatched_ambiguous_and_idle(tmp_path: Path) -> None:
         "'d.d' matches no rule",
         "line 1: the rule 'q.*' takes no tensor",
     ]
-    fallback = 'rules:\n  - {match: "a.*", group: x}\n  - {match: "**", group: rest}'
-    assert check_rule_file(Path(rules_file(tmp_path, fallback)), shapes("a.w", "b.w")) == []
+
+
+@pytest.mark.parametrize("match", ["**", "{rest:**}", "re:.*", "re:(?P<x>.+)", "{x:re:.*}", "{re:.*}", "re:^.*$"])
+def test_what_matches_everything_may_follow_any_rule(match: str, tmp_path: Path) -> None:
+    text = f"rules:\n  - {{match: 'a.*', group: x}}\n  - {{match: '{match}', group: rest}}"
+    assert check_rule_file(Path(rules_file(tmp_path, text)), shapes("a.w", "b.w")) == []
+
+
+@pytest.mark.parametrize("match", ["re:.*w", "re:(?!b).*", "re:[^b].*", "*.*", "{m:**}.{w}"])
+def test_what_does_not_match_everything_may_not(match: str, tmp_path: Path) -> None:
+    text = f"rules:\n  - {{match: 'a.*', group: x}}\n  - {{match: '{match}', group: rest}}"
+    faults = check_rule_file(Path(rules_file(tmp_path, text)), shapes("a.w"))
+    assert faults[0] == "'a.w' is ambiguous: line 2 says 'x', line 3 says 'rest'"
 
 
 # Built-in rules
@@ -240,6 +254,19 @@ def test_layers_that_the_trainer_wrote_are_used(tmp_path: Path) -> None:
     broken = write(tmp_path / "b.safetensors", model(0), {"fedmr_merge.layers": "{"})
     with pytest.raises(RuleError, match=r"b\.safetensors: metadata fedmr_merge.layers: not valid JSON"):
         group_checkpoints([open_checkpoint(broken)], "layer")
+    deep = write(tmp_path / "c.safetensors", model(0), {"fedmr_merge.layers": "[" * 100_000})
+    with pytest.raises(RuleError, match=r"c\.safetensors: metadata fedmr_merge.layers: not valid JSON"):
+        group_checkpoints([open_checkpoint(deep)], "layer")
+
+
+@pytest.mark.parametrize("layers", ["[", "[" * 100_000, "[1]"])
+def test_layers_of_any_slot_are_read_with_care(layers: str, tmp_path: Path) -> None:
+    sound, broken = (tmp_path / f"{name}.safetensors" for name in "ab")
+    write(sound, model(0))
+    write(broken, model(1), {"fedmr_merge.layers": layers})
+    for output in (OutputOptions(max_shard_bytes=1000), OutputOptions(in_store=True)):
+        with pytest.raises(RuleError, match=r"b\.safetensors: metadata fedmr_merge\.layers: "):
+            recombine([sound, broken], tmp_path / "out", output=output)
 
 
 BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -262,6 +289,11 @@ def test_layer_pairs_normalisations_by_name() -> None:
 
 LLAMA = ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight",
          "model.layers.10.input_layernorm.weight", "model.norm.weight", "lm_head.weight")  # fmt: skip
+SWITCH = ("shared.weight", "encoder.block.1.layer.0.SelfAttention.q.weight",
+          "encoder.block.1.layer.1.mlp.router.classifier.weight",
+          "encoder.block.1.layer.1.mlp.experts.expert_0.wi.weight",
+          "encoder.block.1.layer.1.mlp.experts.expert_0.wo.weight",
+          "encoder.block.1.layer.1.mlp.experts.expert_11.wi.weight")  # fmt: skip
 NAMES = {
     "block": {
         LLAMA: {"model.embed_tokens", "model.layers.0", "model.layers.10", "model.norm", "lm_head"},
@@ -291,6 +323,8 @@ NAMES = {
          "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"): {
             "model.layers.0.block_sparse_moe.experts.7", "model.layers.0.block_sparse_moe.experts.1",
             "model.layers.0", "model.norm"},
+        SWITCH: {"encoder.block.1.layer.1.mlp.experts.expert_0", "encoder.block.1.layer.1.mlp.experts.expert_11",
+                 "encoder.block.1", "shared"},
     },
     "lora": {
         ("base_model.model.q_proj.lora_A.weight", "base_model.model.q_proj.lora_B.weight",
@@ -323,6 +357,7 @@ def test_rule_sets_know_the_usual_names(rule: str, names: tuple[str, ...]) -> No
         ("block", ("bert.encoder.layer.1.attention.self.query.weight",)),
         ("block", ("unet/down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight", "unet/conv_in.weight")),
         ("moe", next(iter(NAMES["moe"]))),
+        ("moe", SWITCH),
         ("lora", next(iter(NAMES["lora"]))),
         (
             "preact-resnet",

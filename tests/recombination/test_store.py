@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 from collections import Counter
@@ -11,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_checkpoints import LINEAR, MIXED, model, read, tree, write, write_folder, write_sharded, write_sidecars
+from small_checkpoints import (
+    LINEAR,
+    MIXED,
+    file_bytes,
+    model,
+    read,
+    tree,
+    write,
+    write_folder,
+    write_sharded,
+    write_sidecars,
+)
 
 from fedmr_merge.checkpoint.source import open_checkpoint
 from fedmr_merge.errors import CheckpointError, OutputError
@@ -220,3 +232,25 @@ def test_a_store_of_its_own_place_and_one_that_cannot_be(tmp_path: Path) -> None
     with pytest.raises(OutputError, match="cannot be written"):
         recombine(sources(tmp_path), tmp_path / "x", output=OutputOptions(in_store=True, store=tmp_path / "file" / "s"))
     assert not (tmp_path / "x").exists()
+
+
+def test_layers_of_some_tensors_only_are_kept(tmp_path: Path) -> None:
+    layers = {"fedmr_merge.layers": json.dumps({"head.weight": "head", "head.bias": "head"})}
+    inputs = [write(tmp_path / f"{i}.safetensors", model(i), layers) for i in range(2)]
+    recombine(inputs, tmp_path / "one", output=STORE)
+    metadata = [file.header.metadata for file in open_checkpoint(slots(tmp_path / "one")[0]).files]
+    kept = [json.loads(found["fedmr_merge.layers"]) for found in metadata]
+    assert [found for found in kept if found] == [json.loads(layers["fedmr_merge.layers"])]
+
+
+@pytest.mark.parametrize("hashes", ["[", "[" * 100_000])
+def test_a_shard_whose_hashes_are_no_json_is_refused(hashes: str, tmp_path: Path) -> None:
+    inputs = []
+    for i in range(2):
+        content = file_bytes(model(i, {"w": ("F32", (2,))}), {"fedmr_merge.sha256": hashes})
+        address = hashlib.sha256(content[: -len(model(i, {"w": ("F32", (2,))})["w"][2])]).hexdigest()
+        inputs.append(tmp_path / f"m{i}")
+        inputs[-1].mkdir()
+        (inputs[-1] / f"model-{address}.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"metadata fedmr_merge\.sha256: not valid JSON"):
+        recombine(inputs, tmp_path / "one", output=STORE)
