@@ -1,6 +1,7 @@
 """The store layout: a model as a sharded folder whose shards, one per layer group, are links to content-addressed
 files.
 
+    .fedmr-merge-store/store.json                  what tells a store from any other folder
     .fedmr-merge-store/ab/abcd….safetensors        one layer group of one model, read-only
     out/slot-00/model-abcd….safetensors            the same file (hard link), named by
     out/slot-00/model.safetensors.index.json       a plain index, as every library reads it
@@ -18,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +32,7 @@ from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.checkpoint.source import Checkpoint, WeightFile
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, sync
+from fedmr_merge.checkpoint.writer import Progress, sync, write_json
 from fedmr_merge.errors import CheckpointError, OutputError
 from fedmr_merge.recombination.hashing import Digests, hash_tensors
 from fedmr_merge.recombination.layer_rule import trainer_layers
@@ -42,6 +44,12 @@ if TYPE_CHECKING:
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 _STAGING = ".staging-"
+_MARK = "store.json"
+_FORMAT_VERSION = 1
+_WHAT_IS_A_STORE = "a store is the folder .fedmr-merge-store beside an output"
+_ANOTHER_PLACE = "choose another place with --store"
+_SHARD = re.compile(r"(?P<folder>[0-9a-f]{2})/(?P=folder)[0-9a-f]{62}\.safetensors")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass
@@ -87,12 +95,28 @@ def write_in_store(
     """
     try:
         store.mkdir(parents=True, exist_ok=True)
+        if not _is_store(store):
+            if any(not path.name.startswith(f".{_MARK}") for path in store.iterdir()):
+                raise OutputError(store, f"no store, and not empty: it has no {_MARK}", hint=_ANOTHER_PLACE)
+            write_json(store / _MARK, {"format_version": _FORMAT_VERSION})
     except OSError as error:
-        raise OutputError(
-            store, f"cannot be written: {error.strerror}", hint="choose another place with --store"
-        ) from error
+        raise OutputError(store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
     with _using(store, alone=False):
         return _write_models(work, staging, _StoreWriter(store, work.checkpoints, watch, progress))
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether a folder is marked as a store. Raises OutputError where it is one of another version, or unreadable."""
+    mark = folder / _MARK
+    try:
+        content = json.loads(mark.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(mark, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(content, dict) or content.get("format_version") != _FORMAT_VERSION:
+        raise OutputError(mark, f"not the mark of a store of format version {_FORMAT_VERSION}")
+    return True
 
 
 def _write_models(
@@ -133,12 +157,14 @@ def collect_garbage(store: Path) -> tuple[int, int]:
     Raises OutputError when the folder is no store, or is being written to.
     """
     if not store.is_dir():
-        raise OutputError(store, "no such store", hint="a store is the folder .fedmr-merge-store beside an output")
+        raise OutputError(store, "no such store", hint=_WHAT_IS_A_STORE)
+    if not _is_store(store):
+        raise OutputError(store, f"no store: it has no {_MARK}; nothing was removed", hint=_WHAT_IS_A_STORE)
     shards, nbytes = 0, 0
     with _using(store, alone=True):
         for path in store.glob("??/*.safetensors"):
-            stat = path.stat()
-            if stat.st_nlink == 1:
+            stat = path.lstat()
+            if stat.st_nlink == 1 and _SHARD.fullmatch(path.relative_to(store).as_posix()):
                 path.unlink()
                 shards, nbytes = shards + 1, nbytes + stat.st_size
         for leftover in store.glob(f"{_STAGING}*"):
@@ -207,9 +233,7 @@ class _StoreWriter:
             try:
                 self._write(target, header, list(entries.values()))
             except OSError as error:
-                raise OutputError(
-                    self.store, f"cannot be written: {error.strerror}", hint="choose another place with --store"
-                ) from error
+                raise OutputError(self.store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
             self.report.copied_in += 1
         return _Shard(target, address, hashes)
 

@@ -154,8 +154,37 @@ def test_garbage_is_what_no_output_links_to(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "two")
     (store / ".staging-left").mkdir()
     assert collect_garbage(store) == (count, nbytes)
-    assert tree(store) == {}
+    assert tree(store).keys() == {"store.json"}
     assert not (store / ".staging-left").exists()
+
+
+def test_only_shards_of_a_store_are_garbage(tmp_path: Path) -> None:
+    own = tmp_path / "mymodels"
+    write_folder(own / "en", model(0))
+    write(own / "ab" / f"ab{'0' * 62}.safetensors", model(1))
+    before = tree(own)
+    with pytest.raises(OutputError, match=r"mymodels: no store: it has no store\.json"):
+        collect_garbage(own)
+    with pytest.raises(OutputError, match="mymodels: no store, and not empty"):
+        recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(in_store=True, store=own))
+    assert tree(own) == before
+    stored(tmp_path)
+    store = tmp_path / ".fedmr-merge-store"
+    others = ("en/model.safetensors", f"ab/cd{'0' * 62}.safetensors", f"ab/ab{'0' * 61}.safetensors")
+    for name in others:
+        write(store / name, model(0))
+    assert collect_garbage(store) == (0, 0)
+    assert all((store / name).is_file() for name in others)
+
+
+@pytest.mark.parametrize("mark", ["", "[]", '{"format_version": 2}', "[" * 100_000])
+def test_the_mark_of_another_store_is_refused(mark: str, tmp_path: Path) -> None:
+    stored(tmp_path)
+    (tmp_path / ".fedmr-merge-store" / "store.json").write_text(mark)
+    with pytest.raises(OutputError, match=r"store\.json: "):
+        collect_garbage(tmp_path / ".fedmr-merge-store")
+    with pytest.raises(OutputError, match=r"store\.json: "):
+        recombine(slots(tmp_path / "one"), tmp_path / "two", output=STORE)
 
 
 def test_garbage_is_not_collected_under_a_writer_s_feet(tmp_path: Path) -> None:
