@@ -26,10 +26,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
-from fedmr_merge.checkpoint.header import build_header
+from fedmr_merge.checkpoint.header import build_header, read_header
 from fedmr_merge.checkpoint.source import Checkpoint, WeightFile
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, sync, write_json
@@ -181,12 +181,34 @@ def shard_address(file: WeightFile) -> str | None:
 def shard_hashes(file: WeightFile) -> dict[str, str]:
     """Return the SHA-256 of every tensor of a shard, as its header says.
 
-    Raises CheckpointError when the name does not vouch for the header.
+    Raises CheckpointError when the name does not vouch for the header, or the header does not hold them.
     """
     if shard_address(file) != hashlib.sha256(file.header.raw).hexdigest():
         raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
-    hashes: dict[str, str] = json.loads(file.header.metadata[HASHES_KEY])
+    try:
+        hashes: Any = json.loads(file.header.metadata[HASHES_KEY])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: not valid JSON: {error}") from error
+    if (
+        not isinstance(hashes, dict)
+        or hashes.keys() != set(file.header.tensors)
+        or not all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in hashes.values())
+    ):
+        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: must map the name of every tensor to its SHA-256")
     return hashes
+
+
+def _is_sound(path: Path, header: bytes, hashes: Mapping[str, str]) -> bool:
+    """Whether a shard of the store is there, holds what its name says, and cannot be changed in place."""
+    try:
+        found = read_header(path)
+        return found.raw == header and _is_read_only(path) and hash_tensors(found.tensors, SourceWatch([])) == hashes
+    except CheckpointError:
+        return False
+
+
+def _is_read_only(path: Path) -> bool:
+    return path.stat().st_mode & 0o222 == 0
 
 
 def _by_component(donor: Checkpoint, group: LayerGroup) -> dict[str, list[str]]:
@@ -204,37 +226,50 @@ class _StoreWriter:
     ) -> None:
         self.store, self.sources, self.watch, self.progress = store, sources, watch, progress
         self.report = StoreReport(store)
+        self._sound: set[Path] = set()  # shards of the store that this process has written, or read and found right
 
     @cached_property
     def _layers(self) -> Sequence[Mapping[str, str]]:
         return [trainer_layers(source) or {} for source in self.sources]
 
     def shard(self, slot: int, prefix: str, members: Sequence[str]) -> _Shard:
-        """Return the shard that holds these tensors of a source: its own file where it is one already, else a new one
-        in the store.
+        """Return the shard that holds these tensors of a source: its own file where it is one already and cannot be
+        changed in place, else one in the store.
         """
         source = self.sources[slot]
         file = source.files_by_path[source.tensors[prefix + members[0]].file]
         address = shard_address(file)
+        told = None
         if address is not None and file.header.tensors.keys() == set(members):
-            return _Shard(file.path, address, shard_hashes(file))
+            told = shard_hashes(file)
+            if _is_read_only(file.path):
+                return _Shard(file.path, address, told)
         entries = {member: source.tensors[prefix + member] for member in members}
-        return self._copy_in(entries, self._layers[slot])
-
-    def _copy_in(self, entries: Mapping[str, TensorEntry], layers: Mapping[str, str]) -> _Shard:
         hashes = hash_tensors(entries, self.watch)
+        if told is not None and hashes != told:
+            raise CheckpointError(
+                file.path,
+                "its tensors are not what its header says: the shard was changed",
+                hint="take it from a copy, or recombine with --layout same",
+            )
+        return self._copy_in(entries, hashes, self._layers[slot])
+
+    def _copy_in(
+        self, entries: Mapping[str, TensorEntry], hashes: Mapping[str, str], layers: Mapping[str, str]
+    ) -> _Shard:
         metadata = {"format": "pt", HASHES_KEY: dumps(dict(hashes))}
-        if layers:
-            metadata[LAYERS_KEY] = dumps({member: layers[member] for member in entries})
+        if known := {member: layers[member] for member in entries if member in layers}:
+            metadata[LAYERS_KEY] = dumps(known)
         header = build_header(((m, e.dtype, e.shape, e.nbytes) for m, e in entries.items()), metadata)
         address = hashlib.sha256(header).hexdigest()
         target = self.store / address[:2] / f"{address}.safetensors"
-        if not target.exists():
+        if target not in self._sound and not _is_sound(target, header, hashes):
             try:
                 self._write(target, header, list(entries.values()))
             except OSError as error:
                 raise OutputError(self.store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
             self.report.copied_in += 1
+        self._sound.add(target)
         return _Shard(target, address, hashes)
 
     def _write(self, target: Path, header: bytes, entries: Sequence[TensorEntry]) -> None:
@@ -258,5 +293,6 @@ class _StoreWriter:
             if error.errno not in _NO_LINKS:
                 raise
             shutil.copyfile(source, target)
+            target.chmod(0o444)  # a later round may link to it
             self.report.copied_instead += 1
             self.report.reason = error.strerror

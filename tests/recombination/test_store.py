@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 from collections import Counter
@@ -11,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_checkpoints import LINEAR, MIXED, model, read, tree, write, write_folder, write_sharded, write_sidecars
+from small_checkpoints import (
+    LINEAR,
+    MIXED,
+    file_bytes,
+    floats,
+    model,
+    read,
+    tree,
+    write,
+    write_folder,
+    write_sharded,
+    write_sidecars,
+)
 
 from fedmr_merge.checkpoint.source import open_checkpoint
 from fedmr_merge.errors import CheckpointError, OutputError
@@ -204,9 +217,6 @@ def test_no_store_to_collect(tmp_path: Path) -> None:
 
 
 def test_copies_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: object, **__: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
     monkeypatch.setattr(os, "link", no_link)
     outcome = stored(tmp_path)
     assert outcome.store is not None
@@ -249,3 +259,82 @@ def test_a_store_of_its_own_place_and_one_that_cannot_be(tmp_path: Path) -> None
     with pytest.raises(OutputError, match="cannot be written"):
         recombine(sources(tmp_path), tmp_path / "x", output=OutputOptions(in_store=True, store=tmp_path / "file" / "s"))
     assert not (tmp_path / "x").exists()
+
+
+def no_link(*_: object, **__: object) -> None:
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+def test_copies_instead_of_links_are_read_only_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", no_link)
+        stored(tmp_path)
+    assert all(p.stat().st_mode & 0o777 == 0o444 for p in (tmp_path / "one").rglob("*.safetensors"))
+
+
+def test_no_link_is_made_to_a_file_that_can_be_changed_in_place(tmp_path: Path) -> None:
+    stored(tmp_path)
+    for path in (tmp_path / "one").rglob("*.safetensors"):
+        raw = path.read_bytes()
+        path.unlink()
+        path.write_bytes(raw)
+    recombine(slots(tmp_path / "one"), tmp_path / "two", PlanOptions(round=2), STORE)
+    assert not inodes(tmp_path / "one") & inodes(tmp_path / "two")
+    assert inodes(tmp_path / "two") <= inodes(tmp_path / ".fedmr-merge-store")
+    assert content(slots(tmp_path / "two")) == content(sorted(tmp_path.glob("m?")))
+    path = next((tmp_path / "one" / "slot-00").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="its tensors are not what its header says"):
+        recombine(slots(tmp_path / "one"), tmp_path / "three", output=STORE)
+
+
+DAMAGED_SHARDS = {
+    "a byte": lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]),
+    "cut": lambda raw: raw[:-1],
+    "empty": lambda raw: b"",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_SHARDS)
+def test_a_rotten_shard_of_the_store_is_replaced(name: str, tmp_path: Path) -> None:
+    outcome = stored(tmp_path)
+    shard = max((tmp_path / ".fedmr-merge-store").glob("??/*"), key=lambda p: p.stat().st_size)
+    shard.chmod(0o644)
+    shard.write_bytes(DAMAGED_SHARDS[name](shard.read_bytes()))
+    again = recombine(sorted(tmp_path.glob("m?")), tmp_path / "again", output=STORE)
+    assert again.store is not None
+    assert again.store.copied_in == 1
+    assert content(slots(tmp_path / "again")) == content(sorted(tmp_path.glob("m?")))
+    assert verify(tmp_path / "again").faults == []
+    third = recombine(sorted(tmp_path.glob("m?")), tmp_path / "third", output=STORE)
+    assert third.store is not None
+    assert third.store.copied_in == 0
+    assert third.store.linked == 3 * len(outcome.work.grouping.groups)
+
+
+@pytest.mark.parametrize(
+    "told", ["{}", "not json", "[1]", '{"w":"zz"}', '{"w":5}', '{"v":"' + "0" * 64 + '"}', "[" * 100_000]
+)
+def test_a_shard_that_tells_no_hashes_is_one_error(told: str, tmp_path: Path) -> None:
+    folders = []
+    for slot in range(2):
+        raw = file_bytes({"w": floats([slot])}, {"fedmr_merge.sha256": told})
+        header = raw[: 8 + int.from_bytes(raw[:8], "little")]
+        name = f"model-{hashlib.sha256(header).hexdigest()}.safetensors"
+        folders.append(tmp_path / f"m{slot}")
+        folders[-1].mkdir()
+        (folders[-1] / name).write_bytes(raw)
+        index = {"metadata": {}, "weight_map": {"w": name}}
+        (folders[-1] / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"metadata fedmr_merge\.sha256: ") as caught:
+        recombine(folders, tmp_path / "out", output=STORE)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trainer_s_layers_of_some_tensors_are_kept(tmp_path: Path) -> None:
+    layers = {"fedmr_merge.layers": json.dumps({"layer0.weight": "first"})}
+    inputs = [write(tmp_path / f"{i}.safetensors", model(i, LINEAR), layers) for i in range(2)]
+    recombine(inputs, tmp_path / "one", PlanOptions("tensor"), STORE)
+    assert content(slots(tmp_path / "one")) == content(inputs)
+    told = open_checkpoint(slots(tmp_path / "one")[0]).metadata["fedmr_merge.layers"]
+    assert json.loads(told) == {"layer0.weight": "first"}
