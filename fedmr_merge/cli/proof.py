@@ -40,6 +40,8 @@ def verify(
     total = sum(path.stat().st_size for path in out.rglob("*.safetensors")) if out.is_dir() else 0
     with console.bytes_progress("verifying", total) as progress:
         result = prove(out, expand(against) if against else None, progress=progress)
+    for line in result.warnings:
+        console.complain("warning", line)
     for line in result.skipped:
         console.complain("warning", f"not checked: {line}")
     if result.faults:
@@ -62,10 +64,21 @@ def undo(
     with console.bytes_progress("rebuilding", 0) as progress:
         rebuilt = rebuild(out, target, progress=progress)
     paths, missing = rebuilt.paths, rebuilt.missing
-    console.say(f"rebuilt {console.plural(len(paths), 'model')}, as they were before {out}")
+    console.say(
+        f"rebuilt {console.plural(len(paths), 'model')}" + (f", as they were before {out}" if rebuilt.proved else "")
+    )
+    if not rebuilt.proved:
+        console.complain(
+            "warning",
+            f"no SHA-256 of the tensors of {out} is recorded: that its bytes are still those that were written "
+            "was compared with nothing",
+        )
     if missing:
         listed = ", ".join(map(str, missing[:4])) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        console.complain("warning", f"the outputs do not hold these, they got those of another slot: {listed}")
+        console.complain(
+            "warning",
+            f"no output holds these as they were, with another slot's or a changed file in their place: {listed}",
+        )
     for path in paths:
         console.say(f"  {path}")
     console.say(f"next: fedmr-merge inspect {shlex.quote(str(paths[0]))}")

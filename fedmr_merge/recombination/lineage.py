@@ -22,10 +22,13 @@ import fedmr_merge
 from fedmr_merge.checkpoint.header_json import CHUNK_BYTES
 from fedmr_merge.checkpoint.json_reader import JsonReader
 from fedmr_merge.checkpoint.source import leads_out
+from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import replaced_file
 from fedmr_merge.errors import CheckpointError, PlanError, VerificationError
 from fedmr_merge.recombination.layout import dumps
 from fedmr_merge.recombination.lineage_sources import Source, read_source
+from fedmr_merge.recombination.matching import tensor_differences
+from fedmr_merge.recombination.mean_options import MeanOptions, out_dtype
 from fedmr_merge.recombination.plan import RecombinationPlan
 
 LINEAGE_FILE = "lineage.json"
@@ -95,6 +98,23 @@ class Lineage:
     outputs: Mapping[int, str]  #: slot -> path in the folder
     mean: Mapping[str, Any] | None  #: the global model: path, weights, how it was added up, sha256 of every tensor
     tensors: Sequence[TensorOrigin]
+
+    @property
+    def mean_options(self) -> MeanOptions:
+        """How the global model was added up."""
+        told = self.mean or {}
+        weights = told.get("weights")
+        if weights is not None and not isinstance(weights, list):
+            raise ValueError("the weights of its mean are no list")
+        if told.get("accumulate") not in ("float32", "float64"):
+            raise ValueError(f"its mean was added up in {told.get('accumulate')!r:.40}")
+        double = told["accumulate"] == "float64"
+        return MeanOptions(tuple(weights) if weights else None, double, told.get("out_dtype"))
+
+    def donor(self, slot: int) -> Source:
+        """Return the source whose config and tokenizer the output of a slot got."""
+        shared = self.facts.get("sidecars_from")
+        return self.sources[slot if shared is None else shared]
 
     @property
     def hashed(self) -> bool:
@@ -176,11 +196,13 @@ def read_lineage(out: str | Path) -> Lineage:
             facts={k: v for k, v in content.items() if k not in _OWN_FIELDS},
             plan=RecombinationPlan.from_json(content["plan"]),
             sources=tuple(read_source(source) for source in content["sources"]),
-            outputs={int(output["slot"]): str(output["path"]) for output in content["outputs"]},
+            outputs=_read_outputs(content["outputs"]),
             mean=content["global"],
             tensors=content["tensors"],
         )
         _check(lineage)
+        _check_tensors(lineage)
+        _check_mean(lineage)
     except (LookupError, AttributeError, TypeError, ValueError, zlib.error, CheckpointError, PlanError) as error:
         raise VerificationError(f"{path}: damaged: {error}", hint=_DAMAGED) from error
     return lineage
@@ -197,9 +219,19 @@ def _members(stream: BinaryIO, tensors: Callable[[Iterator[TensorOrigin]], Any])
     reader.end()
 
 
+def _read_outputs(content: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for output in content:
+        slot, path = int(output["slot"]), str(output["path"])
+        if slot in found or path in found.values():
+            raise ValueError(f"its output {path!r} of slot {slot} is listed twice")
+        found[slot] = path
+    return found
+
+
 def _check(lineage: Lineage) -> None:
     """Raise ValueError where the parts of a lineage do not fit, or a name in it leads out of its folder."""
-    names = [*lineage.outputs.values(), *([str(lineage.mean["path"])] if lineage.mean else [])]
+    names = list(lineage.outputs.values())
     for source in lineage.sources:
         names += [*source.indexes, *source.sidecars, *(file.name for file in source.files)]
     for name in names:
@@ -207,11 +239,45 @@ def _check(lineage: Lineage) -> None:
             raise ValueError(f"the name {name!r} leads out of its folder")
     if [source.slot for source in lineage.sources] != list(range(lineage.plan.slots)):
         raise ValueError("its sources are not one for each slot")
+    shared = lineage.facts.get("sidecars_from")
+    for slot in (*lineage.outputs, *(() if shared is None else (shared,))):
+        if slot not in range(lineage.plan.slots):
+            raise ValueError(f"there is no slot {slot!r:.40}")
+
+
+def _check_tensors(lineage: Lineage) -> None:
+    """Raise ValueError where the sources have no tensors, or not the same, or an output's tensor is none of them."""
+    known = lineage.sources[0].tensors
+    if not known:
+        raise ValueError("its sources have no tensors")
+    for source in lineage.sources[1:]:
+        for difference in tensor_differences(source.slot, known, source.tensors):
+            raise ValueError(f"its sources differ: {difference}")
     for origin in lineage.tensors:
+        if origin.tensor not in known:
+            raise ValueError(f"{origin.tensor!r} of slot {origin.slot} is in none of its sources")
         if origin.slot not in lineage.outputs or origin.group not in lineage.plan.permutations:
             raise ValueError(f"{origin.tensor!r} of slot {origin.slot} is in no output or in no group of the plan")
         if origin.source_slot not in range(lineage.plan.slots):
             raise ValueError(f"{origin.tensor!r} of slot {origin.slot} comes from slot {origin.source_slot}")
+
+
+def _check_mean(lineage: Lineage) -> None:
+    """Raise ValueError or PlanError where the global model could not have been written so."""
+    if lineage.mean is None:
+        return
+    path, hashes = lineage.mean["path"], lineage.mean.get("sha256")
+    if not isinstance(path, str) or leads_out(path):
+        raise ValueError(f"the name {path!r:.40} leads out of its folder, or is none")
+    lineage.mean_options.check(lineage.plan.slots)
+    if hashes is not None and hashes.keys() != set(lineage.sources[0].tensors):
+        raise ValueError("the SHA-256 of its mean are not those of the sources' tensors")
+
+
+def mean_tensors(lineage: Lineage) -> dict[str, TensorEntry]:
+    """Return what the tensors of the global model must be: slot 0's, in the dtype that was asked for."""
+    options = lineage.mean_options
+    return {name: entry._replace(dtype=out_dtype(entry, options)) for name, entry in lineage.sources[0].tensors.items()}
 
 
 def trace(out: str | Path, tensor: str, slot: int | None = None) -> list[list[TracedOrigin]]:

@@ -7,12 +7,14 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fedmr_merge.checkpoint.header import Header, parse_header
 from fedmr_merge.checkpoint.header_json import CHUNK_BYTES, pack, unpack
 from fedmr_merge.checkpoint.source import Checkpoint, component_prefix
+from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.errors import CheckpointError
 
 
@@ -37,14 +39,20 @@ class Source:
     is_folder: bool
     files: tuple[SourceFile, ...]
     indexes: Mapping[str, bytes]  #: shard index → its text, compressed
-    sidecars: Mapping[str, str]  #: those that its output did not get → their SHA-256
+    sidecars: Mapping[str, str]  #: its other files → their SHA-256
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """Its tensors, as its headers list them."""
+        tables = [file.header.tensors for file in self.files]
+        return JoinedTables((file.prefix + name for file in self.files for name in file.header.tensors), tables)
 
 
-def describe_source(slot: int, checkpoint: Checkpoint, out: Path, *, keeps_sidecars: bool) -> dict[str, Any]:
+def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     """Return the JSON of one source.
 
     Its headers and indexes are kept, compressed, so that `undo` writes them again byte for byte. Its other files are
-    in its output; where they are not, `undo` looks for them by their SHA-256.
+    in the outputs, where `undo` looks for them by their SHA-256.
     """
     licence = {"license": checkpoint.licence} if checkpoint.origin else {}
     place = checkpoint.origin or os.path.relpath(checkpoint.path.absolute(), out.absolute())
@@ -62,7 +70,7 @@ def describe_source(slot: int, checkpoint: Checkpoint, out: Path, *, keeps_sidec
             for file in checkpoint.files
         ],
         "indexes": {name: _pack_file(checkpoint.path / name) for name in checkpoint.indexes},
-        "sidecars": {} if keeps_sidecars else {name: hash_file(checkpoint.path / name) for name in checkpoint.sidecars},
+        "sidecars": {name: hash_file(checkpoint.path / name) for name in checkpoint.sidecars},
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import Difference, LayerMismatchError, PlanError
 
 #: What may differ between the configurations of models of one architecture: where they came from, and how they are run.
@@ -42,25 +43,24 @@ def match_checkpoints(
     configs = [_configuration(checkpoint, require_equal or {}) for checkpoint in checkpoints]
     differences: list[Difference] = []
     for slot, other in enumerate(checkpoints[1:], start=1):
-        differences += _tensor_differences(slot, first, other)
+        differences += tensor_differences(slot, first.tensors, other.tensors)
         differences += _config_differences(slot, configs[0], configs[slot])
     if differences:
         raise LayerMismatchError(differences, [str(checkpoint.source) for checkpoint in checkpoints])
 
 
-def _tensor_differences(slot: int, first: Checkpoint, other: Checkpoint) -> list[Difference]:
+def tensor_differences(
+    slot: int, first: Mapping[str, TensorEntry], other: Mapping[str, TensorEntry]
+) -> list[Difference]:
+    """Return how the tensors of a slot differ from those that are expected, in names, dtypes and shapes."""
     found = []
-    for name, entry in first.tensors.items():
-        there = other.tensors.get(name)
+    for name, entry in first.items():
+        there = other.get(name)
         if there is None:
             found.append(Difference(slot, name, entry.signature, "absent"))
         elif (there.dtype, there.shape) != (entry.dtype, entry.shape):
             found.append(Difference(slot, name, entry.signature, there.signature))
-    found += [
-        Difference(slot, name, "absent", entry.signature)
-        for name, entry in other.tensors.items()
-        if name not in first.tensors
-    ]
+    found += [Difference(slot, name, "absent", entry.signature) for name, entry in other.items() if name not in first]
     return found
 
 

@@ -203,10 +203,7 @@ def _facts(work: Recombination, out: Path, mean: Mapping[str, Any] | None) -> di
         # As `plan.to_json()`, without a list made for each of many groups.
         "plan": {"format_version": PLAN_VERSION, "slots": work.plan.slots, "permutations": work.plan.permutations},
         "groups": {group.name: group.tensors for group in work.grouping.groups},
-        "sources": (
-            describe_source(slot, source, out, keeps_sidecars=work.output.sidecars_from in (None, slot))
-            for slot, source in enumerate(work.checkpoints)
-        ),
+        "sources": (describe_source(slot, source, out) for slot, source in enumerate(work.checkpoints)),
         "outputs": [
             {"slot": slot, "path": model.path(out, work.name(slot)).name} for slot, model in work.models.items()
         ],

@@ -1,6 +1,7 @@
 """The store layout: a model as a sharded folder whose shards, one per layer group, are links to content-addressed
 files.
 
+    .fedmr-merge-store/store.json                  what tells a store from any other folder
     .fedmr-merge-store/ab/abcd….safetensors        one layer group of one model, read-only
     out/slot-00/model-abcd….safetensors            the same file (hard link), named by
     out/slot-00/model.safetensors.index.json       a plain index, as every library reads it
@@ -18,19 +19,20 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
-from fedmr_merge.checkpoint.header import build_header
+from fedmr_merge.checkpoint.header import build_header, read_header
 from fedmr_merge.checkpoint.source import Checkpoint, WeightFile
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, sync
+from fedmr_merge.checkpoint.writer import Progress, sync, write_json
 from fedmr_merge.errors import CheckpointError, OutputError
 from fedmr_merge.recombination.hashing import Digests, hash_tensors
 from fedmr_merge.recombination.layer_rule import trainer_layers
@@ -42,6 +44,12 @@ if TYPE_CHECKING:
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 _STAGING = ".staging-"
+_MARK = "store.json"
+_FORMAT_VERSION = 1
+_WHAT_IS_A_STORE = "a store is the folder .fedmr-merge-store beside an output"
+_ANOTHER_PLACE = "choose another place with --store"
+_SHARD = re.compile(r"(?P<folder>[0-9a-f]{2})/(?P=folder)[0-9a-f]{62}\.safetensors")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass
@@ -84,7 +92,8 @@ def forecast(work: Recombination) -> StoreForecast:
     for slot in work.models:
         for source, prefix, members in _shards(work, slot):
             found.linked += 1
-            if _held_shard(work.checkpoints[source], prefix, members) is None:
+            held = _held_shard(work.checkpoints[source], prefix, members)
+            if held is None or not _is_read_only(held[0].path):
                 found.copied_in += 1
                 found.nbytes += sum(work.checkpoints[source].tensors[prefix + member].nbytes for member in members)
     return found
@@ -113,12 +122,28 @@ def write_in_store(
     """
     try:
         store.mkdir(parents=True, exist_ok=True)
+        if not _is_store(store):
+            if any(not path.name.startswith(f".{_MARK}") for path in store.iterdir()):
+                raise OutputError(store, f"no store, and not empty: it has no {_MARK}", hint=_ANOTHER_PLACE)
+            write_json(store / _MARK, {"format_version": _FORMAT_VERSION})
     except OSError as error:
-        raise OutputError(
-            store, f"cannot be written: {error.strerror}", hint="choose another place with --store"
-        ) from error
+        raise OutputError(store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
     with _using(store, alone=False):
         return _write_models(work, staging, _StoreWriter(store, work.checkpoints, watch, progress))
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether a folder is marked as a store. Raises OutputError where it is one of another version, or unreadable."""
+    mark = folder / _MARK
+    try:
+        content = json.loads(mark.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(mark, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(content, dict) or content.get("format_version") != _FORMAT_VERSION:
+        raise OutputError(mark, f"not the mark of a store of format version {_FORMAT_VERSION}")
+    return True
 
 
 def _write_models(
@@ -157,12 +182,14 @@ def collect_garbage(store: Path) -> tuple[int, int]:
     Raises OutputError when the folder is no store, or is being written to.
     """
     if not store.is_dir():
-        raise OutputError(store, "no such store", hint="a store is the folder .fedmr-merge-store beside an output")
+        raise OutputError(store, "no such store", hint=_WHAT_IS_A_STORE)
+    if not _is_store(store):
+        raise OutputError(store, f"no store: it has no {_MARK}; nothing was removed", hint=_WHAT_IS_A_STORE)
     shards, nbytes = 0, 0
     with _using(store, alone=True):
         for path in store.glob("??/*.safetensors"):
-            stat = path.stat()
-            if stat.st_nlink == 1:
+            stat = path.lstat()
+            if stat.st_nlink == 1 and _SHARD.fullmatch(path.relative_to(store).as_posix()):
                 path.unlink()
                 shards, nbytes = shards + 1, nbytes + stat.st_size
         for leftover in store.glob(f"{_STAGING}*"):
@@ -179,14 +206,20 @@ def shard_address(file: WeightFile) -> str | None:
 def shard_hashes(file: WeightFile) -> dict[str, str]:
     """Return the SHA-256 of every tensor of a shard, as its header says.
 
-    Raises CheckpointError when the name does not vouch for the header.
+    Raises CheckpointError when the name does not vouch for the header, or the header does not hold them.
     """
     if shard_address(file) != hashlib.sha256(file.header.raw).hexdigest():
         raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
     try:
-        hashes: dict[str, str] = json.loads(file.header.metadata[HASHES_KEY])
+        hashes: Any = json.loads(file.header.metadata[HASHES_KEY])
     except (ValueError, RecursionError) as error:
         raise CheckpointError(file.path, f"metadata {HASHES_KEY}: not valid JSON: {error}") from error
+    if (
+        not isinstance(hashes, dict)
+        or hashes.keys() != set(file.header.tensors)
+        or not all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in hashes.values())
+    ):
+        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: must map the name of every tensor to its SHA-256")
     return hashes
 
 
@@ -208,6 +241,19 @@ def _held_shard(source: Checkpoint, prefix: str, members: Sequence[str]) -> tupl
     return file, address
 
 
+def _is_sound(path: Path, header: bytes, hashes: Mapping[str, str]) -> bool:
+    """Whether a shard of the store is there, holds what its name says, and cannot be changed in place."""
+    try:
+        found = read_header(path)
+        return found.raw == header and _is_read_only(path) and hash_tensors(found.tensors, SourceWatch([])) == hashes
+    except CheckpointError:
+        return False
+
+
+def _is_read_only(path: Path) -> bool:
+    return path.stat().st_mode & 0o222 == 0
+
+
 def _by_component(donor: Checkpoint, group: LayerGroup) -> dict[str, list[str]]:
     """Return component prefix → names within it: a shard belongs to one component's folder."""
     found: dict[str, list[str]] = {}
@@ -223,39 +269,50 @@ class _StoreWriter:
     ) -> None:
         self.store, self.sources, self.watch, self.progress = store, sources, watch, progress
         self.report = StoreReport(store)
+        self._sound: set[Path] = set()  # shards of the store that this process has written, or read and found right
 
     @cached_property
     def _layers(self) -> Sequence[Mapping[str, str]]:
         return [trainer_layers(source) or {} for source in self.sources]
 
     def shard(self, slot: int, prefix: str, members: Sequence[str]) -> _Shard:
-        """Return the shard that holds these tensors of a source: its own file where it is one already, else a new one
-        in the store.
+        """Return the shard that holds these tensors of a source: its own file where it is one already and cannot be
+        changed in place, else one in the store.
         """
         source = self.sources[slot]
         held = _held_shard(source, prefix, members)
+        told = None
         if held is not None:
             file, address = held
-            return _Shard(file.path, address, shard_hashes(file))
+            told = shard_hashes(file)
+            if _is_read_only(file.path):
+                return _Shard(file.path, address, told)
         entries = {member: source.tensors[prefix + member] for member in members}
-        return self._copy_in(entries, self._layers[slot])
-
-    def _copy_in(self, entries: Mapping[str, TensorEntry], layers: Mapping[str, str]) -> _Shard:
         hashes = hash_tensors(entries, self.watch)
+        if told is not None and hashes != told:
+            raise CheckpointError(
+                file.path,
+                "its tensors are not what its header says: the shard was changed",
+                hint="take it from a copy, or recombine with --layout same",
+            )
+        return self._copy_in(entries, hashes, self._layers[slot])
+
+    def _copy_in(
+        self, entries: Mapping[str, TensorEntry], hashes: Mapping[str, str], layers: Mapping[str, str]
+    ) -> _Shard:
         metadata = {"format": "pt", HASHES_KEY: dumps(dict(hashes))}
-        if layers:
-            metadata[LAYERS_KEY] = dumps({member: layers[member] for member in entries if member in layers})
+        if known := {member: layers[member] for member in entries if member in layers}:
+            metadata[LAYERS_KEY] = dumps(known)
         header = build_header(((m, e.dtype, e.shape, e.nbytes) for m, e in entries.items()), metadata)
         address = hashlib.sha256(header).hexdigest()
         target = self.store / address[:2] / f"{address}.safetensors"
-        if not target.exists():
+        if target not in self._sound and not _is_sound(target, header, hashes):
             try:
                 self._write(target, header, list(entries.values()))
             except OSError as error:
-                raise OutputError(
-                    self.store, f"cannot be written: {error.strerror}", hint="choose another place with --store"
-                ) from error
+                raise OutputError(self.store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
             self.report.copied_in += 1
+        self._sound.add(target)
         return _Shard(target, address, hashes)
 
     def _write(self, target: Path, header: bytes, entries: Sequence[TensorEntry]) -> None:
@@ -279,5 +336,6 @@ class _StoreWriter:
             if error.errno not in _NO_LINKS:
                 raise
             shutil.copyfile(source, target)
+            target.chmod(0o444)  # a later round may link to it
             self.report.copied_instead += 1
             self.report.reason = error.strerror

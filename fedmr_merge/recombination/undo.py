@@ -13,7 +13,6 @@ from fedmr_merge.checkpoint.source import Checkpoint, leads_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import VerificationError
-from fedmr_merge.recombination.layout import copy_sidecars
 from fedmr_merge.recombination.lineage import read_lineage
 from fedmr_merge.recombination.lineage_sources import Source, hash_file
 from fedmr_merge.recombination.verify import check_outputs, original_entries
@@ -24,14 +23,15 @@ class Rebuilt:
     """What `undo` wrote."""
 
     paths: list[Path]  #: the models, slot by slot
-    missing: list[Path]  #: configs, tokenizers … that are kept nowhere: every output got those of one slot
+    missing: list[Path]  #: configs, tokenizers … that no output holds as they were
+    proved: bool  #: whether the SHA-256 of every output tensor was recorded, and is still what it was
 
 
 def undo(out: str | Path, target: str | Path, *, progress: Progress | None = None) -> Rebuilt:
     """Rebuild the inputs of a recombination from its outputs, byte for byte, in the folder `target`.
 
-    Raises VerificationError when an output is missing or is not what
-    was written, OutputError when `target` exists or cannot be written.
+    What was not hashed when it was written is compared with nothing: `proved` tells. Raises VerificationError when an
+    output is missing or is not what was written, OutputError when `target` exists or cannot be written.
     """
     target = Path(target)
     refuse_existing(target)
@@ -50,24 +50,24 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
         missing: list[Path] = []
         for source, name in zip(lineage.sources, names, strict=True):
             _restore_weights(source, staging / name, entries[source.slot], watch, progress)
-            own = lineage.facts.get("sidecars_from") in (None, source.slot)
-            if source.is_folder and own:
-                copy_sidecars(models[source.slot], staging / name, indexes=False)
-            lost = _restore_equal(source.sidecars, models[source.slot], staging / name)
+            donors = [models[source.slot], *models.values()]  # its own output first
+            lost = _restore_sidecars(source.sidecars, donors, staging / name)
             missing += [target / name / sidecar for sidecar in lost]
         watch.check()
-    return Rebuilt([target / name for name in names], missing)
+    return Rebuilt([target / name for name in names], missing, lineage.hashed)
 
 
-def _restore_equal(sidecars: Mapping[str, str], donor: Checkpoint, path: Path) -> list[str]:
-    """Write the sidecars that another model's are equal to. Returns those that are kept nowhere."""
+def _restore_sidecars(sidecars: Mapping[str, str], donors: Sequence[Checkpoint], path: Path) -> list[str]:
+    """Write the sidecars that an output holds as they were. Returns those that none does."""
     lost = []
     for name, sha256 in sidecars.items():
-        if name in donor.sidecars and hash_file(donor.path / name) == sha256:
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(donor.path / name, path / name)
-        else:
+        places = (donor.path / name for donor in donors if name in donor.sidecars)
+        place = next((place for place in places if hash_file(place) == sha256), None)
+        if place is None:
             lost.append(name)
+        else:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place, path / name)
     return lost
 
 

@@ -19,11 +19,12 @@ from fedmr_merge.checkpoint.inputs import open_inputs
 from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry, positions
 from fedmr_merge.checkpoint.writer import Progress
-from fedmr_merge.errors import FedmrMergeError, VerificationError
+from fedmr_merge.errors import Difference, FedmrMergeError, VerificationError
 from fedmr_merge.recombination.hashing import Digests, hash_tensors
 from fedmr_merge.recombination.layout import OutputFile
-from fedmr_merge.recombination.lineage import Lineage, read_lineage, record_hashes
-from fedmr_merge.recombination.mean_options import MeanOptions
+from fedmr_merge.recombination.lineage import Lineage, mean_tensors, read_lineage, record_hashes
+from fedmr_merge.recombination.lineage_sources import Source, hash_file
+from fedmr_merge.recombination.matching import tensor_differences
 
 if TYPE_CHECKING:
     from fedmr_merge.recombination.number_formats import Array
@@ -38,6 +39,10 @@ class Verification:
     proved: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  #: what could not be checked, and why
+    warnings: list[str] = field(default_factory=list)  #: what has changed since and is no fault of the outputs' weights
+
+
+_CONSERVED = "the outputs hold the inputs' tensors, each byte for byte"
 
 
 def verify(
@@ -48,18 +53,26 @@ def verify(
     `against` names the inputs, in the order of their slots; without it the sources named in the lineage are used
     where they are still there. A recombination that was not hashed when it was written is hashed now, and when it
     holds what the inputs hold, that is written into its lineage. Raises VerificationError when the lineage is missing
-    or damaged; everything else that is wrong is in the result's `faults`.
+    or damaged, and when nothing at all vouches for the bytes; everything else that is wrong is in the result's
+    `faults`.
     """
     lineage = read_lineage(out)
     result = Verification()
     models = _open_outputs(lineage, result)
     hashes = _check_hashes(lineage, models, result, progress)
     _check_plan(lineage, result)
-    compared = _check_conservation(lineage, hashes, against, result, progress)
+    _check_sidecars(lineage, models, result)
+    inputs = _check_conservation(lineage, hashes, against, result, progress)
     if lineage.mean is not None:
-        _check_mean(lineage, models, result)
-    if compared and not result.faults and not lineage.hashed:
+        _check_mean(lineage, models, inputs, result, progress)
+    if inputs and not result.faults and not lineage.hashed:
         _record(lineage, hashes, result)
+    if not inputs and not result.faults and not lineage.hashed:
+        raise VerificationError(
+            f"{lineage.folder}: nothing vouches for the bytes: no SHA-256 of them is recorded, "
+            f"and the inputs are not there ({_missing(lineage)[0]})",
+            hint="bring the inputs back or name them with --against; `recombine --hash` records hashes at once",
+        )
     return result
 
 
@@ -92,13 +105,15 @@ def _check_hashes(
     result.tensors += sum(map(len, found.values()))
     result.nbytes += sum(model.nbytes for model in models.values())
     unlisted = {slot: set(model.tensors) for slot, model in models.items()}
+    for slot, model in models.items():
+        for difference in tensor_differences(slot, lineage.sources[slot].tensors, model.tensors):
+            result.faults.append(_shown(lineage.outputs[slot], difference))
+            unlisted[slot].discard(difference.subject)
     for slot, name, *_, expected in lineage.tensors:
         if slot not in models:
             continue
         unlisted[slot].discard(name)
-        if name not in models[slot].tensors:
-            result.faults.append(f"{lineage.outputs[slot]}: tensor {name!r} is missing")
-        elif expected not in (None, found[slot][name]):
+        if name in models[slot].tensors and expected not in (None, found[slot][name]):
             entry = models[slot].tensors[name]
             result.faults.append(
                 f"{entry.file}: tensor {name!r} (bytes {entry.start} to {entry.end}) is not what was written"
@@ -106,6 +121,26 @@ def _check_hashes(
     for slot, names in unlisted.items():
         result.faults += [f"{lineage.outputs[slot]}: tensor {name!r} is not in the lineage" for name in sorted(names)]
     return found
+
+
+def _shown(place: str | Path, difference: Difference) -> str:
+    """Tell how a tensor of an output differs from what it must be."""
+    if difference.found == "absent":
+        return f"{place}: tensor {difference.subject!r} is missing"
+    if difference.expected == "absent":
+        return f"{place}: tensor {difference.subject!r} is not in the lineage"
+    return f"{place}: tensor {difference.subject!r} must be {difference.expected}, found {difference.found}"
+
+
+def _check_sidecars(lineage: Lineage, models: Mapping[int, Checkpoint], result: Verification) -> None:
+    """Compare configs, tokenizers … of the outputs with what they were: people may change them, and should know."""
+    for slot, model in models.items():
+        for name, sha256 in lineage.donor(slot).sidecars.items() if model.is_folder else ():
+            place = model.path / name
+            if name not in model.sidecars:
+                result.warnings.append(f"{place} is missing")
+            elif hash_file(place) != sha256:
+                result.warnings.append(f"{place} has changed since it was written")
 
 
 def _check_plan(lineage: Lineage, result: Verification) -> None:
@@ -130,32 +165,28 @@ def _check_conservation(
     against: Sequence[str | Path | Checkpoint] | None,
     result: Verification,
     progress: Progress | None,
-) -> bool:
-    """Compare the outputs with the inputs. Returns whether every tensor was compared and is right."""
-    recorded = lineage.hashed
-    if recorded and not result.faults:
+) -> Sequence[Checkpoint]:
+    """Compare the outputs with the inputs. Returns the inputs, where every tensor was compared and is right."""
+    if lineage.hashed and not result.faults:
         result.proved.append("every output tensor has the SHA-256 that was recorded")
     if against is not None and len(against) != lineage.plan.slots:
         raise VerificationError(
             f"{len(against)} inputs given, the recombination had {lineage.plan.slots}", hint="name them in slot order"
         )
-    sources = against or [lineage.folder / source.path for source in lineage.sources]
-    gone = [str(path) for path in sources if isinstance(path, Path) and not path.exists()]
-    if gone and against is None:
+    if against is None and (gone := _missing(lineage)):
         result.skipped.append(
             f"comparison with the inputs: {gone[0]} is not there"
-            + ("" if recorded else "; nothing vouches for the bytes")
+            + ("" if lineage.hashed else "; nothing vouches for the bytes")
         )
-        return False
-    opened = open_inputs(sources, progress=progress)
-    inputs = {
-        slot: hash_tensors(checkpoint.tensors, SourceWatch([checkpoint]), progress)
-        for slot, checkpoint in enumerate(opened)
-    }
+        return ()
+    if against is None and lineage.hashed:
+        return _unchanged(lineage, result, progress)
+    opened = open_inputs(against or [_place(lineage, source) for source in lineage.sources], progress=progress)
+    found = [_hash(checkpoint, progress) for checkpoint in opened]
     wrong = [
         origin
         for origin in lineage.tensors
-        if hashes.get(origin.slot, {}).get(origin.tensor) != inputs[origin.source_slot].get(origin.tensor)
+        if hashes.get(origin.slot, {}).get(origin.tensor) != found[origin.source_slot].get(origin.tensor)
     ]
     for origin in wrong:
         result.faults.append(
@@ -163,16 +194,61 @@ def _check_conservation(
             f"{opened[origin.source_slot].source}"
         )
     if not wrong and len(hashes) == lineage.plan.slots:
-        result.proved.append("the outputs hold the inputs' tensors, each byte for byte")
-    return not wrong
+        result.proved.append(_CONSERVED)
+    return () if wrong else opened
+
+
+def _unchanged(lineage: Lineage, result: Verification, progress: Progress | None) -> Sequence[Checkpoint]:
+    """Compare the inputs with what is recorded of them: they may go on being used, and then no output is to blame.
+
+    Returns them where none has changed since.
+    """
+    opened: dict[int, Checkpoint] = {}
+    changed: set[int] = set()
+    found: dict[int, Digests] = {}
+    for source in lineage.sources:
+        try:
+            (checkpoint,) = open_inputs([_place(lineage, source)], progress=progress)
+            found[source.slot] = _hash(checkpoint, progress)
+        except FedmrMergeError:
+            changed.add(source.slot)
+        else:
+            opened[source.slot] = checkpoint
+            if tensor_differences(source.slot, source.tensors, checkpoint.tensors):
+                changed.add(source.slot)
+    for origin in lineage.tensors:
+        slot = origin.source_slot
+        if slot not in changed and found[slot][origin.tensor] != origin.sha256:
+            changed.add(slot)
+    for slot in sorted(changed):
+        place = _place(lineage, lineage.sources[slot])
+        result.warnings.append(f"source {place} has changed since; the outputs hold what it was")
+    if not changed and not result.faults and len(lineage.outputs) == lineage.plan.slots:
+        result.proved.append(_CONSERVED)
+    return () if changed else tuple(opened.values())
+
+
+def _hash(checkpoint: Checkpoint, progress: Progress | None = None) -> Digests:
+    return hash_tensors(checkpoint.tensors, SourceWatch([checkpoint]), progress)
+
+
+def _place(lineage: Lineage, source: Source) -> Path:
+    """Where a source lies, as people write it: `b` for `a/../b`, unless a link makes that another place."""
+    told = lineage.folder / source.path
+    short = Path(os.path.normpath(told))
+    return short if not told.exists() or (short.exists() and short.samefile(told)) else told
+
+
+def _missing(lineage: Lineage) -> list[Path]:
+    """Return where sources should lie that are not there."""
+    return [place for source in lineage.sources if not (place := _place(lineage, source)).exists()]
 
 
 def _record(lineage: Lineage, hashes: Mapping[int, Mapping[str, str]], result: Verification) -> None:
     """Write down what was compared with the inputs, so that the outputs can be verified when those are gone."""
     mean = None
     if lineage.mean is not None:
-        model = open_checkpoint(lineage.folder / lineage.mean["path"])
-        mean = hash_tensors(model.tensors, SourceWatch([model]))
+        mean = _hash(open_checkpoint(lineage.folder / lineage.mean["path"]))
     try:
         record_hashes(lineage, hashes, mean)
     except OSError as error:
@@ -181,27 +257,54 @@ def _record(lineage: Lineage, hashes: Mapping[int, Mapping[str, str]], result: V
         result.proved.append("their SHA-256 is recorded now: from here on they can be verified without the inputs")
 
 
-def _check_mean(lineage: Lineage, models: Mapping[int, Checkpoint], result: Verification) -> None:
-    """Take the mean again, from the outputs put back into the order of the inputs, and compare every byte."""
-    from fedmr_merge.recombination.mean import for_each_piece  # imports numpy
-
+def _check_mean(
+    lineage: Lineage,
+    models: Mapping[int, Checkpoint],
+    inputs: Sequence[Checkpoint],
+    result: Verification,
+    progress: Progress | None,
+) -> None:
+    """Compare the mean with what is recorded of it. Take it again, from the outputs put back into the order of the
+    inputs, or from the inputs where not all outputs were written, and compare every byte.
+    """
     assert lineage.mean is not None
     path = lineage.folder / lineage.mean["path"]
+    sound = not result.faults
     try:
         mean = open_checkpoint(path)
     except FedmrMergeError as error:
         result.faults.append(str(error))
         return
-    if result.faults or len(models) < lineage.plan.slots:
-        result.skipped.append("the mean: the outputs are not all there, or not what was written")
+    if differences := tensor_differences(0, mean_tensors(lineage), mean.tensors):
+        result.faults += [_shown(path, difference) for difference in differences]
         return
-    entries = original_entries(lineage, models)
-    weights = lineage.mean["weights"]
-    options = MeanOptions(
-        weights=tuple(weights) if weights else None,
-        double=lineage.mean["accumulate"] == "float64",
-        out_dtype=lineage.mean["out_dtype"],
-    )
+    recorded = lineage.mean.get("sha256")
+    if recorded is not None:
+        found = _hash(mean, progress)
+        wrong = [name for name, sha256 in recorded.items() if found[name] != sha256]
+        result.faults += [f"{path}: tensor {name!r} is not what was written" for name in wrong]
+    if sound and len(models) == lineage.plan.slots:
+        entries: Sequence[Mapping[str, TensorEntry]] = original_entries(lineage, models)
+        _take_mean_again(lineage, mean, entries, SourceWatch(models.values()), result)
+    elif recorded is not None:
+        result.proved += [] if wrong else ["global has the SHA-256 that was recorded"]
+    elif sound and inputs:
+        _take_mean_again(lineage, mean, [c.tensors for c in inputs], SourceWatch(inputs), result)
+    else:
+        result.skipped.append(
+            "the mean: the outputs are not all there, or not what was written, and no SHA-256 of it is recorded"
+        )
+
+
+def _take_mean_again(
+    lineage: Lineage,
+    mean: Checkpoint,
+    entries: Sequence[Mapping[str, TensorEntry]],
+    watch: SourceWatch,
+    result: Verification,
+) -> None:
+    from fedmr_merge.recombination.mean import for_each_piece  # imports numpy
+
     wrong: list[str] = []
     for file in mean.files:
         expected = OutputFile(file.name, file.header, entries[0])
@@ -212,11 +315,11 @@ def _check_mean(lineage: Lineage, models: Mapping[int, Checkpoint], result: Veri
                 if os.pread(descriptor, raw.nbytes, position) != raw.tobytes():
                     wrong.append(f"{name}, byte {position} or after")
 
-            for_each_piece(expected, entries, options, SourceWatch(models.values()), compare)
+            for_each_piece(expected, entries, lineage.mean_options, watch, compare)
         finally:
             os.close(descriptor)
     if wrong:
-        result.faults.append(f"{path}: is not the mean of the models ({sorted(wrong)[0]})")
+        result.faults.append(f"{mean.path}: is not the mean of the models ({sorted(wrong)[0]})")
     else:
         result.proved.append("global is the mean of the models, byte for byte")
 

@@ -402,6 +402,32 @@ def test_store_and_its_garbage(run: Run, sources: list[str], tmp_path: Path) -> 
     assert list((tmp_path / ".fedmr-merge-store").rglob("*.safetensors")) == []
 
 
+def test_outputs_that_nothing_vouches_for_are_not_called_verified(run: Run, sources: list[str], tmp_path: Path) -> None:
+    assert run("recombine", *sources, "--no-hash")[0] == 0
+    code, out, errors = run("undo", "recombined", "-o", "back")
+    assert code == 0
+    assert "as they were" not in out
+    assert "warning: no SHA-256 of the tensors of recombined is recorded" in errors
+    (tmp_path / sources[0]).rename(tmp_path / "kept.safetensors")
+    code, out, errors = run("verify", "recombined")
+    assert code == 2
+    assert "verified" not in out
+    assert errors.splitlines()[-2].startswith("error: recombined: nothing vouches for the bytes")
+    assert (
+        run("verify", "recombined", *(p for s in ("kept.safetensors", *sources[1:]) for p in ("--against", s)))[0] == 0
+    )
+    assert "verified" in run("verify", "recombined")[1]
+
+
+def test_a_source_that_changed_since_is_a_warning(run: Run, sources: list[str], tmp_path: Path) -> None:
+    assert run("recombine", *sources)[0] == 0
+    write(tmp_path / sources[1], model(7))
+    code, out, errors = run("verify", "recombined")
+    assert code == 0
+    assert "verified" in out
+    assert f"warning: source {sources[1]} has changed since" in errors
+
+
 def test_quiet_says_nothing(run: Run, sources: list[str]) -> None:
     assert run("recombine", *sources, "--quiet") == (0, "", "")
     assert run("verify", "recombined", "--quiet") == (0, "", "")

@@ -16,6 +16,7 @@ from small_checkpoints import (
     LINEAR,
     MIXED,
     file_bytes,
+    floats,
     model,
     read,
     tree,
@@ -166,8 +167,37 @@ def test_garbage_is_what_no_output_links_to(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "two")
     (store / ".staging-left").mkdir()
     assert collect_garbage(store) == (count, nbytes)
-    assert tree(store) == {}
+    assert tree(store).keys() == {"store.json"}
     assert not (store / ".staging-left").exists()
+
+
+def test_only_shards_of_a_store_are_garbage(tmp_path: Path) -> None:
+    own = tmp_path / "mymodels"
+    write_folder(own / "en", model(0))
+    write(own / "ab" / f"ab{'0' * 62}.safetensors", model(1))
+    before = tree(own)
+    with pytest.raises(OutputError, match=r"mymodels: no store: it has no store\.json"):
+        collect_garbage(own)
+    with pytest.raises(OutputError, match="mymodels: no store, and not empty"):
+        recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(in_store=True, store=own))
+    assert tree(own) == before
+    stored(tmp_path)
+    store = tmp_path / ".fedmr-merge-store"
+    others = ("en/model.safetensors", f"ab/cd{'0' * 62}.safetensors", f"ab/ab{'0' * 61}.safetensors")
+    for name in others:
+        write(store / name, model(0))
+    assert collect_garbage(store) == (0, 0)
+    assert all((store / name).is_file() for name in others)
+
+
+@pytest.mark.parametrize("mark", ["", "[]", '{"format_version": 2}', "[" * 100_000])
+def test_the_mark_of_another_store_is_refused(mark: str, tmp_path: Path) -> None:
+    stored(tmp_path)
+    (tmp_path / ".fedmr-merge-store" / "store.json").write_text(mark)
+    with pytest.raises(OutputError, match=r"store\.json: "):
+        collect_garbage(tmp_path / ".fedmr-merge-store")
+    with pytest.raises(OutputError, match=r"store\.json: "):
+        recombine(slots(tmp_path / "one"), tmp_path / "two", output=STORE)
 
 
 def test_garbage_is_not_collected_under_a_writer_s_feet(tmp_path: Path) -> None:
@@ -187,9 +217,6 @@ def test_no_store_to_collect(tmp_path: Path) -> None:
 
 
 def test_copies_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: object, **__: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
     monkeypatch.setattr(os, "link", no_link)
     outcome = stored(tmp_path)
     assert outcome.store is not None
@@ -234,23 +261,80 @@ def test_a_store_of_its_own_place_and_one_that_cannot_be(tmp_path: Path) -> None
     assert not (tmp_path / "x").exists()
 
 
-def test_layers_of_some_tensors_only_are_kept(tmp_path: Path) -> None:
-    layers = {"fedmr_merge.layers": json.dumps({"head.weight": "head", "head.bias": "head"})}
-    inputs = [write(tmp_path / f"{i}.safetensors", model(i), layers) for i in range(2)]
-    recombine(inputs, tmp_path / "one", output=STORE)
-    metadata = [file.header.metadata for file in open_checkpoint(slots(tmp_path / "one")[0]).files]
-    kept = [json.loads(found["fedmr_merge.layers"]) for found in metadata]
-    assert [found for found in kept if found] == [json.loads(layers["fedmr_merge.layers"])]
+def no_link(*_: object, **__: object) -> None:
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
 
 
-@pytest.mark.parametrize("hashes", ["[", "[" * 100_000])
-def test_a_shard_whose_hashes_are_no_json_is_refused(hashes: str, tmp_path: Path) -> None:
-    inputs = []
-    for i in range(2):
-        content = file_bytes(model(i, {"w": ("F32", (2,))}), {"fedmr_merge.sha256": hashes})
-        address = hashlib.sha256(content[: -len(model(i, {"w": ("F32", (2,))})["w"][2])]).hexdigest()
-        inputs.append(tmp_path / f"m{i}")
-        inputs[-1].mkdir()
-        (inputs[-1] / f"model-{address}.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"metadata fedmr_merge\.sha256: not valid JSON"):
-        recombine(inputs, tmp_path / "one", output=STORE)
+def test_copies_instead_of_links_are_read_only_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", no_link)
+        stored(tmp_path)
+    assert all(p.stat().st_mode & 0o777 == 0o444 for p in (tmp_path / "one").rglob("*.safetensors"))
+
+
+def test_no_link_is_made_to_a_file_that_can_be_changed_in_place(tmp_path: Path) -> None:
+    stored(tmp_path)
+    for path in (tmp_path / "one").rglob("*.safetensors"):
+        raw = path.read_bytes()
+        path.unlink()
+        path.write_bytes(raw)
+    recombine(slots(tmp_path / "one"), tmp_path / "two", PlanOptions(round=2), STORE)
+    assert not inodes(tmp_path / "one") & inodes(tmp_path / "two")
+    assert inodes(tmp_path / "two") <= inodes(tmp_path / ".fedmr-merge-store")
+    assert content(slots(tmp_path / "two")) == content(sorted(tmp_path.glob("m?")))
+    path = next((tmp_path / "one" / "slot-00").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="its tensors are not what its header says"):
+        recombine(slots(tmp_path / "one"), tmp_path / "three", output=STORE)
+
+
+DAMAGED_SHARDS = {
+    "a byte": lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]),
+    "cut": lambda raw: raw[:-1],
+    "empty": lambda raw: b"",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_SHARDS)
+def test_a_rotten_shard_of_the_store_is_replaced(name: str, tmp_path: Path) -> None:
+    outcome = stored(tmp_path)
+    shard = max((tmp_path / ".fedmr-merge-store").glob("??/*"), key=lambda p: p.stat().st_size)
+    shard.chmod(0o644)
+    shard.write_bytes(DAMAGED_SHARDS[name](shard.read_bytes()))
+    again = recombine(sorted(tmp_path.glob("m?")), tmp_path / "again", output=STORE)
+    assert again.store is not None
+    assert again.store.copied_in == 1
+    assert content(slots(tmp_path / "again")) == content(sorted(tmp_path.glob("m?")))
+    assert verify(tmp_path / "again").faults == []
+    third = recombine(sorted(tmp_path.glob("m?")), tmp_path / "third", output=STORE)
+    assert third.store is not None
+    assert third.store.copied_in == 0
+    assert third.store.linked == 3 * len(outcome.work.grouping.groups)
+
+
+@pytest.mark.parametrize(
+    "told", ["{}", "not json", "[1]", '{"w":"zz"}', '{"w":5}', '{"v":"' + "0" * 64 + '"}', "[" * 100_000]
+)
+def test_a_shard_that_tells_no_hashes_is_one_error(told: str, tmp_path: Path) -> None:
+    folders = []
+    for slot in range(2):
+        raw = file_bytes({"w": floats([slot])}, {"fedmr_merge.sha256": told})
+        header = raw[: 8 + int.from_bytes(raw[:8], "little")]
+        name = f"model-{hashlib.sha256(header).hexdigest()}.safetensors"
+        folders.append(tmp_path / f"m{slot}")
+        folders[-1].mkdir()
+        (folders[-1] / name).write_bytes(raw)
+        index = {"metadata": {}, "weight_map": {"w": name}}
+        (folders[-1] / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"metadata fedmr_merge\.sha256: ") as caught:
+        recombine(folders, tmp_path / "out", output=STORE)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trainer_s_layers_of_some_tensors_are_kept(tmp_path: Path) -> None:
+    layers = {"fedmr_merge.layers": json.dumps({"layer0.weight": "first"})}
+    inputs = [write(tmp_path / f"{i}.safetensors", model(i, LINEAR), layers) for i in range(2)]
+    recombine(inputs, tmp_path / "one", PlanOptions("tensor"), STORE)
+    assert content(slots(tmp_path / "one")) == content(inputs)
+    told = open_checkpoint(slots(tmp_path / "one")[0]).metadata["fedmr_merge.layers"]
+    assert json.loads(told) == {"layer0.weight": "first"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_checkpoints import LINEAR, MIXED, model, tree, write, write_sharded
+from small_checkpoints import LINEAR, MIXED, model, read, tree, write, write_folder, write_sharded
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.checkpoint.source import open_checkpoint
@@ -27,9 +27,11 @@ from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify
 
 
-def merged(folder: Path, slots: int = 3, **output: Any) -> tuple[list[Path], Path]:
+def merged(
+    folder: Path, slots: int = 3, slots_written: tuple[int, ...] | None = None, **output: Any
+) -> tuple[list[Path], Path]:
     sources = [write(folder / f"m{i}.safetensors", model(i)) for i in range(slots)]
-    recombine(sources, folder / "out", output=OutputOptions(**output))
+    recombine(sources, folder / "out", output=OutputOptions(slots=slots_written, **output))
     return sources, folder / "out"
 
 
@@ -66,7 +68,7 @@ def test_without_the_sources(tmp_path: Path) -> None:
         path.unlink()
     result = verify(out)
     assert result.faults == []
-    assert result.skipped == [f"comparison with the inputs: {out / '../m0.safetensors'} is not there"]
+    assert result.skipped == [f"comparison with the inputs: {tmp_path / 'm0.safetensors'} is not there"]
     assert [path.read_bytes() for path in undo(out, tmp_path / "back").paths] == expected
     assert [path.name for path in undo(out, tmp_path / "again").paths] == [path.name for path in sources]
 
@@ -81,10 +83,24 @@ def test_bit_rot_is_found_and_named(hashed: bool, tmp_path: Path) -> None:
 
 def test_without_hashes_and_sources_nothing_vouches(tmp_path: Path) -> None:
     sources, out = merged(tmp_path, hash=False)
+    expected = [path.read_bytes() for path in sources]
+    kept = sources[0].rename(tmp_path / "kept.safetensors")
+    with pytest.raises(VerificationError, match="nothing vouches for the bytes") as caught:
+        verify(out)
+    assert str(sources[0]) in str(caught.value)
+    assert "--against" in str(caught.value.hint)
+    rebuilt = undo(out, tmp_path / "back")
+    assert not rebuilt.proved
+    assert [path.read_bytes() for path in rebuilt.paths] == expected
+    assert any("is recorded now" in line for line in verify(out, [kept, *sources[1:]]).proved)
+    assert undo(out, tmp_path / "again").proved
+
+
+def test_damage_that_shows_is_told_also_where_nothing_vouches_for_the_bytes(tmp_path: Path) -> None:
+    sources, out = merged(tmp_path, hash=False)
     sources[0].unlink()
-    result = verify(out)
-    assert any("nothing vouches for the bytes" in line for line in result.skipped)
-    assert not any("SHA-256" in line or ("byte for byte" in line and "inputs" in line) for line in result.proved)
+    less(out)
+    assert any("tensor 'mask' is missing" in fault for fault in verify(out).faults)
 
 
 def test_what_was_not_hashed_is_hashed_by_verify(tmp_path: Path) -> None:
@@ -119,10 +135,110 @@ def test_small_outputs_are_hashed_at_once_and_large_ones_later(tmp_path: Path) -
         assert plan_recombination(sources, output=OutputOptions(mean=None)).hashes == hashed
 
 
-def test_a_source_that_changed_since_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [lambda path: flip(path, "conv1.weight"), lambda path: path.write_bytes(b"{")])
+def test_a_source_that_changed_since_is_a_warning_where_hashes_are_recorded(change: Any, tmp_path: Path) -> None:
     sources, out = merged(tmp_path)
+    change(sources[2])
+    result = verify(out)
+    assert result.faults == []
+    assert result.warnings == [f"source {sources[2]} has changed since; the outputs hold what it was"]
+    assert "every output tensor has the SHA-256 that was recorded" in result.proved
+    assert not any("inputs' tensors" in line for line in result.proved)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_source_that_changed_since_is_a_fault_where_it_is_what_the_outputs_are_held_against(
+    hashed: bool, tmp_path: Path
+) -> None:
+    sources, out = merged(tmp_path, hash=hashed)
     flip(sources[2], "conv1.weight")
-    assert any("differs from its source" in fault and "m2" in fault for fault in verify(out).faults)
+    faults = verify(out, sources if hashed else None).faults
+    assert any("differs from its source" in fault and str(sources[2]) in fault for fault in faults)
+
+
+def rewrite_header(path: Path, old: str, new: str) -> None:
+    raw = path.read_bytes()
+    assert raw.count(old.encode()) == 1
+    path.write_bytes(raw.replace(old.encode(), new.encode()))
+
+
+HEADERS = {
+    "another shape": ('"F32", "shape": [10, 8]', '"F32", "shape": [8, 10]', "must be F32 [10, 8], found F32 [8, 10]"),
+    "another dtype": ('"F32", "shape": [10, 8]', '"U32", "shape": [10, 8]', "must be F32 [10, 8], found U32 [10, 8]"),
+    "another name": ('"head.bias"', '"head.bows"', "'head.bias' is missing"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("path", ["slot-01.safetensors", "global/model.safetensors"])
+def test_a_header_that_was_changed_is_found(name: str, path: str, tmp_path: Path) -> None:
+    _, out = merged(tmp_path)
+    old, new, words = HEADERS[name]
+    rewrite_header(out / path, old, new)
+    faults = verify(out).faults
+    assert any(words in fault and path.split("/")[0] in fault for fault in faults), faults
+
+
+def test_a_mean_of_fewer_tensors_or_of_another_dtype_is_found(tmp_path: Path) -> None:
+    _, out = merged(tmp_path, mean=MeanOptions(out_dtype="F64"))
+    mean = out / "global" / "model.safetensors"
+    tensors = read(mean)
+    del tensors["head.weight"]
+    write(mean, tensors)
+    assert verify(out).faults == [f"{mean}: tensor 'head.weight' is missing"]
+    tensors["head.weight"] = ("F32", (10, 8), bytes(320))
+    write(mean, tensors)
+    assert verify(out).faults == [f"{mean}: tensor 'head.weight' must be F64 [10, 8], found F32 [10, 8]"]
+
+
+def test_a_mean_that_is_not_the_one_recorded_is_found(tmp_path: Path) -> None:
+    _, out = merged(tmp_path)
+    mean = out / "global" / "model.safetensors"
+    rewrite(out, lambda c: c["global"]["sha256"].update({"head.bias": "0" * 64}))
+    assert verify(out).faults == [f"{mean}: tensor 'head.bias' is not what was written"]
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_the_mean_is_verified_though_only_some_slots_were_written(hashed: bool, tmp_path: Path) -> None:
+    sources, out = merged(tmp_path, hash=hashed, slots_written=(0,))
+    if hashed:
+        sources[1].unlink()
+    result = verify(out)
+    assert (result.faults, [line for line in result.skipped if line.startswith("the mean")]) == ([], [])
+    assert any(line.startswith("global ") for line in result.proved)
+    sources[0].unlink()  # what was not hashed at once is now
+    assert verify(out).faults == []
+    flip(out / "global" / "model.safetensors", "head.weight")
+    assert any("'head.weight' is not what was written" in fault for fault in verify(out).faults)
+
+
+def test_a_mean_that_is_wrong_is_found_though_only_some_slots_were_written(tmp_path: Path) -> None:
+    _, out = merged(tmp_path, hash=False, slots_written=(0,))
+    flip(out / "global" / "model.safetensors", "head.weight")
+    assert any("is not the mean of the models" in fault for fault in verify(out).faults)
+
+
+def test_sidecars_that_changed_since_are_told_and_not_restored_as_if_they_had_not(tmp_path: Path) -> None:
+    sources = [
+        write_folder(tmp_path / f"m{i}", model(i), {"config.json": "{}", "tokenizer.json": str(i)}) for i in range(2)
+    ]
+    recombine(sources, tmp_path / "out")
+    out = tmp_path / "out"
+    assert verify(out).warnings == []
+    (out / "slot-00" / "config.json").write_text("{ }")
+    (out / "slot-01" / "tokenizer.json").write_text("{ }")
+    (out / "slot-01" / "more.json").write_text("{ }")
+    result = verify(out)
+    assert result.faults == []
+    assert result.warnings == [
+        f"{out / name} has changed since it was written" for name in ("slot-00/config.json", "slot-01/tokenizer.json")
+    ]
+    rebuilt = undo(out, tmp_path / "back")
+    assert rebuilt.missing == [tmp_path / "back" / "m1" / "tokenizer.json"]
+    (sources[1] / "tokenizer.json").unlink()
+    assert [tree(path) for path in rebuilt.paths] == [tree(path) for path in sources]
+    (out / "slot-00" / "tokenizer.json").unlink()
+    assert f"{out / 'slot-00' / 'tokenizer.json'} is missing" in verify(out).warnings
 
 
 def truncate(out: Path) -> None:
@@ -196,6 +312,24 @@ LINEAGE_DAMAGE = {
     "a source file outside": lambda path: rewrite(
         path.parent, lambda c: c["sources"][0]["files"][0].update(name="../../evil.safetensors")
     ),
+    "the mean outside": lambda path: rewrite(path.parent, lambda c: c["global"].update(path="../m0.safetensors")),
+    "a mean of no name": lambda path: rewrite(path.parent, lambda c: c["global"].update(path=3)),
+    "a weight less": lambda path: rewrite(path.parent, lambda c: c["global"].update(weights=[1.0, 2.0])),
+    "weights that are none": lambda path: rewrite(path.parent, lambda c: c["global"].update(weights="abc")),
+    "how the mean was added up": lambda path: rewrite(path.parent, lambda c: c["global"].pop("accumulate")),
+    "a dtype that is none": lambda path: rewrite(path.parent, lambda c: c["global"].update(out_dtype="Q")),
+    "hashes of another mean": lambda path: rewrite(path.parent, lambda c: c["global"]["sha256"].pop("mask")),
+    "a source of no files": lambda path: rewrite(path.parent, lambda c: c["sources"][0].update(files=[])),
+    "no files": lambda path: rewrite(path.parent, lambda c: [source.update(files=[]) for source in c["sources"]]),
+    "an output twice": lambda path: rewrite(path.parent, lambda c: c["outputs"].append(c["outputs"][0])),
+    "two slots of one output": lambda path: rewrite(
+        path.parent, lambda c: c["outputs"][0].update(path=c["outputs"][1]["path"])
+    ),
+    "an output of no slot": lambda path: rewrite(
+        path.parent, lambda c: c["outputs"].append({"slot": 3, "path": "slot-03.safetensors"})
+    ),
+    "sidecars from nowhere": lambda path: rewrite(path.parent, lambda c: c.update(sidecars_from=3)),
+    "a tensor that no source has": lambda path: rewrite(path.parent, lambda c: c["tensors"][0].update(tensor="x")),
     "an index outside": lambda path: rewrite(
         path.parent, lambda c: c["sources"][0].update(indexes={"../../evil.json": "eJyrrgUAAXUA+Q=="})
     ),
