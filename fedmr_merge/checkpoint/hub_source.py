@@ -26,8 +26,9 @@ from fedmr_merge.checkpoint.hub_listing import (
     narrow,
     parse_hub,
     places,
+    refuse_pickles,
 )
-from fedmr_merge.checkpoint.source import INDEX, STANDARD_NAMES, WEIGHTS
+from fedmr_merge.checkpoint.source import INDEX, PIPELINE, STANDARD_NAMES, WEIGHTS
 from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:
@@ -160,12 +161,23 @@ def _weight_files(hub: Hub, snapshot: HubSnapshot) -> tuple[str, ...]:
     if snapshot.subfolder in snapshot.files:
         return (snapshot.subfolder,)
     own = snapshot.subfolder or "."
-    found = _folder_weights(hub, snapshot, own)
-    if found:
-        return found
-    folders = {_folder(name) for name in snapshot.files}
+    is_pipeline = (PIPELINE if own == "." else f"{own}/{PIPELINE}") in snapshot.files
+    return (
+        (_component_weights(hub, snapshot, own) if is_pipeline else ())
+        or _folder_weights(hub, snapshot, own)
+        or _component_weights(hub, snapshot, own)
+    )
+
+
+def _component_weights(hub: Hub, snapshot: HubSnapshot, own: str) -> tuple[str, ...]:
+    folders = {_folder(name) for name in (*snapshot.files, *snapshot.pickles)}
     components = sorted(folder for folder in folders if folder != "." and _folder(folder) == own)
-    return tuple(name for component in components for name in _folder_weights(hub, snapshot, component))
+    found = {component: _folder_weights(hub, snapshot, component) for component in components}
+    names = tuple(name for weights in found.values() for name in weights)
+    lost = next((name for name in snapshot.pickles if found.get(_folder(name)) == ()), None)
+    if names and lost:
+        refuse_pickles(f"{snapshot.origin}: {_folder(lost)}", lost)
+    return names
 
 
 def _folder_weights(hub: Hub, snapshot: HubSnapshot, folder: str) -> tuple[str, ...]:

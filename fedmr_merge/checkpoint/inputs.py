@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.header import parse_header
-from fedmr_merge.checkpoint.source import WEIGHTS, Checkpoint, WeightFile, checkpoint_of, open_checkpoint
+from fedmr_merge.checkpoint.source import PIPELINE, WEIGHTS, Checkpoint, WeightFile, checkpoint_of, open_checkpoint
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import CheckpointError, HubError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedmr_merge.checkpoint.hub_listing import HubSnapshot
 
 #: What is fetched beside the headers to tell whether models fit together.
-CONFIGS = ("config.json", "model_index.json", "adapter_config.json")
+CONFIGS = ("config.json", PIPELINE, "adapter_config.json")
 
 Input = str | Path | Checkpoint
 
@@ -95,7 +95,7 @@ def _one_model(checkpoint: Checkpoint) -> Checkpoint:
     parts: dict[str, set[str]] = {}
     for file in checkpoint.files:
         parts.setdefault(file.prefix, set()).update(file.header.tensors)
-    if len(parts) > 1 and "model_index.json" not in checkpoint.sidecars and len({*map(frozenset, parts.values())}) == 1:
+    if len(parts) > 1 and PIPELINE not in checkpoint.sidecars and len({*map(frozenset, parts.values())}) == 1:
         names, source = [prefix.rstrip("/") for prefix in parts], checkpoint.source
         shown = f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
         models = f"{source}/{'slot-*' if names[-1].startswith('slot-') else '*'}"

@@ -6,7 +6,8 @@ Opening reads headers only. Layouts:
     folder/model.safetensors                        a folder (also adapter_model, diffusion_pytorch_model)
     folder/model.safetensors.index.json             a sharded folder: the index maps each tensor to its shard
     folder/unet/…, folder/text_encoder/…            a pipeline (diffusers): each component is a folder as above,
-                                                    its tensors are named `unet/conv_in.weight` and so on
+                                                    its tensors are named `unet/conv_in.weight` and so on; with a
+                                                    model_index.json the components are the model, whatever lies beside
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
 #: What libraries call the one weight file of a folder, in the order in which it is looked for.
 STANDARD_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
+PIPELINE = "model_index.json"  #: says that a folder is a pipeline of components
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_HINT = (
     "convert it once where you trust it: "
@@ -137,21 +139,17 @@ def refuse_pickle(path: Path) -> None:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    names, index = _weight_names(folder, folder)
-    prefixes = [""] if names else []
-    indexes = [index] if index else []
+    names, indexes = _component_names(folder) if (folder / PIPELINE).is_file() else ([], [])
     if not names:
-        for component in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-            inner, inner_index = _weight_names(component, folder)
-            if inner:
-                prefixes.append(f"{component.name}/")
-                names += [f"{component.name}/{name}" for name in inner]
-                indexes += [f"{component.name}/{inner_index}"] if inner_index else []
+        names, index = _weight_names(folder)
+        indexes = [index] if index else []
+    if not names:
+        names, indexes = _component_names(folder)
     if not names:
         _explain_no_weights(folder)
     places = ((name, _inside(folder, name)) for name in names)
     files = tuple(WeightFile(name, path, read_header(path)) for name, path in places)
-    sidecars = tuple(sorted(_sidecars(folder, deep="" not in prefixes)))
+    sidecars = tuple(sorted(_sidecars(folder, deep=all(file.prefix for file in files))))
     checkpoint = checkpoint_of(folder, True, files, sidecars, tuple(indexes))
     for index_name in indexes:
         _check_index(checkpoint, index_name)
@@ -176,7 +174,25 @@ def checkpoint_of(
     return Checkpoint(path, is_folder, files, tensors, metadata, sidecars, indexes)
 
 
-def _weight_names(folder: Path, root: Path) -> tuple[list[str], str | None]:
+def _component_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of a pipeline's weight files and of its indexes, component by component.
+
+    Raises CheckpointError for a component whose only weights are pickled: without it the pipeline would not load.
+    """
+    names: list[str] = []
+    indexes: list[str] = []
+    pickles: list[Path] = []
+    for component in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        inner, index = _weight_names(component)
+        names += [f"{component.name}/{name}" for name in inner]
+        indexes += [f"{component.name}/{index}"] if index else []
+        pickles += [] if inner else _pickles(component)
+    if names and pickles:
+        refuse_pickle(pickles[0])
+    return names, indexes
+
+
+def _weight_names(folder: Path) -> tuple[list[str], str | None]:
     """Return the names of a folder's weight files, in order, and of its index, if it has one."""
     indexes = sorted(p.name for p in folder.glob(f"*{INDEX}"))
     weights = sorted(p.name for p in folder.glob(f"*{WEIGHTS}"))
@@ -204,8 +220,6 @@ def _weight_names(folder: Path, root: Path) -> tuple[list[str], str | None]:
             hint=f"if each is a model, name them, {folder}/*{WEIGHTS}; if they are shards, add their "
             "model.safetensors.index.json",
         )
-    if not weights and folder == root:
-        return [], None
     return weights, None
 
 
@@ -282,10 +296,13 @@ def _is_pickle_index(name: str) -> bool:
     return name.endswith(".bin.index.json")
 
 
+def _pickles(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+
+
 def _explain_no_weights(folder: Path) -> None:
-    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        refuse_pickle(pickles[0])
+    for pickle in _pickles(folder):
+        refuse_pickle(pickle)
     raise CheckpointError(
         folder, "no .safetensors file in this folder", hint="name a .safetensors file or a model's folder"
     )

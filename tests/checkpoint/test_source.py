@@ -61,6 +61,33 @@ def test_components_of_a_pipeline(tmp_path: Path) -> None:
     assert found.indexes == ("text_encoder/model.safetensors.index.json",)
 
 
+@pytest.mark.parametrize("beside", [["v1-5-pruned"], ["v1-5-pruned", "v1-5-pruned-emaonly"], ["model"]])
+def test_components_are_the_model_whatever_lies_beside_their_index(beside: list[str], tmp_path: Path) -> None:
+    for name in beside:
+        write(tmp_path / f"{name}.safetensors", model(2))
+    write(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", model(0))
+    write(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", model(1))
+    write_sidecars(tmp_path, {"model_index.json": "{}", "unet/config.json": "{}"})
+    found = open_checkpoint(tmp_path)
+    assert {file.prefix for file in found.files} == {"unet/", "vae/"}
+    assert "unet/config.json" in found.sidecars
+
+
+def test_a_pipeline_without_folders_is_its_root_file(tmp_path: Path) -> None:
+    write_folder(tmp_path, model(0), {"model_index.json": "{}", "scheduler/scheduler_config.json": "{}"})
+    assert content(open_checkpoint(tmp_path)) == expected()
+
+
+def test_a_component_in_a_pickle_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", model(0))
+    write_sidecars(tmp_path, {"model_index.json": "{}", "text_encoder/pytorch_model.bin": "x", "vae/config.json": "{}"})
+    with pytest.raises(CheckpointError, match=r"text_encoder/pytorch_model\.bin: pickled weights") as caught:
+        open_checkpoint(tmp_path)
+    assert "save_file" in str(caught.value.hint)
+    write(tmp_path / "text_encoder" / "model.safetensors", model(1))
+    assert len(open_checkpoint(tmp_path).files) == 2, "a pickle beside its safetensors is no loss"
+
+
 def test_sidecars_are_carried_and_others_stay(tmp_path: Path) -> None:
     taken = {"config.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "LICENSE", "modeling_x.py"}
     left = {".hidden.json", "README.md", "optimizer.bin", "pytorch_model.bin.index.json", "lineage.json", "a.png"}
