@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,9 @@ OutDtype = Annotated[
 ]
 MaxMemory = Annotated[str | None, typer.Option(help="Bound on the memory while the mean is taken, e.g. 1GB.")]
 MaxShard = Annotated[str | None, typer.Option("--max-shard-size", help="Shard the outputs anew, e.g. 5GB.")]
+IgnoreConfig = Annotated[
+    list[str] | None, typer.Option("--ignore-config", help="Key of the configuration that may differ; repeatable.")
+]
 RequireFinite = Annotated[bool, typer.Option("--require-finite", help="Refuse NaN and infinite numbers in the inputs.")]
 
 
@@ -62,6 +66,7 @@ def recombine(
     plan: Annotated[
         Path | None, typer.Option(help="Execute the plan of this JSON file (or of a lineage.json).")
     ] = None,
+    ignore_config: IgnoreConfig = None,
     slots: Annotated[str | None, typer.Option(help="Write only these output slots, e.g. 0,2.")] = None,
     weights: Weights = None,
     accumulate: Accumulate = "float32",
@@ -104,7 +109,9 @@ def recombine(
     mean = _mean_options(weights, accumulate, out_dtype, max_memory)
     if no_global:
         _refuse_without_mean(mean, require_finite)
-    drawing = PlanOptions(rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan))
+    drawing = PlanOptions(
+        rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan), tuple(ignore_config or ())
+    )
     writing = OutputOptions(
         slots=slot_numbers("--slots", slots),
         mean=None if no_global else mean,
@@ -226,6 +233,7 @@ def average(
     out_dtype: OutDtype = None,
     max_memory: MaxMemory = None,
     max_shard_size: MaxShard = None,
+    ignore_config: IgnoreConfig = None,
     require_finite: RequireFinite = False,
 ) -> None:
     """Average K checkpoints into one.
@@ -238,8 +246,9 @@ def average(
     from fedmr_merge.recombination.matching import match_checkpoints
 
     refuse_existing(out)
+    match = partial(match_checkpoints, ignore_config=ignore_config or ())
     with fetching(inputs := models(checkpoints)) as progress:
-        opened = open_inputs(inputs, match_checkpoints, progress=progress)
+        opened = open_inputs(inputs, match, progress=progress)
     options = _mean_options(weights, accumulate, out_dtype, max_memory)
     with console.bytes_progress("averaging", opened[0].nbytes if opened else 0) as progress:
         found = take_average(
@@ -248,6 +257,7 @@ def average(
             options=options,
             require_finite=require_finite,
             max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
+            ignore_config=ignore_config or (),
             progress=progress,
         )
     for item in found[:3]:
@@ -270,7 +280,7 @@ def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], ru
     show_groups(opened, group_checkpoints([opened], rule))
 
 
-def plan(checkpoints: Checkpoints, rule: Rule = "layer") -> None:
+def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreConfig = None) -> None:
     """Tell whether models can be recombined.
 
     From their headers and configurations alone: of models on the Hub no weights are fetched. Shows the models and their
@@ -282,8 +292,8 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer") -> None:
 
     named = models(checkpoints)
     opened = open_inputs(named, headers_only=True)
-    match_checkpoints(opened)
-    grouping = group_checkpoints(opened, rule)
+    match_checkpoints(opened, ignore_config=ignore_config or ())
+    grouping = group_checkpoints(opened, rule, ignore_config or ())
     rows = [
         [str(slot), found.source, console.size(found.nbytes), str(len(found.files)), found.licence or ""]
         for slot, found in enumerate(opened)
@@ -293,4 +303,6 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer") -> None:
     remote = sum(found.nbytes for found in opened if found.is_remote)
     if remote:
         console.say(f"to fetch from the Hub: {console.size(remote)}, less what is in the cache")
-    console.say(f"next: fedmr-merge recombine {shlex.join(named)}" + ("" if rule == "layer" else f" --rule {rule}"))
+    options = [] if rule == "layer" else ["--rule", rule]
+    options += [part for key in ignore_config or () for part in ("--ignore-config", key)]
+    console.say(f"next: fedmr-merge recombine {shlex.join([*named, *options])}")

@@ -9,8 +9,9 @@ Integer and bool tensors have no mean: slot 0's copy is kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,18 +38,21 @@ def average(
     options: MeanOptions | None = None,
     require_finite: bool = False,
     max_shard_bytes: int | None = None,
+    ignore_config: Collection[str] = (),
     progress: Progress | None = None,
 ) -> list[NotFinite]:
     """Write the mean of K checkpoints of one architecture to `out`: a file where it is named `….safetensors`, else a
     folder.
 
-    Returns the NaN and infinite numbers that were met. Raises CheckpointError, LayerMismatchError, PlanError (weights
-    that do not fit, dtypes that have no mean, a memory bound that cannot be kept) or OutputError.
+    `ignore_config` names keys of the configuration that may differ. Returns the NaN and infinite numbers that were met.
+    Raises CheckpointError, LayerMismatchError, PlanError (weights that do not fit, dtypes that have no mean, a memory
+    bound that cannot be kept) or OutputError.
     """
     out = Path(out)
     refuse_existing(out)
-    opened = open_inputs(checkpoints, match_checkpoints)
-    match_checkpoints(opened)
+    match = partial(match_checkpoints, ignore_config=ignore_config)
+    opened = open_inputs(checkpoints, match)
+    match(opened)
     options = options or MeanOptions()
     check_mean(opened, options)
     watch = SourceWatch(opened)

@@ -125,6 +125,20 @@ def test_not_finite_numbers_are_told_or_refused(run: Run, tmp_path: Path) -> Non
         assert not (tmp_path / f"{command}2").exists()
 
 
+def test_a_key_of_the_configuration_may_differ_where_it_is_named(run: Run, tmp_path: Path) -> None:
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i), {"config.json": f'{{"heads": {i}, "a": {i}}}'})
+    for command in (["recombine", "-o", "out"], ["average", "-o", "mean"], ["plan"]):
+        code, _, errors = run(*command, "m0", "m1", "--ignore-config", "a")
+        assert code == 2
+        assert "config.json: heads: expected 0, found 1" in errors
+        assert "config.json: a:" not in errors
+        assert "--ignore-config" in errors
+        code, out, _ = run(*command, "m0", "m1", "--ignore-config", "a", "--ignore-config", "heads")
+        assert code == 0
+    assert "next: fedmr-merge recombine m0 m1 --ignore-config a --ignore-config heads" in out
+
+
 def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sources: list[str], tmp_path: Path) -> None:
     code, _, errors = run("recombine", *sources, "--no-global", "--require-finite")
     assert code == 2
