@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
-from fedmr_merge.checkpoint.source import PICKLE_HINT, PICKLE_SUFFIXES, SIDECAR_SUFFIXES, WEIGHTS
+from fedmr_merge.checkpoint.source import PICKLE_HINT, PICKLE_SUFFIXES, WEIGHTS, is_sidecar
 from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _is_fetched(name: str) -> bool:
     path = PurePosixPath(name)
     if any(part.startswith(".") for part in path.parts) or name.endswith(".bin.index.json") or path.suffix == ".py":
         return False
-    return path.suffix in (WEIGHTS, *SIDECAR_SUFFIXES) or path.name.startswith(("LICENSE", "NOTICE"))
+    return path.suffix == WEIGHTS or is_sidecar(path.name)
 
 
 def _refuse_name(name: object, subject: str) -> None:

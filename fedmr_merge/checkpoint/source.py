@@ -13,11 +13,11 @@ Opening reads headers only. Layouts:
 from __future__ import annotations
 
 import json
-import os.path
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,6 +40,8 @@ PICKLE_HINT = (
 )
 #: Files that are carried along beside the weights; everything else of a folder stays behind.
 SIDECAR_SUFFIXES = (".json", ".jsonl", ".txt", ".model", ".tiktoken", ".jinja", ".vocab", ".yaml", ".yml", ".py")
+CHAT_TEMPLATES = "additional_chat_templates"  #: transformers' folder of more templates
+MODULES = "modules.json"  #: sentence-transformers' list of a model's modules, some in folders of their own
 _NOT_SIDECARS = ("lineage.json", "verification.json")
 
 
@@ -76,6 +78,7 @@ class Checkpoint:
     sidecars: tuple[str, ...]  #: other files of the folder that belong to the model, with `/`
     indexes: tuple[str, ...]  #: shard indexes, with `/`
     origin: str | None = None  #: `org/name@commit/subfolder` where it came from the Hub
+    left_out: tuple[str, ...] = ()  #: weight files that lie beside those of the model and are not part of it
     licence: str | None = None  #: what the Hub says of its repository
     is_remote: bool = False  #: known by its headers and configuration only; its tensors are not on this machine
 
@@ -151,6 +154,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     files = tuple(WeightFile(name, path, read_header(path)) for name, path in places)
     sidecars = tuple(sorted(_sidecars(folder, deep=all(file.prefix for file in files))))
     checkpoint = checkpoint_of(folder, True, files, sidecars, tuple(indexes))
+    checkpoint = replace(checkpoint, left_out=tuple(sorted(_weights_beside(folder, files) - set(names))))
     for index_name in indexes:
         _check_index(checkpoint, index_name)
     return checkpoint
@@ -282,14 +286,51 @@ def _trusted_roots(folder: Path) -> Iterator[Path]:
 
 
 def _sidecars(folder: Path, *, deep: bool) -> Iterator[str]:
-    for path in folder.rglob("*") if deep else folder.iterdir():
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or any(part.startswith(".") for part in PurePosixPath(name).parts):
+    inner = [folder / CHAT_TEMPLATES] if (folder / CHAT_TEMPLATES).is_dir() else []
+    inner += [folder / place for place in module_folders(folder) if not _weights_in(folder / place)]
+    beside = (path for place in (folder, *inner) for path in place.iterdir())
+    for path in folder.rglob("*") if deep else beside:
+        if not is_sidecar(path.name) or not path.is_file():
             continue
-        known = path.suffix in SIDECAR_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE"))
-        if known and not name.endswith(INDEX) and path.name not in _NOT_SIDECARS and not _is_pickle_index(path.name):
+        name = path.relative_to(folder).as_posix()
+        if any(part.startswith(".") for part in PurePosixPath(name).parts):
+            continue
+        if not name.endswith(INDEX) and path.name not in _NOT_SIDECARS and not _is_pickle_index(path.name):
             _inside(folder, name)
             yield name
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file of this name belongs to a model beside its weights."""
+    # Mistral's tokenizers end in their version, tokenizer.model.v3.
+    return name.endswith(SIDECAR_SUFFIXES) or name.startswith(("LICENSE", "NOTICE", "tokenizer.model."))
+
+
+def module_folders(folder: Path) -> list[str]:
+    """Return the folders of a model's folder that its modules.json names, where it has one."""
+    if not (folder / MODULES).is_file():
+        return []
+    return [name for name in named_folders(_read_json(folder / MODULES)) if (folder / name).is_dir()]
+
+
+def named_folders(modules: Any) -> list[str]:
+    """Return the folders that the content of a modules.json names."""
+    listed = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    return sorted(
+        {path for path in listed if isinstance(path, str) and path and "/" not in path and not leads_out(path)}
+    )
+
+
+def _weights_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.endswith((WEIGHTS, *PICKLE_SUFFIXES))]
+
+
+def _weights_beside(folder: Path, files: Sequence[WeightFile]) -> set[str]:
+    """Return the weight files of the folders that a model is read from, and of those of its other modules."""
+    prefixes = {"", *(file.prefix for file in files)}
+    found = {f"{p}{name}" for p in prefixes for name in _weights_in(folder / p) if name.endswith(WEIGHTS)}
+    modules = (name for name in module_folders(folder) if f"{name}/" not in prefixes)
+    return found.union(f"{place}/{name}" for place in modules for name in _weights_in(folder / place))
 
 
 def _is_pickle_index(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,11 +23,13 @@ from fedmr_merge.cli.arguments import (
     numbers,
     size_in_bytes,
     slot_numbers,
+    warn_left_out,
 )
 from fedmr_merge.cli.groups import show_groups
 from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
+    from fedmr_merge.checkpoint.source import Checkpoint
     from fedmr_merge.recombination.mean_options import MeanOptions, NotFinite
     from fedmr_merge.recombination.plan import RecombinationPlan
     from fedmr_merge.recombination.planning import Recombination
@@ -124,12 +127,13 @@ def recombine(
     )
     with fetching(inputs := models(checkpoints)) as progress:
         work = plan_recombination(inputs, drawing, writing, headers_only=dry_run, progress=progress)
+    warn_left_out(work.checkpoints)
     if dry_run:
         _show_plan(work, out)
         return
     with console.bytes_progress("recombining", work.nbytes) as progress:
         outcome = execute(work, out, progress=progress)
-    _warn_not_finite(work, outcome.not_finite)
+    _warn_not_finite(work.checkpoints, outcome.not_finite)
     groups = work.grouping.groups
     console.say(
         f"recombined {console.plural(len(work.checkpoints), 'model')} by rule {work.grouping.rule}: "
@@ -217,9 +221,9 @@ def _show_plan(work: Recombination, out: Path) -> None:
     console.say("dry run: nothing was written")
 
 
-def _warn_not_finite(work: Recombination, found: tuple[NotFinite, ...]) -> None:
+def _warn_not_finite(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite]) -> None:
     for item in found[:3]:
-        source = work.checkpoints[item.slot].source
+        source = checkpoints[item.slot].source
         console.complain("warning", f"{source}: tensor {item.tensor!r} holds {item.count} NaN or infinite numbers")
     if len(found) > 3:
         console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
@@ -249,6 +253,7 @@ def average(
     match = partial(match_checkpoints, ignore_config=ignore_config or ())
     with fetching(inputs := models(checkpoints)) as progress:
         opened = open_inputs(inputs, match, progress=progress)
+    warn_left_out(opened)
     options = _mean_options(weights, accumulate, out_dtype, max_memory)
     with console.bytes_progress("averaging", opened[0].nbytes if opened else 0) as progress:
         found = take_average(
@@ -260,9 +265,7 @@ def average(
             ignore_config=ignore_config or (),
             progress=progress,
         )
-    for item in found[:3]:
-        source = opened[item.slot].source
-        console.complain("warning", f"{source}: tensor {item.tensor!r} holds {item.count} NaN or infinite numbers")
+    _warn_not_finite(opened, found)
     console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
     quoted = shlex.quote(str(out))
     console.say(f"next: fedmr-merge inspect {quoted}   or   fedmr-merge push {quoted} ORG/NAME --dry-run")
@@ -293,6 +296,7 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreCo
     named = models(checkpoints)
     opened = open_inputs(named, headers_only=True)
     match_checkpoints(opened, ignore_config=ignore_config or ())
+    warn_left_out(opened)
     grouping = group_checkpoints(opened, rule, ignore_config or ())
     rows = [
         [str(slot), found.source, console.size(found.nbytes), str(len(found.files)), found.licence or ""]

@@ -155,7 +155,7 @@ def _config_differences(
 
 def _differ(here: Mapping[str, Any], there: Mapping[str, Any], key: str) -> bool:
     if key in here and key in there:
-        return _comparable(here[key]) != _comparable(there[key])
+        return bool(_comparable(here[key]) != _comparable(there[key]))
     # A version of a library that knows a key writes it though it is not used.
     value = here[key] if key in here else there[key]
     return not (value is None or value is False or value in ("", [], {}))

@@ -69,7 +69,7 @@ class MeanOptions:
         if elements < _MIN_PIECE_ELEMENTS:
             least = (_BASE_BYTES + _MIN_PIECE_ELEMENTS * _BYTES_PER_ELEMENT) >> 20
             raise PlanError(
-                f"a mean cannot be taken within {self.max_memory_bytes >> 20} MiB",
+                f"a mean cannot be taken within {self.max_memory_bytes / (1 << 20):.3g} MiB",
                 hint=f"allow at least {least + 1} MiB",
             )
         return threads, elements

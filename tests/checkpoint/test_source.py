@@ -91,8 +91,32 @@ def test_a_component_in_a_pickle_is_refused(tmp_path: Path) -> None:
 def test_sidecars_are_carried_and_others_stay(tmp_path: Path) -> None:
     taken = {"config.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "LICENSE", "modeling_x.py"}
     left = {".hidden.json", "README.md", "optimizer.bin", "pytorch_model.bin.index.json", "lineage.json", "a.png"}
+    taken |= {"tokenizer.model.v3", "additional_chat_templates/tool_use.jinja"}
+    left |= {"checkpoint-5/config.json", "1_Pooling/config.json", "runs/a.json"}
     write_folder(tmp_path, model(0), dict.fromkeys(taken | left, "{}"))
     assert set(open_checkpoint(tmp_path).sidecars) == taken
+
+
+MODULES = json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../x"}, {"path": 3}, 4])
+
+
+def test_modules_of_a_model_are_carried_and_their_weights_told(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    taken = {"modules.json": MODULES, "config.json": "{}", "1_Pooling/config.json": "{}"}
+    write_folder(folder, model(0), {**taken, "2_Dense/config.json": "{}", "../x/config.json": "{}"})
+    write(folder / "2_Dense" / "model.safetensors", model(1))
+    found = open_checkpoint(folder)
+    assert set(found.sidecars) == set(taken)
+    assert found.left_out == ("2_Dense/model.safetensors",)
+    assert content(found) == expected()
+
+
+def test_weights_beside_the_model_are_told(tmp_path: Path) -> None:
+    write_sharded(tmp_path, model(0), 2)
+    for name in ("value_head", "adapter_model"):
+        write(tmp_path / f"{name}.safetensors", model(1))
+    assert open_checkpoint(tmp_path).left_out == ("adapter_model.safetensors", "value_head.safetensors")
+    assert open_checkpoint(tmp_path / "value_head.safetensors").left_out == ()
 
 
 def test_the_index_of_a_standard_name_wins(tmp_path: Path) -> None:

@@ -381,6 +381,13 @@ def test_ties_are_found_by_the_config_and_by_equal_bytes(
     assert group_of["model.norm.weight"] == "model.norm.weight"
 
 
+def test_ties_are_found_by_the_config_of_any_model(tmp_path: Path) -> None:
+    sources = [llama(tmp_path / str(i), i, equal=False, config='{"tie_word_embeddings": true}') for i in range(2)]
+    first = tmp_path / "0" / "model.safetensors"
+    group_of = plan_recombination([first, sources[1]], PlanOptions("tensor")).grouping.group_of
+    assert group_of["lm_head.weight"] == group_of["model.embed_tokens.weight"]
+
+
 def test_pins() -> None:
     groups = group_tensors("module", shapes("a.weight", "a.bias", "b.c.weight"))
     assert [g.pinned for g in pin_groups(groups, ["b.**"])] == [False, True]
