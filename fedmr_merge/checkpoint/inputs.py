@@ -24,7 +24,7 @@ from fedmr_merge.checkpoint.source import (
     open_checkpoint,
 )
 from fedmr_merge.checkpoint.writer import Progress
-from fedmr_merge.errors import CheckpointError, HubError
+from fedmr_merge.errors import CheckpointError, HubError, OutputError
 
 if TYPE_CHECKING:
     from fedmr_merge.checkpoint.hub_listing import HubSnapshot
@@ -80,6 +80,15 @@ def is_on_hub(item: str | Path) -> bool:
 
     path = Path(item)
     return not path.exists() and not path.parent.is_dir() and parse_hub(str(item)) is not None
+
+
+def refuse_inside(place: Path, checkpoints: Sequence[Checkpoint], option: str) -> None:
+    """Raise OutputError when what is to be written, as `option` names it, would lie in the folder of an input."""
+    for checkpoint in checkpoints:
+        if checkpoint.is_folder and place.resolve().is_relative_to(checkpoint.path.resolve()):
+            raise OutputError(
+                place, f"lies in an input, {checkpoint.source}", hint=f"choose another place with {option}"
+            )
 
 
 def _by_headers(snapshot: HubSnapshot) -> Checkpoint:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fedmr_merge.checkpoint.copying import SourceWatch, assemble, assemble_hashed
+from fedmr_merge.checkpoint.inputs import refuse_inside
 from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import OutputError
@@ -86,9 +87,12 @@ def recombine(
 def execute(work: Recombination, out: str | Path, *, progress: Progress | None = None) -> Outcome:
     """Write what was planned; see `recombine`."""
     out, output = Path(out), work.output
-    for source in work.checkpoints:
-        if source.is_folder and out.absolute().is_relative_to(source.path.absolute()):
-            raise OutputError(out, f"lies in an input, {source.source}", hint="choose another place with -o")
+    refuse_inside(out, work.checkpoints, "-o")
+    store = output.store or out.parent / ".fedmr-merge-store"
+    if output.in_store:
+        refuse_inside(store, work.checkpoints, "--store")
+        if store.resolve().is_relative_to(out.resolve()):
+            raise OutputError(store, f"lies in the output, {out}", hint="choose another place with --store")
     watch = SourceWatch(work.checkpoints)
     if not output.in_store:
         check_space(out, work.nbytes)
@@ -97,9 +101,7 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
     with staged_output(out) as staging:
         staging.mkdir()
         if output.in_store:
-            report, digests = write_in_store(
-                work, staging, output.store or out.parent / ".fedmr-merge-store", watch, progress
-            )
+            report, digests = write_in_store(work, staging, store, watch, progress)
         else:
             digests = _write_models(work, staging, watch, progress)
         mean = None

@@ -279,6 +279,19 @@ def test_lineage_of_models_in_folders_names_the_folder(run: Run, tmp_path: Path)
     assert out.startswith(("slot 0: model-a/model.safetensors (slot 0,", "slot 0: model-b/model.safetensors (slot 1,"))
 
 
+def test_lineage_that_ends_at_an_earlier_recombination_says_so(run: Run, tmp_path: Path) -> None:
+    for name in ("model-a", "model-b"):
+        write_folder(tmp_path / name, model(0, LINEAR))
+    assert run("recombine", "model-a", "model-b", "-o", "r1")[0] == 0
+    assert run("recombine", "r1/slot-00", "r1/slot-01", "-o", "r2")[0] == 0
+    (tmp_path / "r1" / "lineage.json").write_text("{")
+    code, out, errors = run("lineage", "r2", "layer2.weight")
+    assert code == 0
+    assert out.count("\n") == 2
+    assert errors.startswith("warning: r1/slot-0")
+    assert "followed no further" in errors
+
+
 def test_faults_of_a_rule_file_are_told_once(run: Run, sources: list[str], tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text('rules: [{match: "conv1.*", group: a}]')
     _, _, errors = run("rules", "check", "r.yaml", *sources)

@@ -220,3 +220,13 @@ def test_a_store_of_its_own_place_and_one_that_cannot_be(tmp_path: Path) -> None
     with pytest.raises(OutputError, match="cannot be written"):
         recombine(sources(tmp_path), tmp_path / "x", output=OutputOptions(in_store=True, store=tmp_path / "file" / "s"))
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("store", ["a/store", "a", "link/store", "out/store", "out"])
+def test_a_store_in_an_input_or_in_the_output_is_refused(store: str, tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / name, model(i)) for i, name in enumerate("ab")]
+    (tmp_path / "link").symlink_to("b")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match=r"lies in (an input|the output)"):
+        recombine(sources, tmp_path / "out", output=OutputOptions(in_store=True, store=tmp_path / store))
+    assert tree(tmp_path) == before
