@@ -242,7 +242,8 @@ def average(
 ) -> None:
     """Average K checkpoints into one.
 
-    OUT becomes a folder with model.safetensors, or with shards as the first input has them.
+    OUT becomes a folder with model.safetensors, or with shards as the first input has them; named ….safetensors, the
+    one file where the mean is one.
     """
     from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.checkpoint.writer import refuse_existing
