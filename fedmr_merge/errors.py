@@ -53,27 +53,49 @@ class Difference:
     subject: str  #: a tensor's name, or `config.json: key`
     expected: str  #: what slot 0 has, e.g. `F32 [64, 3, 7, 7]`, or `absent`
     found: str
+    is_config: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What differs, as messages call several of them."""
+        if self.is_config:
+            return "in the configuration"
+        if "absent" in (self.expected, self.found):
+            return "that are missing" if self.found == "absent" else "that slot 0 has not"
+        shapes = {signature.partition(" ")[2] for signature in (self.expected, self.found)}
+        return "in shape" if len(shapes) > 1 else "in dtype"
 
     def __str__(self) -> str:
         return f"slot {self.slot}: {self.subject}: expected {self.expected}, found {self.found}"
 
 
 class LayerMismatchError(FedmrMergeError):
-    """The models to merge differ; `differences` holds every one of them."""
+    """The models to merge differ; `differences` holds every one of them.
 
-    shown = 8
+    The message shows some of every kind, and of the configuration all: they are what can be overlooked.
+    """
+
+    shown = 4  #: of one kind
 
     def __init__(self, differences: Sequence[Difference], paths: Sequence[str]) -> None:
         self.differences = tuple(differences)
         self.paths = tuple(paths)
-        lines = [f"{d} ({paths[d.slot]})" for d in self.differences[: self.shown]]
-        if len(self.differences) > self.shown:
-            lines.append(f"and {len(self.differences) - self.shown} more")
+        kinds: dict[str, list[Difference]] = {}
+        for difference in self.differences:
+            kinds.setdefault(difference.kind, []).append(difference)
+        lines = []
+        for kind, found in kinds.items():
+            shown = len(found) if found[0].is_config else self.shown
+            lines += [f"{d} ({paths[d.slot]})" for d in found[:shown]]
+            if len(found) > shown:
+                lines.append(f"and {len(found) - shown} more {kind}")
         count = "1 difference" if len(lines) == 1 else f"{len(self.differences)} differences"
+        ignoring = "; --ignore-config KEY lets a key of the configuration differ"
         super().__init__(
             f"the models are not of one architecture, {count} from slot 0: " + "; ".join(lines),
             hint="merge checkpoints of one architecture and dtype; "
-            "`fedmr-merge inspect CKPT` shows a checkpoint's tensors",
+            "`fedmr-merge inspect CKPT` shows a checkpoint's tensors"
+            + (ignoring if any(d.is_config for d in self.differences) else ""),
         )
 
 

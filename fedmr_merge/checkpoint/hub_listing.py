@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
-from fedmr_merge.checkpoint.source import PICKLE_HINT, PICKLE_SUFFIXES, SIDECAR_SUFFIXES, WEIGHTS
+from fedmr_merge.checkpoint.source import PICKLE_HINT, PICKLE_SUFFIXES, WEIGHTS, is_sidecar
 from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class HubSnapshot:
     subfolder: str  #: empty for the root; no slash at either end
     files: Mapping[str, HubFile]  #: path in the repository → file; safetensors, indexes and sidecars under `subfolder`
     licence: str | None  #: what the repository's card says; unknown offline
+    pickles: tuple[str, ...] = ()  #: pickled weights; they are never fetched
 
     @property
     def origin(self) -> str:
@@ -142,7 +143,8 @@ def places(snapshot: HubSnapshot, ref: HubRef) -> list[str]:
 def narrow(snapshot: HubSnapshot, place: str) -> HubSnapshot:
     """Return the part of a snapshot that lies in a folder, or is one file."""
     files = {n: f for n, f in snapshot.files.items() if not place or n == place or n.startswith(f"{place}/")}
-    return replace(snapshot, subfolder=place, files=files)
+    pickles = tuple(name for name in snapshot.pickles if not place or name.startswith(f"{place}/"))
+    return replace(snapshot, subfolder=place, files=files, pickles=pickles)
 
 
 def git_blob_digest(size: int) -> Any:
@@ -164,20 +166,25 @@ def _reference(repo_id: str, revision: str | None, subfolder: str) -> str:
 
 def _snapshot(hub: Hub, ref: HubRef, commit: str, files: Mapping[str, HubFile], licence: str | None) -> HubSnapshot:
     wanted = {name: file for name, file in sorted(files.items()) if _is_fetched(name)}
+    pickles = tuple(name for name in sorted(files) if name.endswith(PICKLE_SUFFIXES))
     if not any(name.endswith(WEIGHTS) for name in wanted):
-        pickle = next((name for name in sorted(files) if name.endswith(PICKLE_SUFFIXES)), None)
-        if pickle is None:
+        if not pickles:
             raise HubError(f"{ref}: the repository holds no safetensors")
-        reason = f"the only weights are pickled ({pickle}): they can run code when they are loaded and are refused"
-        raise HubError(f"{ref}: {reason}", hint=PICKLE_HINT)
-    return HubSnapshot(hub.endpoint, ref.repo_id, commit, "", wanted, licence)
+        refuse_pickles(str(ref), pickles[0])
+    return HubSnapshot(hub.endpoint, ref.repo_id, commit, "", wanted, licence, pickles)
+
+
+def refuse_pickles(subject: str, pickle: str) -> NoReturn:
+    """Raise HubError for weights that are nowhere but in a pickle."""
+    reason = f"the only weights are pickled ({pickle}): they can run code when they are loaded and are refused"
+    raise HubError(f"{subject}: {reason}", hint=PICKLE_HINT)
 
 
 def _is_fetched(name: str) -> bool:
     path = PurePosixPath(name)
     if any(part.startswith(".") for part in path.parts) or name.endswith(".bin.index.json") or path.suffix == ".py":
         return False
-    return path.suffix in (WEIGHTS, *SIDECAR_SUFFIXES) or path.name.startswith(("LICENSE", "NOTICE"))
+    return path.suffix == WEIGHTS or is_sidecar(path.name)
 
 
 def _refuse_name(name: object, subject: str) -> None:

@@ -26,8 +26,17 @@ from fedmr_merge.checkpoint.hub_listing import (
     narrow,
     parse_hub,
     places,
+    refuse_pickles,
 )
-from fedmr_merge.checkpoint.source import INDEX, STANDARD_NAMES, WEIGHTS
+from fedmr_merge.checkpoint.source import (
+    CHAT_TEMPLATES,
+    INDEX,
+    MODULES,
+    PIPELINE,
+    STANDARD_NAMES,
+    WEIGHTS,
+    named_folders,
+)
 from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:
@@ -41,6 +50,7 @@ __all__ = [
     "HubSnapshot",
     "expand_hub",
     "fetch",
+    "model_files",
     "parse_hub",
     "read_remote_header",
     "resolve_hub",
@@ -91,6 +101,17 @@ def weight_files(
     """
     with _open(snapshot.endpoint, token, patience) as hub:
         return _weight_files(hub, snapshot)
+
+
+def model_files(
+    snapshot: HubSnapshot, *, token: str | None = None, patience: Patience | None = None
+) -> tuple[str, ...]:
+    """Return everything of a snapshot that belongs to its model: weights, indexes and sidecars.
+
+    Raises HubError as `weight_files` does.
+    """
+    with _open(snapshot.endpoint, token, patience) as hub:
+        return _model_files(hub, snapshot)
 
 
 def read_remote_header(
@@ -152,20 +173,46 @@ def _model_files(hub: Hub, snapshot: HubSnapshot) -> tuple[str, ...]:
         return weights
     own = snapshot.subfolder or "."
     pipeline = all(_folder(name) != own for name in weights)
+    folders = {own, *(_inside(snapshot, inner) for inner in (CHAT_TEMPLATES, *_module_folders(hub, snapshot)))}
     others = (name for name in snapshot.files if not name.endswith(WEIGHTS))
-    return (*(name for name in others if pipeline or _folder(name) == own), *weights)
+    return (*(name for name in others if pipeline or _folder(name) in folders), *weights)
+
+
+def _module_folders(hub: Hub, snapshot: HubSnapshot) -> list[str]:
+    """The folders without weights that a modules.json names."""
+    modules = _inside(snapshot, MODULES)
+    if modules not in snapshot.files:
+        return []
+    content = _read_json(_fetch_file(hub, snapshot, modules), f"{snapshot.origin}: {modules}")
+    weights = (*snapshot.pickles, *(name for name in snapshot.files if name.endswith(WEIGHTS)))
+    with_weights = {_folder(name) for name in weights}
+    return [name for name in named_folders(content) if _inside(snapshot, name) not in with_weights]
+
+
+def _inside(snapshot: HubSnapshot, name: str) -> str:
+    return f"{snapshot.subfolder}/{name}" if snapshot.subfolder else name
 
 
 def _weight_files(hub: Hub, snapshot: HubSnapshot) -> tuple[str, ...]:
     if snapshot.subfolder in snapshot.files:
         return (snapshot.subfolder,)
     own = snapshot.subfolder or "."
-    found = _folder_weights(hub, snapshot, own)
-    if found:
-        return found
-    folders = {_folder(name) for name in snapshot.files}
+    return (
+        (_component_weights(hub, snapshot, own) if _inside(snapshot, PIPELINE) in snapshot.files else ())
+        or _folder_weights(hub, snapshot, own)
+        or _component_weights(hub, snapshot, own)
+    )
+
+
+def _component_weights(hub: Hub, snapshot: HubSnapshot, own: str) -> tuple[str, ...]:
+    folders = {_folder(name) for name in (*snapshot.files, *snapshot.pickles)}
     components = sorted(folder for folder in folders if folder != "." and _folder(folder) == own)
-    return tuple(name for component in components for name in _folder_weights(hub, snapshot, component))
+    found = {component: _folder_weights(hub, snapshot, component) for component in components}
+    names = tuple(name for weights in found.values() for name in weights)
+    lost = next((name for name in snapshot.pickles if found.get(_folder(name)) == ()), None)
+    if names and lost:
+        refuse_pickles(f"{snapshot.origin}: {_folder(lost)}", lost)
+    return names
 
 
 def _folder_weights(hub: Hub, snapshot: HubSnapshot, folder: str) -> tuple[str, ...]:

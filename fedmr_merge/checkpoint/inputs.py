@@ -12,15 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.header import parse_header
-from fedmr_merge.checkpoint.source import WEIGHTS, Checkpoint, WeightFile, checkpoint_of, open_checkpoint
+from fedmr_merge.checkpoint.source import (
+    MODULES,
+    PIPELINE,
+    WEIGHTS,
+    Checkpoint,
+    WeightFile,
+    checkpoint_of,
+    component_prefix,
+    named_folders,
+    open_checkpoint,
+)
 from fedmr_merge.checkpoint.writer import Progress
-from fedmr_merge.errors import CheckpointError, HubError
+from fedmr_merge.errors import CheckpointError, HubError, OutputError
 
 if TYPE_CHECKING:
     from fedmr_merge.checkpoint.hub_listing import HubSnapshot
 
 #: What is fetched beside the headers to tell whether models fit together.
-CONFIGS = ("config.json", "model_index.json", "adapter_config.json")
+CONFIGS = ("config.json", PIPELINE, "adapter_config.json", MODULES)
 
 Input = str | Path | Checkpoint
 
@@ -72,22 +82,34 @@ def is_on_hub(item: str | Path) -> bool:
     return not path.exists() and not path.parent.is_dir() and parse_hub(str(item)) is not None
 
 
+def refuse_inside(place: Path, checkpoints: Sequence[Checkpoint], option: str) -> None:
+    """Raise OutputError when what is to be written, as `option` names it, would lie in the folder of an input."""
+    for checkpoint in checkpoints:
+        if checkpoint.is_folder and place.resolve().is_relative_to(checkpoint.path.resolve()):
+            raise OutputError(
+                place, f"lies in an input, {checkpoint.source}", hint=f"choose another place with {option}"
+            )
+
+
 def _by_headers(snapshot: HubSnapshot) -> Checkpoint:
     """The model as its headers and its configuration describe it; its weights are not on this machine."""
-    from fedmr_merge.checkpoint.hub_source import fetch, read_remote_header, weight_files
+    from fedmr_merge.checkpoint.hub_source import fetch, model_files, read_remote_header
 
     is_folder = not snapshot.subfolder.endswith(WEIGHTS)
     files = []
-    for name in weight_files(snapshot):
+    listed = model_files(snapshot)
+    for name in listed:
+        if not name.endswith(WEIGHTS):
+            continue
         inner = name.removeprefix(f"{snapshot.subfolder}/") if is_folder else name.rpartition("/")[2]
         place = Path(snapshot.origin) / inner
         header = parse_header([read_remote_header(snapshot, name)], place, snapshot.listed(name).size)
         files.append(WeightFile(inner, place, header))
-    configs = [name for name in snapshot.files if is_folder and name.rpartition("/")[2] in CONFIGS]
+    configs = [name for name in listed if is_folder and name.rpartition("/")[2] in CONFIGS]
     folder = fetch(snapshot, configs) if configs else Path(snapshot.origin)
     sidecars = tuple(name.removeprefix(f"{snapshot.subfolder}/") for name in configs)
     checkpoint = checkpoint_of(folder, is_folder, tuple(files), sidecars, ())
-    return _one_model(replace(checkpoint, origin=snapshot.origin, licence=snapshot.licence, is_remote=True))
+    return _one_model(replace(_of_snapshot(checkpoint, snapshot), is_remote=True))
 
 
 def _one_model(checkpoint: Checkpoint) -> Checkpoint:
@@ -95,7 +117,7 @@ def _one_model(checkpoint: Checkpoint) -> Checkpoint:
     parts: dict[str, set[str]] = {}
     for file in checkpoint.files:
         parts.setdefault(file.prefix, set()).update(file.header.tensors)
-    if len(parts) > 1 and "model_index.json" not in checkpoint.sidecars and len({*map(frozenset, parts.values())}) == 1:
+    if len(parts) > 1 and PIPELINE not in checkpoint.sidecars and len({*map(frozenset, parts.values())}) == 1:
         names, source = [prefix.rstrip("/") for prefix in parts], checkpoint.source
         shown = f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
         models = f"{source}/{'slot-*' if names[-1].startswith('slot-') else '*'}"
@@ -107,5 +129,15 @@ def _one_model(checkpoint: Checkpoint) -> Checkpoint:
 def _fetch(snapshot: HubSnapshot, progress: Progress | None) -> Checkpoint:
     from fedmr_merge.checkpoint.hub_source import fetch
 
-    fetched = open_checkpoint(fetch(snapshot, progress=progress))
-    return replace(fetched, origin=snapshot.origin, licence=snapshot.licence)
+    return _of_snapshot(open_checkpoint(fetch(snapshot, progress=progress)), snapshot)
+
+
+def _of_snapshot(checkpoint: Checkpoint, snapshot: HubSnapshot) -> Checkpoint:
+    """Add what only the listing of the repository tells."""
+    place = f"{snapshot.subfolder}/" if snapshot.subfolder else ""
+    inner = (name.removeprefix(place) for name in snapshot.files if checkpoint.is_folder and name.endswith(WEIGHTS))
+    read = {file.name for file in checkpoint.files}
+    modules = (f"{name}/" for name in named_folders(checkpoint.read_json(MODULES)))
+    beside = {"", *modules, *(file.prefix for file in checkpoint.files)}
+    left_out = tuple(name for name in inner if name not in read and component_prefix(name) in beside)
+    return replace(checkpoint, origin=snapshot.origin, licence=snapshot.licence, left_out=left_out)

@@ -6,17 +6,18 @@ Opening reads headers only. Layouts:
     folder/model.safetensors                        a folder (also adapter_model, diffusion_pytorch_model)
     folder/model.safetensors.index.json             a sharded folder: the index maps each tensor to its shard
     folder/unet/…, folder/text_encoder/…            a pipeline (diffusers): each component is a folder as above,
-                                                    its tensors are named `unet/conv_in.weight` and so on
+                                                    its tensors are named `unet/conv_in.weight` and so on; with a
+                                                    model_index.json the components are the model, whatever lies beside
 """
 
 from __future__ import annotations
 
 import json
-import os.path
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +31,7 @@ WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
 #: What libraries call the one weight file of a folder, in the order in which it is looked for.
 STANDARD_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
+PIPELINE = "model_index.json"  #: says that a folder is a pipeline of components
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_HINT = (
     "convert it once where you trust it: "
@@ -38,6 +40,8 @@ PICKLE_HINT = (
 )
 #: Files that are carried along beside the weights; everything else of a folder stays behind.
 SIDECAR_SUFFIXES = (".json", ".jsonl", ".txt", ".model", ".tiktoken", ".jinja", ".vocab", ".yaml", ".yml", ".py")
+CHAT_TEMPLATES = "additional_chat_templates"  #: transformers' folder of more templates
+MODULES = "modules.json"  #: sentence-transformers' list of a model's modules, some in folders of their own
 _NOT_SIDECARS = ("lineage.json", "verification.json")
 
 
@@ -74,6 +78,7 @@ class Checkpoint:
     sidecars: tuple[str, ...]  #: other files of the folder that belong to the model, with `/`
     indexes: tuple[str, ...]  #: shard indexes, with `/`
     origin: str | None = None  #: `org/name@commit/subfolder` where it came from the Hub
+    left_out: tuple[str, ...] = ()  #: weight files that lie beside those of the model and are not part of it
     licence: str | None = None  #: what the Hub says of its repository
     is_remote: bool = False  #: known by its headers and configuration only; its tensors are not on this machine
 
@@ -137,22 +142,19 @@ def refuse_pickle(path: Path) -> None:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    names, index = _weight_names(folder, folder)
-    prefixes = [""] if names else []
-    indexes = [index] if index else []
+    names, indexes = _component_names(folder) if (folder / PIPELINE).is_file() else ([], [])
     if not names:
-        for component in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-            inner, inner_index = _weight_names(component, folder)
-            if inner:
-                prefixes.append(f"{component.name}/")
-                names += [f"{component.name}/{name}" for name in inner]
-                indexes += [f"{component.name}/{inner_index}"] if inner_index else []
+        names, index = _weight_names(folder)
+        indexes = [index] if index else []
+    if not names:
+        names, indexes = _component_names(folder)
     if not names:
         _explain_no_weights(folder)
     places = ((name, _inside(folder, name)) for name in names)
     files = tuple(WeightFile(name, path, read_header(path)) for name, path in places)
-    sidecars = tuple(sorted(_sidecars(folder, deep="" not in prefixes)))
+    sidecars = tuple(sorted(_sidecars(folder, deep=all(file.prefix for file in files))))
     checkpoint = checkpoint_of(folder, True, files, sidecars, tuple(indexes))
+    checkpoint = replace(checkpoint, left_out=tuple(sorted(_weights_beside(folder, files) - set(names))))
     for index_name in indexes:
         _check_index(checkpoint, index_name)
     return checkpoint
@@ -176,7 +178,25 @@ def checkpoint_of(
     return Checkpoint(path, is_folder, files, tensors, metadata, sidecars, indexes)
 
 
-def _weight_names(folder: Path, root: Path) -> tuple[list[str], str | None]:
+def _component_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of a pipeline's weight files and of its indexes, component by component.
+
+    Raises CheckpointError for a component whose only weights are pickled: without it the pipeline would not load.
+    """
+    names: list[str] = []
+    indexes: list[str] = []
+    pickles: list[Path] = []
+    for component in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        inner, index = _weight_names(component)
+        names += [f"{component.name}/{name}" for name in inner]
+        indexes += [f"{component.name}/{index}"] if index else []
+        pickles += [] if inner else _pickles(component)
+    if names and pickles:
+        refuse_pickle(pickles[0])
+    return names, indexes
+
+
+def _weight_names(folder: Path) -> tuple[list[str], str | None]:
     """Return the names of a folder's weight files, in order, and of its index, if it has one."""
     indexes = sorted(p.name for p in folder.glob(f"*{INDEX}"))
     weights = sorted(p.name for p in folder.glob(f"*{WEIGHTS}"))
@@ -204,8 +224,6 @@ def _weight_names(folder: Path, root: Path) -> tuple[list[str], str | None]:
             hint=f"if each is a model, name them, {folder}/*{WEIGHTS}; if they are shards, add their "
             "model.safetensors.index.json",
         )
-    if not weights and folder == root:
-        return [], None
     return weights, None
 
 
@@ -268,24 +286,64 @@ def _trusted_roots(folder: Path) -> Iterator[Path]:
 
 
 def _sidecars(folder: Path, *, deep: bool) -> Iterator[str]:
-    for path in folder.rglob("*") if deep else folder.iterdir():
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or any(part.startswith(".") for part in PurePosixPath(name).parts):
+    inner = [folder / CHAT_TEMPLATES] if (folder / CHAT_TEMPLATES).is_dir() else []
+    inner += [folder / place for place in module_folders(folder) if not _weights_in(folder / place)]
+    beside = (path for place in (folder, *inner) for path in place.iterdir())
+    for path in folder.rglob("*") if deep else beside:
+        if not is_sidecar(path.name) or not path.is_file():
             continue
-        known = path.suffix in SIDECAR_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE"))
-        if known and not name.endswith(INDEX) and path.name not in _NOT_SIDECARS and not _is_pickle_index(path.name):
+        name = path.relative_to(folder).as_posix()
+        if any(part.startswith(".") for part in PurePosixPath(name).parts):
+            continue
+        if not name.endswith(INDEX) and path.name not in _NOT_SIDECARS and not _is_pickle_index(path.name):
             _inside(folder, name)
             yield name
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file of this name belongs to a model beside its weights."""
+    # Mistral's tokenizers end in their version, tokenizer.model.v3.
+    return name.endswith(SIDECAR_SUFFIXES) or name.startswith(("LICENSE", "NOTICE", "tokenizer.model."))
+
+
+def module_folders(folder: Path) -> list[str]:
+    """Return the folders of a model's folder that its modules.json names, where it has one."""
+    if not (folder / MODULES).is_file():
+        return []
+    return [name for name in named_folders(_read_json(folder / MODULES)) if (folder / name).is_dir()]
+
+
+def named_folders(modules: Any) -> list[str]:
+    """Return the folders that the content of a modules.json names."""
+    listed = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    return sorted(
+        {path for path in listed if isinstance(path, str) and path and "/" not in path and not leads_out(path)}
+    )
+
+
+def _weights_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.endswith((WEIGHTS, *PICKLE_SUFFIXES))]
+
+
+def _weights_beside(folder: Path, files: Sequence[WeightFile]) -> set[str]:
+    """Return the weight files of the folders that a model is read from, and of those of its other modules."""
+    prefixes = {"", *(file.prefix for file in files)}
+    found = {f"{p}{name}" for p in prefixes for name in _weights_in(folder / p) if name.endswith(WEIGHTS)}
+    modules = (name for name in module_folders(folder) if f"{name}/" not in prefixes)
+    return found.union(f"{place}/{name}" for place in modules for name in _weights_in(folder / place))
 
 
 def _is_pickle_index(name: str) -> bool:
     return name.endswith(".bin.index.json")
 
 
+def _pickles(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+
+
 def _explain_no_weights(folder: Path) -> None:
-    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        refuse_pickle(pickles[0])
+    for pickle in _pickles(folder):
+        refuse_pickle(pickle)
     raise CheckpointError(
         folder, "no .safetensors file in this folder", hint="name a .safetensors file or a model's folder"
     )

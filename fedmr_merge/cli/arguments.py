@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.cli import console
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
@@ -79,6 +80,18 @@ def fetching(inputs: Sequence[str]) -> Iterator[Progress | None]:
         return
     with console.bytes_progress("fetching", 0) as progress:
         yield progress
+
+
+def warn_left_out(opened: Sequence[Checkpoint]) -> None:
+    """Say which weight files lie beside the models and are not part of what was read."""
+    sources: dict[str, list[str]] = {}
+    for checkpoint in opened:
+        for name in checkpoint.left_out:
+            sources.setdefault(name, []).append(checkpoint.source)
+    for name, found in sources.items():
+        console.complain(
+            "warning", f"{name} of {console.listed(found, ', ', 3)} is not part of the model that is read: left out"
+        )
 
 
 def _may_be_hub(argument: str) -> bool:

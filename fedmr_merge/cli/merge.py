@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,11 +23,13 @@ from fedmr_merge.cli.arguments import (
     numbers,
     size_in_bytes,
     slot_numbers,
+    warn_left_out,
 )
 from fedmr_merge.cli.groups import show_groups
 from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
+    from fedmr_merge.checkpoint.source import Checkpoint
     from fedmr_merge.recombination.mean_options import MeanOptions, NotFinite
     from fedmr_merge.recombination.plan import RecombinationPlan
     from fedmr_merge.recombination.planning import Recombination
@@ -37,6 +41,9 @@ OutDtype = Annotated[
 ]
 MaxMemory = Annotated[str | None, typer.Option(help="Bound on the memory while the mean is taken, e.g. 1GB.")]
 MaxShard = Annotated[str | None, typer.Option("--max-shard-size", help="Shard the outputs anew, e.g. 5GB.")]
+IgnoreConfig = Annotated[
+    list[str] | None, typer.Option("--ignore-config", help="Key of the configuration that may differ; repeatable.")
+]
 RequireFinite = Annotated[
     bool, typer.Option("--require-finite", help="Refuse NaN and infinite numbers, met as the mean is taken.")
 ]
@@ -65,6 +72,7 @@ def recombine(
     plan: Annotated[
         Path | None, typer.Option(help="Execute the plan of this JSON file (or of a lineage.json); draw none.")
     ] = None,
+    ignore_config: IgnoreConfig = None,
     slots: Annotated[str | None, typer.Option(help="Write only these output slots, e.g. 0,2.")] = None,
     weights: Weights = None,
     accumulate: Accumulate = "float32",
@@ -117,7 +125,9 @@ def recombine(
     mean = _mean_options(weights, accumulate, out_dtype, max_memory)
     if no_global:
         _refuse_without_mean(mean, require_finite)
-    drawing = PlanOptions(rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan))
+    drawing = PlanOptions(
+        rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan), tuple(ignore_config or ())
+    )
     writing = OutputOptions(
         slots=slot_numbers("--slots", slots),
         mean=None if no_global else mean,
@@ -130,6 +140,7 @@ def recombine(
     )
     with fetching(inputs := models(checkpoints)) as progress:
         work = plan_recombination(inputs, drawing, writing, headers_only=dry_run, progress=progress)
+    warn_left_out(work.checkpoints)
     if dry_run:
         refuse_in_input(work, out)
         if save_plan is not None:
@@ -139,7 +150,7 @@ def recombine(
         return
     with console.bytes_progress("recombining", work.nbytes) as progress:
         outcome = execute(work, out, progress=progress)
-    _warn_not_finite(work, outcome.not_finite)
+    _warn_not_finite(work.checkpoints, outcome.not_finite)
     groups = work.grouping.groups
     console.say(
         f"recombined {console.plural(len(work.checkpoints), 'model')} by rule {work.grouping.rule}: "
@@ -277,9 +288,9 @@ def _save_plan(plan: RecombinationPlan, path: Path) -> None:
         )
 
 
-def _warn_not_finite(work: Recombination, found: tuple[NotFinite, ...]) -> None:
+def _warn_not_finite(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite]) -> None:
     for item in found[:3]:
-        source = work.checkpoints[item.slot].source
+        source = checkpoints[item.slot].source
         console.complain("warning", f"{source}: tensor {item.tensor!r} holds {item.count} NaN or infinite numbers")
     if len(found) > 3:
         console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
@@ -293,11 +304,13 @@ def average(
     out_dtype: OutDtype = None,
     max_memory: MaxMemory = None,
     max_shard_size: MaxShard = None,
+    ignore_config: IgnoreConfig = None,
     require_finite: RequireFinite = False,
 ) -> None:
     """Average K checkpoints into one.
 
-    OUT becomes a folder with model.safetensors, or with shards as the first input has them.
+    OUT becomes a folder with model.safetensors, or with shards as the first input has them; named ….safetensors, the
+    one file where the mean is one.
     """
     from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.checkpoint.writer import refuse_existing
@@ -305,8 +318,10 @@ def average(
     from fedmr_merge.recombination.matching import match_checkpoints
 
     refuse_existing(out)
+    match = partial(match_checkpoints, ignore_config=ignore_config or ())
     with fetching(inputs := models(checkpoints)) as progress:
-        opened = open_inputs(inputs, match_checkpoints, progress=progress)
+        opened = open_inputs(inputs, match, progress=progress)
+    warn_left_out(opened)
     options = _mean_options(weights, accumulate, out_dtype, max_memory)
     with console.bytes_progress("averaging", opened[0].nbytes if opened else 0) as progress:
         found = take_average(
@@ -315,11 +330,10 @@ def average(
             options=options,
             require_finite=require_finite,
             max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
+            ignore_config=ignore_config or (),
             progress=progress,
         )
-    for item in found[:3]:
-        source = opened[item.slot].source
-        console.complain("warning", f"{source}: tensor {item.tensor!r} holds {item.count} NaN or infinite numbers")
+    _warn_not_finite(opened, found)
     console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
     quoted = shlex.quote(str(out))
     console.say(f"next: fedmr-merge inspect {quoted}   or   fedmr-merge push {quoted} ORG/NAME --dry-run")
@@ -337,7 +351,7 @@ def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], ru
     show_groups(opened, group_checkpoints([opened], rule))
 
 
-def plan(checkpoints: Checkpoints, rule: Rule = "layer") -> None:
+def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreConfig = None) -> None:
     """Tell whether models can be recombined.
 
     From their headers and configurations alone: of models on the Hub no weights are fetched. Shows the models and their
@@ -349,8 +363,9 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer") -> None:
 
     named = models(checkpoints)
     opened = open_inputs(named, headers_only=True)
-    match_checkpoints(opened)
-    grouping = group_checkpoints(opened, rule)
+    match_checkpoints(opened, ignore_config=ignore_config or ())
+    warn_left_out(opened)
+    grouping = group_checkpoints(opened, rule, ignore_config or ())
     rows = [
         [str(slot), found.source, console.size(found.nbytes), str(len(found.files)), found.licence or ""]
         for slot, found in enumerate(opened)
@@ -360,4 +375,6 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer") -> None:
     remote = sum(found.nbytes for found in opened if found.is_remote)
     if remote:
         console.say(f"to fetch from the Hub: {console.size(remote)}, less what is in the cache")
-    console.say(f"next: fedmr-merge recombine {shlex.join(named)}" + ("" if rule == "layer" else f" --rule {rule}"))
+    options = [] if rule == "layer" else ["--rule", rule]
+    options += [part for key in ignore_config or () for part in ("--ignore-config", key)]
+    console.say(f"next: fedmr-merge recombine {shlex.join([*named, *options])}")

@@ -95,9 +95,14 @@ def lineage(
     """
     from fedmr_merge.recombination.lineage import trace
 
+    ends: dict[str, None] = {}
     for chain in trace(out, tensor, slot):
-        steps = " <- ".join(f"{place} (slot {o.source_slot}, bytes {o.start} to {o.end})" for o, place in chain)
+        steps = " <- ".join(f"{place} (slot {o.source_slot}, bytes {o.start} to {o.end})" for o, place, _ in chain)
         console.say(f"slot {chain[0].origin.slot}: {steps}")
+        if chain[-1].ends:
+            ends[f"{chain[-1].place}: followed no further: {chain[-1].ends}"] = None
+    for end in ends:
+        console.complain("warning", end)
 
 
 @store_app.command("gc")

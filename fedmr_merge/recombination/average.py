@@ -9,22 +9,23 @@ Integer and bool tensors have no mean: slot 0's copy is kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.header import new_header
 from fedmr_merge.checkpoint.header_json import DTYPE_BITS
-from fedmr_merge.checkpoint.inputs import open_inputs
+from fedmr_merge.checkpoint.inputs import open_inputs, refuse_inside
 from fedmr_merge.checkpoint.source import STANDARD_NAMES, WEIGHTS, Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
-from fedmr_merge.errors import CheckpointError, PlanError
+from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.recombination.layout import OutputFile, OutputModel, lay_out
 from fedmr_merge.recombination.matching import match_checkpoints
-from fedmr_merge.recombination.mean_options import KEPT, NO_MEAN, MeanOptions, NotFinite, out_dtype
+from fedmr_merge.recombination.mean_options import KEPT, NO_MEAN, TORCH_NAMES, MeanOptions, NotFinite, out_dtype
 
 if TYPE_CHECKING:
     from fedmr_merge.recombination.number_formats import Array
@@ -37,23 +38,29 @@ def average(
     options: MeanOptions | None = None,
     require_finite: bool = False,
     max_shard_bytes: int | None = None,
+    ignore_config: Collection[str] = (),
     progress: Progress | None = None,
 ) -> list[NotFinite]:
     """Write the mean of K checkpoints of one architecture to `out`: a file where it is named `….safetensors`, else a
     folder.
 
-    Returns the NaN and infinite numbers that were met. Raises CheckpointError, LayerMismatchError, PlanError (weights
-    that do not fit, dtypes that have no mean, a memory bound that cannot be kept) or OutputError.
+    `ignore_config` names keys of the configuration that may differ. Returns the NaN and infinite numbers that were met.
+    Raises CheckpointError, LayerMismatchError, PlanError (weights that do not fit, dtypes that have no mean, a memory
+    bound that cannot be kept) or OutputError.
     """
     out = Path(out)
     refuse_existing(out)
-    opened = open_inputs(checkpoints, match_checkpoints)
-    match_checkpoints(opened)
+    match = partial(match_checkpoints, ignore_config=ignore_config)
+    opened = open_inputs(checkpoints, match)
+    match(opened)
     options = options or MeanOptions()
     check_mean(opened, options)
+    refuse_inside(out, opened, "-o")
+    model = mean_layout(opened[0], options, max_shard_bytes)
+    if out.suffix == WEIGHTS:
+        model = _one_file(model, out)
     watch = SourceWatch(opened)
     with staged_output(out) as staging:
-        model = mean_layout(opened[0], options, max_shard_bytes)
         target = staging
         if not model.is_folder and out.suffix != WEIGHTS:
             staging.mkdir()
@@ -61,6 +68,17 @@ def average(
         found = write_mean(opened, model, target, options, watch, progress, require_finite=require_finite)
         watch.check()
     return found
+
+
+def _one_file(model: OutputModel, out: Path) -> OutputModel:
+    names = [file.name for file in model.files]
+    if len(names) > 1 or model.files[0].prefix:
+        raise OutputError(
+            out,
+            f"names one file, and the mean is a folder with {', '.join(names[:2])}{' …' if len(names) > 2 else ''}",
+            hint="name a folder with -o, or give a --max-shard-size that holds the whole mean",
+        )
+    return replace(model, is_folder=False)
 
 
 def check_mean(checkpoints: Sequence[Checkpoint], options: MeanOptions) -> None:
@@ -82,7 +100,8 @@ def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | 
     model = lay_out(donor, donor.tensors, max_shard_bytes=max_shard_bytes)
     if options.out_dtype is None:
         return model
-    return replace(model, files=tuple(_in_dtype(file, options) for file in model.files))
+    files = tuple(_in_dtype(file, options) for file in model.files)
+    return replace(model, files=files, torch_dtype=TORCH_NAMES[options.out_dtype])
 
 
 def _in_dtype(file: OutputFile, options: MeanOptions) -> OutputFile:

@@ -6,6 +6,8 @@ since names are all that a checkpoint tells:
 
     conv1 / bn1, layer1.0.conv2 / layer1.0.bn2      the normalisation has its convolution's name and number
     downsample.0 / downsample.1, features.3 / .4    it is the next module with weights in the same sequence
+    q_proj.lora_A / q_proj.lora_B                   an adapter's factors are one layer: the mean of the products is not
+                                                    the product of the means
     everything else                                 stays with its parent module
 """
 
@@ -21,6 +23,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _NORM_LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 _NORM_NAME = re.compile(r"(?P<before>.*?)(?P<word>batch_?norm|bn|norm|gn)(?P<after>\d*(?:_.*)?)\Z", re.IGNORECASE)
+#: As peft and kohya write them, with or without the adapter's name at the end.
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?:(?:embedding_)?[AB]|magnitude_vector|down|up|mid)(?:\..+)?", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _MAX_GAP = 16  #: modules without weights between a layer and its normalisation in a sequence
 #: Which layers a normalisation may be named after. `norm1` of a transformer belongs to no `linear1`; `bn1` can only be
@@ -51,7 +55,8 @@ def layers_from_names(shapes: Shapes) -> tuple[dict[str, str], int]:
     layers: dict[str, str] = {}
     others: set[str] = set()  # modules with tensors that no normalisation has
     for name in shapes:
-        module, _, leaf = name.rpartition(".")
+        adapter = _LORA.fullmatch(name) if ".lora_" in name else None
+        module, _, leaf = (adapter["module"], "", "lora") if adapter else name.rpartition(".")
         layers[name] = names.setdefault(module or name, module or name)
         if leaf not in _NORM_LEAVES:
             others.add(layers[name])

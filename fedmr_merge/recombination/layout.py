@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,8 @@ from fedmr_merge.errors import CheckpointError, RuleError
 Sources = Mapping[str, TensorEntry]
 LAYERS_KEY = "fedmr_merge.layers"  #: in a file's metadata, by the trainer: JSON, tensor name → layer name
 HASHES_KEY = "fedmr_merge.sha256"  #: in the metadata of a store's shard: JSON, tensor name → SHA-256 of its bytes
+#: Where a config.json, or a part of it, tells the dtype of its weights; replaced in the text, so that the rest stays.
+_TOLD_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:null|"(?:torch\.)?(?:auto|b?float\d\w*|complex\d+)")')
 DEFAULT_SHARD_BYTES = 5 * 10**9  #: what the libraries shard by
 
 
@@ -30,9 +33,13 @@ class OutputFile:
     sources: Sources  #: name in the checkpoint → source
 
     @property
+    def prefix(self) -> str:
+        return component_prefix(self.name)
+
+    @property
     def tensors(self) -> Iterator[str]:
         """The names in the checkpoint, in the order of their bytes."""
-        prefix = component_prefix(self.name)
+        prefix = self.prefix
         return (prefix + name for name in self.header.tensors)
 
     @property
@@ -55,6 +62,7 @@ class OutputModel:
     sidecars_from: Checkpoint
     indexes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  #: index to write → its weight map
     own_indexes: bool = False  #: whether the indexes come along with the sidecars
+    torch_dtype: str | None = None  #: what its config.json is to say of its dtype; as the sidecars do if None
 
     @property
     def nbytes(self) -> int:
@@ -77,17 +85,17 @@ class OutputModel:
         """Make the folders, and write everything that is not weights."""
         if not self.is_folder:
             return
-        copy_sidecars(self.sidecars_from, model, indexes=self.own_indexes)
+        copy_sidecars(self.sidecars_from, model, indexes=self.own_indexes, torch_dtype=self.torch_dtype)
         for file in self.files:
             (model / file.name).parent.mkdir(parents=True, exist_ok=True)
         for name, weight_map in self.indexes.items():
             write_index(model / name, weight_map, sum(f.nbytes - f.header.data_start for f in self.files))
 
 
-def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True) -> None:
+def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True, torch_dtype: str | None = None) -> None:
     """Copy a folder's files other than weights, and make the folders that its weights go to.
 
-    Does nothing for a file.
+    Where a config.json tells its weights' dtype it tells `torch_dtype`, if that is given. Does nothing for a file.
     """
     if not donor.is_folder:
         return
@@ -99,6 +107,8 @@ def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True) -> N
             content = (donor.path / name).read_bytes()
         except OSError as error:
             raise CheckpointError(donor.path / name, f"cannot be read: {error.strerror}") from error
+        if torch_dtype is not None and name.rpartition("/")[2] == "config.json":
+            content = _TOLD_DTYPE.sub(rb'\1"%s"' % torch_dtype.encode(), content)
         (target / name).write_bytes(content)
 
 

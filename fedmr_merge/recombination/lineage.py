@@ -15,7 +15,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import fedmr_merge
@@ -56,6 +56,7 @@ class TracedOrigin(NamedTuple):
 
     origin: TensorOrigin
     place: str  #: a path, from where the lineage was opened, or `org/name@commit/…` on the Hub
+    ends: str | None = None  #: why it is followed no further, though that place is of an earlier recombination
 
 
 class Origins(Sequence[TensorOrigin]):
@@ -284,7 +285,8 @@ def trace(out: str | Path, tensor: str, slot: int | None = None) -> list[list[Tr
     """Follow a tensor back through every recombination in a row whose lineage is still there.
 
     Returns one chain for every output slot (or for `slot` alone): first where the output's tensor came from, then
-    where that came from … Raises VerificationError when there is no such tensor.
+    where that came from … The last link of a chain says why it ends at an earlier recombination, e.g. at its mean.
+    Raises VerificationError when there is no such tensor.
     """
     lineage = read_lineage(out)
     where = lineage.folder / LINEAGE_FILE
@@ -307,12 +309,21 @@ def _follow(lineage: Lineage, origin: TensorOrigin) -> list[TracedOrigin]:
     chain = [_placed(lineage, origin)]
     seen = {lineage.folder.resolve()}
     while True:
-        source = Path(os.path.normpath(lineage.folder / lineage.sources[chain[-1].origin.source_slot].path))
-        if source.parent.resolve() in seen or not (source.parent / LINEAGE_FILE).is_file():
+        source = Path(os.path.normpath(lineage.folder / lineage.sources[chain[-1].origin.source_slot].path)).resolve()
+        # A model that is a folder may have been named by the weight file in it.
+        folder = next((p for p in source.parents[:2] if p not in seen and (p / LINEAGE_FILE).is_file()), None)
+        if folder is None:
             return chain
-        seen.add(source.parent.resolve())
-        lineage = read_lineage(source.parent)
-        slot = next((slot for slot, path in lineage.outputs.items() if path == source.name), None)
+        seen.add(folder)
+        try:
+            lineage = read_lineage(folder)
+        except VerificationError as error:
+            return [*chain[:-1], chain[-1]._replace(ends=str(error))]
+        name = source.relative_to(folder).parts[0]
+        if lineage.mean and PurePosixPath(str(lineage.mean["path"])).parts[0] == name:
+            why = f"it is the mean of the {len(lineage.sources)} models that {folder / LINEAGE_FILE} names"
+            return [*chain[:-1], chain[-1]._replace(ends=why)]
+        slot = next((slot for slot, path in lineage.outputs.items() if path == name), None)
         before = next((o for o in lineage.tensors if o.slot == slot and o.tensor == origin.tensor), None)
         if before is None:
             return chain

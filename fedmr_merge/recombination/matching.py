@@ -2,45 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.source import PIPELINE, Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import Difference, LayerMismatchError, PlanError
 
-#: What may differ between the configurations of models of one architecture: where they came from, and how they are run.
-_IGNORED_CONFIG_KEYS = {
-    "_commit_hash",
-    "_diffusers_version",
-    "_name_or_path",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "library_version",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
-_CONFIGS = ("config.json", "model_index.json")
+#: What may differ between the configurations of models of one architecture: where they came from, how they were
+#: initialised and trained, and how they are run.
+_IGNORED_KEYS = frozenset(
+    {
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "gradient_checkpointing",
+        "initializer_factor",
+        "initializer_range",
+        "library_version",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+_IGNORED_PATTERN = re.compile(r"_(?!class_name\Z).*|unsloth_.*|.*(?:dropout|pdrop|layerdrop|drop_path).*")
+#: What says which model an adapter is for and what it adds to it; the rest is how it was trained.
+_ADAPTER_KEYS = (
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "bias",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "target_parameters",
+    "use_dora",
+    "use_rslora",
+)
+_ADAPTER = "adapter_config.json"
+_CONFIGS = ("config.json", PIPELINE, _ADAPTER)
+_SHOWN_CHARACTERS = 200
 
 
 def match_checkpoints(
-    checkpoints: Sequence[Checkpoint], require_equal: Mapping[str, Sequence[str]] | None = None
+    checkpoints: Sequence[Checkpoint],
+    require_equal: Mapping[str, Sequence[str]] | None = None,
+    ignore_config: Collection[str] = (),
 ) -> None:
     """Check that the models have the same tensors, dtypes, shapes and configuration, whatever their order and sharding.
 
-    `require_equal` names further JSON sidecars and the keys in them that must agree.
-    Raises PlanError for fewer than two models and LayerMismatchError with every difference from slot 0.
+    `require_equal` names further JSON sidecars and the keys in them that must agree, `ignore_config` keys that need
+    not. Raises PlanError for fewer than two models and LayerMismatchError with every difference from slot 0.
     """
     if len(checkpoints) < 2:
         raise PlanError(
-            f"recombination needs two models or more, found {len(checkpoints)}",
+            f"merging needs two models or more, found {len(checkpoints)}",
             hint="name K checkpoints of one architecture",
         )
     first = checkpoints[0]
-    configs = [_configuration(checkpoint, require_equal or {}) for checkpoint in checkpoints]
+    configs = [_configuration(checkpoint, require_equal or {}, ignore_config) for checkpoint in checkpoints]
     differences: list[Difference] = []
     for slot, other in enumerate(checkpoints[1:], start=1):
         differences += tensor_differences(slot, first.tensors, other.tensors)
@@ -64,30 +95,70 @@ def tensor_differences(
     return found
 
 
-def _configuration(checkpoint: Checkpoint, require_equal: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return `file: key` -> value of everything in the configuration that must agree; empty where there is no
-    sidecar.
-    """
-    found: dict[str, Any] = {}
+def _configuration(
+    checkpoint: Checkpoint, require_equal: Mapping[str, Sequence[str]], ignored: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Return sidecar -> key -> value of everything in the configuration that must agree."""
+    found: dict[str, dict[str, Any]] = {}
     for sidecar in checkpoint.sidecars:
         name = sidecar.rpartition("/")[2]
-        if name not in _CONFIGS and name not in require_equal:
+        if (name not in _CONFIGS and name not in require_equal) or name in ignored:
             continue
         content = checkpoint.read_json(sidecar)
         if isinstance(content, dict):
-            keys = require_equal[name] if name in require_equal else content.keys() - _IGNORED_CONFIG_KEYS
-            found |= {f"{sidecar}: {key}": content.get(key) for key in keys}
+            wanted = {*require_equal.get(name, ()), *(_ADAPTER_KEYS if name == _ADAPTER else ())}
+            kept = {k: v for k, v in content.items() if k in wanted} if wanted else _architecture(content)
+            found[sidecar] = {key: value for key, value in kept.items() if not _is_named(key, ignored)}
     return found
 
 
-def _config_differences(slot: int, first: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
-    if not first or not other:  # a bare weight file beside a folder says nothing that could differ
-        return []
-    return [
-        Difference(slot, key, _shown(first, key), _shown(other, key))
-        for key in sorted(first.keys() | other.keys())
-        if _comparable(first.get(key)) != _comparable(other.get(key))
-    ]
+def _architecture(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what matters of a config.json; keys of a part of it, such as `text_config`, come with its name."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if key in _IGNORED_KEYS or _IGNORED_PATTERN.fullmatch(key):
+            continue
+        if key.endswith("config") and isinstance(value, dict):
+            found |= {f"{key}.{inner}": part for inner, part in _architecture(value).items()}
+        else:
+            found[key] = value
+    return found
+
+
+def _is_named(key: str, names: Collection[str]) -> bool:
+    """Whether a key, its last part or a part that it lies in is among the names."""
+    parts = key.split(".")
+    return parts[-1] in names or any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
+
+
+def _config_differences(
+    slot: int, first: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]
+) -> list[Difference]:
+    found = []
+    for sidecar in sorted(first.keys() | other.keys()):
+        here, there = first.get(sidecar), other.get(sidecar)
+        if sidecar.rpartition("/")[2] == _ADAPTER and (here is None or there is None):
+            # Without it nobody knows by what the adapter is scaled.
+            words = ("absent", "present") if here is None else ("present", "absent")
+            found.append(Difference(slot, sidecar, *words, is_config=True))
+            continue
+        if not first or not other:  # a bare weight file beside a folder says nothing that could differ
+            continue
+        here, there = here or {}, there or {}
+        found += [
+            Difference(slot, f"{sidecar}: {key}", _shown(here, key), _shown(there, key), is_config=True)
+            for key in sorted(here.keys() | there.keys())
+            if _differ(here, there, key)
+        ]
+    return found
+
+
+def _differ(here: Mapping[str, Any], there: Mapping[str, Any], key: str) -> bool:
+    if key in here and key in there:
+        return bool(_comparable(here[key]) != _comparable(there[key]))
+    # A version of a library that knows a key writes it though it is not used.
+    value = here[key] if key in here else there[key]
+    return not (value is None or value is False or value in ("", [], {}))
 
 
 def _comparable(value: Any) -> Any:
@@ -96,4 +167,7 @@ def _comparable(value: Any) -> Any:
 
 
 def _shown(config: Mapping[str, Any], key: str) -> str:
-    return repr(config[key]) if key in config else "absent"
+    if key not in config:
+        return "absent"
+    text = repr(config[key])
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"

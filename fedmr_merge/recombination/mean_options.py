@@ -9,8 +9,19 @@ from math import isfinite
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import PlanError
 
-#: dtypes that a mean can be taken of
-FLOATS = ("F16", "F32", "F64", "C64", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+#: What torch, and a config.json, calls the dtypes that a mean can be taken of.
+TORCH_NAMES = {
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+FLOATS = tuple(TORCH_NAMES)
 #: dtypes that are kept as they are: a mean of counters or masks means nothing.
 KEPT = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
 #: dtypes that are codes of a block with a scale of its own, or packed below a byte: no mean of the codes is the mean of
@@ -69,7 +80,7 @@ class MeanOptions:
         if elements < _MIN_PIECE_ELEMENTS:
             least = (_BASE_BYTES + _MIN_PIECE_ELEMENTS * _BYTES_PER_ELEMENT) >> 20
             raise PlanError(
-                f"a mean cannot be taken within {self.max_memory_bytes >> 20} MiB",
+                f"a mean cannot be taken within {self.max_memory_bytes / (1 << 20):.3g} MiB",
                 hint=f"allow at least {least + 1} MiB",
             )
         return threads, elements

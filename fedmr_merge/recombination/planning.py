@@ -5,9 +5,9 @@ Reads headers only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from fedmr_merge.checkpoint.inputs import open_inputs
@@ -51,6 +51,7 @@ class PlanOptions:
     probability: float = 1.0  #: with which a layer group is shuffled in a draw
     pin: tuple[str, ...] = ()  #: patterns of tensors whose groups stay in their slots
     plan: RecombinationPlan | None = None  #: execute this one instead of drawing one
+    ignore_config: tuple[str, ...] = ()  #: keys of the configuration that may differ
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,10 @@ def plan_recombination(
     Raises CheckpointError, HubError, LayerMismatchError, RuleError or PlanError.
     """
     options, output = options or PlanOptions(), output or OutputOptions()
-    opened = open_inputs(checkpoints, match_checkpoints, headers_only=headers_only, progress=progress)
-    match_checkpoints(opened)
-    grouping = group_checkpoints(opened, options.rule)
+    match = partial(match_checkpoints, ignore_config=options.ignore_config)
+    opened = open_inputs(checkpoints, match, headers_only=headers_only, progress=progress)
+    match(opened)
+    grouping = group_checkpoints(opened, options.rule, options.ignore_config)
     groups = pin_groups(grouping.groups, options.pin)
     plan = options.plan or _draw(groups, len(opened), options)
     plan.check(groups, len(opened))
@@ -176,7 +178,7 @@ def plan_recombination(
     return Recombination(opened, replace(grouping, groups=groups), plan, options, output)
 
 
-def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str) -> Grouping:
+def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str, ignore_config: Collection[str] = ()) -> Grouping:
     """Return the layer groups of matching checkpoints, tied tensors together.
 
     Raises RuleError or LayerMismatchError.
@@ -184,7 +186,7 @@ def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str) -> Grouping:
     first = checkpoints[0]
     grouping = apply_rule(rule, first.shapes, trainer_layers(first))
     if grouping.require_equal and len(checkpoints) > 1:
-        match_checkpoints(checkpoints, grouping.require_equal)
+        match_checkpoints(checkpoints, grouping.require_equal, ignore_config)
     return replace(grouping, groups=tie_groups(grouping.groups, find_ties(checkpoints)))
 
 

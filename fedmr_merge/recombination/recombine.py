@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fedmr_merge.checkpoint.copying import SourceWatch, assemble, assemble_hashed
+from fedmr_merge.checkpoint.inputs import refuse_inside
 from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import OutputError
@@ -120,14 +121,16 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
 
 
 def refuse_in_input(work: Recombination, out: Path) -> None:
-    """Raise OutputError when the output, or its store, would lie in an input: inputs are only read."""
-    places = {"-o": out}
-    if work.output.in_store:
-        places["--store"] = store_folder(work.output.store, out)
-    for option, place in places.items():
-        for source in work.checkpoints:
-            if source.is_folder and place.absolute().is_relative_to(source.path.absolute()):
-                raise OutputError(place, f"lies in an input, {source.source}", hint=f"choose another with {option}")
+    """Raise OutputError when the output, or its store, would lie in an input, which is only read, or the store in the
+    output.
+    """
+    refuse_inside(out, work.checkpoints, "-o")
+    if not work.output.in_store:
+        return
+    store = store_folder(work.output.store, out)
+    refuse_inside(store, work.checkpoints, "--store")
+    if store.resolve().is_relative_to(out.resolve()):
+        raise OutputError(store, f"lies in the output, {out}", hint="choose another place with --store")
 
 
 def check_space(out: Path, nbytes: int) -> None:

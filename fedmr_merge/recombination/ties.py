@@ -33,14 +33,13 @@ _CHUNK_BYTES = 1 << 20
 def find_ties(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
     """Return the sets of tensors that are tied in these models.
 
-    Tensors of known names are tied when a model's own config.json says `tie_word_embeddings: true`, or when their
+    Tensors of known names are tied when the config.json of one of them says `tie_word_embeddings: true`, or when their
     bytes are equal in every model. Of models whose bytes are not on this machine only the first is known.
     """
     first = checkpoints[0]
     found = []
     for prefix in sorted({file.prefix for file in first.files}):
-        config = first.read_json(f"{prefix}config.json")
-        declared = _declared(config)
+        declared = any(_declared(checkpoint.read_json(f"{prefix}config.json")) for checkpoint in checkpoints)
         for known in KNOWN_TIES:
             names = tuple(prefix + name for name in known if prefix + name in first.tensors)
             alike = len(names) > 1 and len({first.tensors[name].signature for name in names}) == 1

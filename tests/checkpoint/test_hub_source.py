@@ -153,6 +153,24 @@ def test_pipeline_of_components(hub: HubServer) -> None:
     assert set(fetched(fetch(snapshot))) == {name for name in parts if not name.endswith("README.md")}
 
 
+def test_components_are_the_model_whatever_lies_beside_their_index(hub: HubServer) -> None:
+    parts = {"model_index.json": b"{}", "v1-5-pruned.safetensors": weights(0), "v1-5.safetensors": weights(1)}
+    parts |= {**below("unet", MODEL), **below("vae", MODEL)}
+    hub.add_repo(REPO, parts)
+    hub.add_repo("alice/below", below("sd", parts))
+    assert weight_files(resolve(hub)) == ("unet/model.safetensors", "vae/model.safetensors")
+    assert weight_files(resolve(hub, "alice/below/sd")) == ("sd/unet/model.safetensors", "sd/vae/model.safetensors")
+
+
+def test_a_component_in_a_pickle_is_refused(hub: HubServer) -> None:
+    parts = {"model_index.json": b"{}", **below("unet", MODEL), "text_encoder/pytorch_model.bin": b"x"}
+    hub.add_repo(REPO, parts | {"unet/pytorch_model.bin": b"x"})
+    with pytest.raises(HubError, match=r"text_encoder/pytorch_model\.bin") as caught:
+        weight_files(resolve(hub))
+    assert "convert" in str(caught.value.hint)
+    assert weight_files(resolve(hub, f"{REPO}/unet")) == ("unet/model.safetensors",)
+
+
 def test_pickles_alone_are_refused_by_name(hub: HubServer) -> None:
     hub.add_repo(REPO, {"pytorch_model.bin": b"\x80\x02."})
     with pytest.raises(HubError, match=r"pytorch_model\.bin") as caught:

@@ -96,6 +96,21 @@ def test_repository_of_models_is_no_pipeline(run: HubServer, tmp_path: Path) -> 
     assert not list((tmp_path / "hf").rglob("*.safetensors"))
 
 
+def test_what_lies_beside_a_model_of_the_hub_comes_along_or_is_told(run: HubServer) -> None:
+    modules = b'[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]'
+    weights = dict.fromkeys(
+        ("model.safetensors", "value_head.safetensors", "2_Dense/model.safetensors"), file_bytes(model(0))
+    )
+    taken = ("tokenizer.model.v3", "additional_chat_templates/rag.jinja", "1_Pooling/config.json", "config.json")
+    others = dict.fromkeys((*taken, "2_Dense/config.json", "onnx/config.json"), b"{}")
+    run.add_repo("alice/sentences", weights | others | {"modules.json": modules})
+    for headers_only in (True, False):
+        found = open_inputs(["alice/sentences"], headers_only=headers_only)[0]
+        assert set(found.left_out) == {"value_head.safetensors", "2_Dense/model.safetensors"}
+        assert {name for name in found.sidecars if name.endswith("config.json")} == {taken[2], taken[3]}
+    assert set(found.sidecars) == {*taken, "modules.json"}
+
+
 def test_checkpoints_pass(tmp_path: Path) -> None:
     opened = open_checkpoint(write(tmp_path / "a.safetensors", model(0)))
     assert open_inputs([opened, tmp_path / "a.safetensors"])[0] is opened

@@ -61,11 +61,62 @@ def test_components_of_a_pipeline(tmp_path: Path) -> None:
     assert found.indexes == ("text_encoder/model.safetensors.index.json",)
 
 
+@pytest.mark.parametrize("beside", [["v1-5-pruned"], ["v1-5-pruned", "v1-5-pruned-emaonly"], ["model"]])
+def test_components_are_the_model_whatever_lies_beside_their_index(beside: list[str], tmp_path: Path) -> None:
+    for name in beside:
+        write(tmp_path / f"{name}.safetensors", model(2))
+    write(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", model(0))
+    write(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", model(1))
+    write_sidecars(tmp_path, {"model_index.json": "{}", "unet/config.json": "{}"})
+    found = open_checkpoint(tmp_path)
+    assert {file.prefix for file in found.files} == {"unet/", "vae/"}
+    assert "unet/config.json" in found.sidecars
+
+
+def test_a_pipeline_without_folders_is_its_root_file(tmp_path: Path) -> None:
+    write_folder(tmp_path, model(0), {"model_index.json": "{}", "scheduler/scheduler_config.json": "{}"})
+    assert content(open_checkpoint(tmp_path)) == expected()
+
+
+def test_a_component_in_a_pickle_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", model(0))
+    write_sidecars(tmp_path, {"model_index.json": "{}", "text_encoder/pytorch_model.bin": "x", "vae/config.json": "{}"})
+    with pytest.raises(CheckpointError, match=r"text_encoder/pytorch_model\.bin: pickled weights") as caught:
+        open_checkpoint(tmp_path)
+    assert "save_file" in str(caught.value.hint)
+    write(tmp_path / "text_encoder" / "model.safetensors", model(1))
+    assert len(open_checkpoint(tmp_path).files) == 2, "a pickle beside its safetensors is no loss"
+
+
 def test_sidecars_are_carried_and_others_stay(tmp_path: Path) -> None:
     taken = {"config.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "LICENSE", "modeling_x.py"}
     left = {".hidden.json", "README.md", "optimizer.bin", "pytorch_model.bin.index.json", "lineage.json", "a.png"}
+    taken |= {"tokenizer.model.v3", "additional_chat_templates/tool_use.jinja"}
+    left |= {"checkpoint-5/config.json", "1_Pooling/config.json", "runs/a.json"}
     write_folder(tmp_path, model(0), dict.fromkeys(taken | left, "{}"))
     assert set(open_checkpoint(tmp_path).sidecars) == taken
+
+
+MODULES = json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../x"}, {"path": 3}, 4])
+
+
+def test_modules_of_a_model_are_carried_and_their_weights_told(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    taken = {"modules.json": MODULES, "config.json": "{}", "1_Pooling/config.json": "{}"}
+    write_folder(folder, model(0), {**taken, "2_Dense/config.json": "{}", "../x/config.json": "{}"})
+    write(folder / "2_Dense" / "model.safetensors", model(1))
+    found = open_checkpoint(folder)
+    assert set(found.sidecars) == set(taken)
+    assert found.left_out == ("2_Dense/model.safetensors",)
+    assert content(found) == expected()
+
+
+def test_weights_beside_the_model_are_told(tmp_path: Path) -> None:
+    write_sharded(tmp_path, model(0), 2)
+    for name in ("value_head", "adapter_model"):
+        write(tmp_path / f"{name}.safetensors", model(1))
+    assert open_checkpoint(tmp_path).left_out == ("adapter_model.safetensors", "value_head.safetensors")
+    assert open_checkpoint(tmp_path / "value_head.safetensors").left_out == ()
 
 
 def test_the_index_of_a_standard_name_wins(tmp_path: Path) -> None:

@@ -203,7 +203,12 @@ def test_average(run: Run, sources: list[str], tmp_path: Path) -> None:
 def test_not_finite_numbers_are_told_or_refused(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "a.safetensors", {"w": floats([1.0])})
     write(tmp_path / "b.safetensors", {"w": floats([float("nan")])})
+    for i, value in (("c", 1.0), ("d", float("inf"))):
+        write(tmp_path / f"{i}.safetensors", {f"w{n}": floats([value]) for n in range(5)})
     for command in ("average", "recombine"):
+        _, _, errors = run(command, "c.safetensors", "d.safetensors", "-o", f"{command}-many")
+        assert errors.count("warning: d.safetensors: tensor") == 3
+        assert "warning: and 2 more tensors with NaN or infinite numbers" in errors
         code, _, errors = run(command, "a.safetensors", "b.safetensors", "-o", command)
         assert code == 0
         assert "warning: b.safetensors: tensor 'w' holds 1 NaN or infinite numbers" in errors
@@ -211,6 +216,31 @@ def test_not_finite_numbers_are_told_or_refused(run: Run, tmp_path: Path) -> Non
         assert code == 2
         assert errors.startswith("error: b.safetensors: tensor 'w' holds 1 NaN or infinite numbers\nhint: ")
         assert not (tmp_path / f"{command}2").exists()
+
+
+def test_weights_that_are_no_part_of_the_model_are_told(run: Run, tmp_path: Path) -> None:
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i))
+    write(tmp_path / "m1" / "value_head.safetensors", model(2))
+    for command in (["recombine", "-o", "out"], ["recombine", "--dry-run"], ["average", "-o", "mean"], ["plan"]):
+        code, _, errors = run(*command, "m0", "m1")
+        assert code == 0
+        assert errors == "warning: value_head.safetensors of m1 is not part of the model that is read: left out\n"
+    assert not list((tmp_path / "out").rglob("value_head*"))
+
+
+def test_a_key_of_the_configuration_may_differ_where_it_is_named(run: Run, tmp_path: Path) -> None:
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i), {"config.json": f'{{"heads": {i}, "a": {i}}}'})
+    for command in (["recombine", "-o", "out"], ["average", "-o", "mean"], ["plan"]):
+        code, _, errors = run(*command, "m0", "m1", "--ignore-config", "a")
+        assert code == 2
+        assert "config.json: heads: expected 0, found 1" in errors
+        assert "config.json: a:" not in errors
+        assert "--ignore-config" in errors
+        code, out, _ = run(*command, "m0", "m1", "--ignore-config", "a", "--ignore-config", "heads")
+        assert code == 0
+    assert "next: fedmr-merge recombine m0 m1 --ignore-config a --ignore-config heads" in out
 
 
 def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sources: list[str], tmp_path: Path) -> None:
@@ -249,8 +279,9 @@ def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sour
         (["recombine", "ckpts/*", "--slots", "nan"], "--slots"),
         (["recombine", "ckpts/*", "--max-shard-size", "big"], "--max-shard-size: 'big' is not a size"),
         (["recombine", "ckpts/*", "--max-shard-size", "1e400GB"], "--max-shard-size"),
-        (["recombine", "ckpts/*", "--max-memory", "1MB"], "cannot be taken within"),
+        (["recombine", "ckpts/*", "--max-memory", "1MB"], "cannot be taken within 0.954 MiB"),
         (["recombine", "ckpts/*", "--sidecars-from", "1"], "slot 1, ckpts/m1.safetensors, is a file and has no config"),
+        (["average", "ckpts/m0.safetensors"], "error: merging needs two models or more, found 1"),
         (["recombine", "ckpts/*", "--weights", "1,2"], "2 weights for 3 models"),
         (["recombine", "ckpts/*", "--out-dtype", "int8"], "cannot be written as 'INT8'"),
         (
@@ -372,6 +403,19 @@ def test_lineage_of_models_in_folders_names_the_folder(run: Run, tmp_path: Path)
     assert run("recombine", "model-a", "model-b", "-o", "out")[0] == 0
     _, out, _ = run("lineage", "out", "layer2.weight", "--slot", "0")
     assert out.startswith(("slot 0: model-a/model.safetensors (slot 0,", "slot 0: model-b/model.safetensors (slot 1,"))
+
+
+def test_lineage_that_ends_at_an_earlier_recombination_says_so(run: Run, tmp_path: Path) -> None:
+    for name in ("model-a", "model-b"):
+        write_folder(tmp_path / name, model(0, LINEAR))
+    assert run("recombine", "model-a", "model-b", "-o", "r1")[0] == 0
+    assert run("recombine", "r1/slot-00", "r1/slot-01", "-o", "r2")[0] == 0
+    (tmp_path / "r1" / "lineage.json").write_text("{")
+    code, out, errors = run("lineage", "r2", "layer2.weight")
+    assert code == 0
+    assert out.count("\n") == 2
+    assert errors.startswith("warning: r1/slot-0")
+    assert "followed no further" in errors
 
 
 def test_faults_of_a_rule_file_are_told_once(run: Run, sources: list[str], tmp_path: Path) -> None:

@@ -134,6 +134,51 @@ def test_a_folder_is_written_like_slot_0(tmp_path: Path) -> None:
     assert tree(tmp_path / "file").keys() == {"model.safetensors"}
 
 
+def test_a_mean_in_one_file_of_folders(tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / str(i), model(i), {"config.json": "{}"}) for i in range(2)]
+    out = tmp_path / "out.safetensors"
+    average(sources, out)
+    assert read(out).keys() == model(0).keys()
+    assert out.is_file()
+    sharded = [write_sharded(tmp_path / f"s{i}", model(i)) for i in range(2)]
+    average(sharded, tmp_path / "joined.safetensors", max_shard_bytes=10**6)
+    assert read(tmp_path / "joined.safetensors") == read(out)
+    pipelines = [write_folder(tmp_path / f"p{i}" / "unet", model(i)).parent for i in range(2)]
+    for paths, nbytes in ((sharded, None), (sources, 300), (pipelines, None)):
+        with pytest.raises(OutputError, match=r"no\.safetensors: names one file"):
+            average(paths, tmp_path / "no.safetensors", max_shard_bytes=nbytes)
+        assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_a_mean_is_not_written_into_an_input(tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / str(i), model(i)) for i in range(2)]
+    (tmp_path / "link").symlink_to(sources[0])
+    before = tree(tmp_path)
+    for out in (sources[0] / "mean.safetensors", sources[1] / "mean", tmp_path / "link" / "mean"):
+        with pytest.raises(OutputError, match="lies in an input"):
+            average(sources, out)
+    assert tree(tmp_path) == before
+    average([path / "model.safetensors" for path in sources], sources[0] / "mean.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ('{"b": 1,  "torch_dtype": "float32", "a": {"dtype": "float32"}}',
+         '{"b": 1,  "torch_dtype": "bfloat16", "a": {"dtype": "bfloat16"}}'),
+        ('{"dtype":null, "u": "\\u00e9"}\n', '{"dtype":"bfloat16", "u": "\\u00e9"}\n'),
+        ('{"my_dtype": "float32", "dtype": "int8"}', '{"my_dtype": "float32", "dtype": "int8"}'),
+        ("{}", "{}"),
+    ],
+)  # fmt: skip
+def test_the_config_tells_the_dtype_that_was_asked_for(told: str, expected: str, tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / str(i), model(i), {"config.json": told}) for i in range(2)]
+    average(sources, tmp_path / "out", options=MeanOptions(out_dtype="BF16"))
+    assert (tmp_path / "out" / "config.json").read_text() == expected
+    average(sources, tmp_path / "same")
+    assert (tmp_path / "same" / "config.json").read_text() == told
+
+
 def with_nan(seed: int, values: list[float]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return {**model(seed), "head.bias": floats([*values, *[0.0] * (10 - len(values))])}
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from small_checkpoints import (
     Raw,
     file_bytes,
     finite_bytes,
+    floats,
     model,
     read,
     tree,
@@ -362,6 +364,63 @@ def test_every_difference_is_told_at_once(tmp_path: Path) -> None:
     assert str(sources[1]) in message
     assert "\n" not in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "found"),
+    [
+        ({"heads": 4}, {"heads": 4, "attention_dropout": 0.1, "resid_pdrop": 0, "unsloth_version": "1"}, []),
+        ({"_attn_implementation_autoset": True}, {"initializer_range": 0.02, "_name_or_path": "x"}, []),
+        ({"rope_scaling": None, "bias": False}, {"tags": [], "suffix": "", "parts": {}}, []),
+        ({"bias": False}, {"bias": True}, ["config.json: bias"]),
+        ({"zero": 0}, {"one": 1}, ["config.json: one", "config.json: zero"]),
+        ({"_class_name": "A"}, {"_class_name": "B"}, ["config.json: _class_name"]),
+        ({"text_config": {"a": 1, "dropout": 1}}, {"text_config": {"a": 1, "dtype": "x", "b": None}}, []),
+        ({"text_config": {"a": 1}}, {"text_config": {"a": 2}}, ["config.json: text_config.a"]),
+    ],
+)
+def test_only_what_matters_of_a_configuration_must_agree(
+    first: dict[str, Any], other: dict[str, Any], found: list[str], tmp_path: Path
+) -> None:
+    sources = [
+        write_folder(tmp_path / str(i), model(i, LINEAR), {"config.json": json.dumps({"kept": 1, **config})})
+        for i, config in enumerate((first, other))
+    ]
+    if found:
+        with pytest.raises(LayerMismatchError) as caught:
+            recombine(sources, tmp_path / "out")
+        assert [difference.subject for difference in caught.value.differences] == found
+        assert "--ignore-config KEY" in str(caught.value.hint)
+    ignored = tuple(subject.removeprefix("config.json: ") for subject in found)
+    recombine(sources, tmp_path / "out", PlanOptions(ignore_config=ignored))
+
+
+def test_a_whole_part_of_a_configuration_can_be_ignored(tmp_path: Path) -> None:
+    sources = [
+        write_folder(
+            tmp_path / str(i), model(i, LINEAR), {"config.json": f'{{"vision_config": {{"a": {i}, "b": {i}}}}}'}
+        )
+        for i in range(2)
+    ]
+    recombine(sources, tmp_path / "out", PlanOptions(ignore_config=("vision_config",)))
+
+
+def test_of_many_differences_every_kind_is_shown_and_configurations_whole(tmp_path: Path) -> None:
+    tensors = {f"w{i}": floats([0.0]) for i in range(30)}
+    other: dict[str, Any] = {f"w{i}": floats([0.0]) for i in range(10)} | {f"new{i}": floats([0.0]) for i in range(6)}
+    other |= {f"w{i}": floats([0.0, 1.0]) for i in range(10, 15)}
+    other |= {f"w{i}": ("BF16", (1,), b"xx") for i in range(15, 18)}
+    sources = [
+        write_folder(tmp_path / "a", tensors, {"config.json": json.dumps({f"key{i}": 1 for i in range(10)})}),
+        write_folder(tmp_path / "b", other, {"config.json": json.dumps({f"key{i}": 2 for i in range(10)})}),
+    ]
+    with pytest.raises(LayerMismatchError) as caught:
+        recombine(sources, tmp_path / "out")
+    message = str(caught.value)
+    assert "36 differences from slot 0" in message
+    for words in ("and 8 more that are missing", "and 2 more that slot 0 has not", "and 1 more in shape", "w17"):
+        assert words in message
+    assert all(f"config.json: key{i}: expected 1, found 2" in message for i in range(10))
 
 
 def test_ten_and_more_slots_sort_by_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from small_checkpoints import MIXED, floats, model, write, write_folder
 
 from fedmr_merge.checkpoint.source import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, RuleError
+from fedmr_merge.recombination.average import average
 from fedmr_merge.recombination.plan import LayerGroup
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, group_checkpoints, plan_recombination
 from fedmr_merge.recombination.recombine import recombine
@@ -415,6 +416,13 @@ def test_ties_are_found_by_the_config_and_by_equal_bytes(
     assert group_of["model.norm.weight"] == "model.norm.weight"
 
 
+def test_ties_are_found_by_the_config_of_any_model(tmp_path: Path) -> None:
+    sources = [llama(tmp_path / str(i), i, equal=False, config='{"tie_word_embeddings": true}') for i in range(2)]
+    first = tmp_path / "0" / "model.safetensors"
+    group_of = plan_recombination([first, sources[1]], PlanOptions("tensor")).grouping.group_of
+    assert group_of["lm_head.weight"] == group_of["model.embed_tokens.weight"]
+
+
 def test_pins() -> None:
     groups = group_tensors("module", shapes("a.weight", "a.bias", "b.c.weight"))
     assert [g.pinned for g in pin_groups(groups, ["b.**"])] == [False, True]
@@ -432,7 +440,7 @@ def test_adapters_must_agree_on_what_scales_them(rank: int, fits: bool, tmp_path
     sources = []
     for i, r in enumerate((8, rank)):
         write(tmp_path / str(i) / "adapter_model.safetensors", tensors)
-        config = {"r": r, "lora_alpha": 16, "use_rslora": False, "base_model_name_or_path": str(i)}
+        config = {"r": r, "lora_alpha": 16, "use_rslora": False, "revision": str(i)}
         (tmp_path / str(i) / "adapter_config.json").write_text(json.dumps(config))
         sources.append(tmp_path / str(i))
     if fits:
@@ -440,6 +448,55 @@ def test_adapters_must_agree_on_what_scales_them(rank: int, fits: bool, tmp_path
         return
     with pytest.raises(LayerMismatchError, match=r"adapter_config.json: r: expected 8, found 16"):
         plan_recombination(sources, PlanOptions("auto"))
+
+
+@pytest.mark.parametrize("adapter", ["", ".default"])
+@pytest.mark.parametrize("rule", ["layer", "auto"])
+def test_the_factors_of_an_adapter_are_one_layer(rule: str, adapter: str) -> None:
+    q, embed = "base_model.model.layers.0.q_proj", "base_model.model.embed_tokens"
+    names = [f"{q}.lora_{part}{adapter}.weight" for part in "AB"] + [f"{q}.lora_magnitude_vector{adapter}"]
+    names += [f"{embed}.lora_embedding_{part}{adapter}" for part in "AB"]
+    groups = group_tensors(rule, dict.fromkeys([*names, "base_model.model.score.weight"], (2, 2)))
+    assert [(group.name, len(group.tensors)) for group in groups] == [
+        (q, 3), (embed, 2), ("base_model.model.score", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"lora_alpha": 8}, "adapter_config.json: lora_alpha: expected 16, found 8"),
+        ({"base_model_name_or_path": "b"}, "base_model_name_or_path"),
+        ({"use_dora": True}, "use_dora: expected absent, found True"),
+        ({"target_modules": ["v", "q"], "lora_dropout": 0.1, "use_rslora": False, "inference_mode": True}, None),
+        (None, "adapter_config.json: expected present, found absent"),
+    ],
+)
+@pytest.mark.parametrize("rule", ["layer", "tensor", "mean"])
+def test_adapters_must_agree_whatever_the_rule(
+    rule: str, changed: dict[str, object] | None, words: str | None, tmp_path: Path
+) -> None:
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 16, "target_modules": ["q", "v"]}
+    config |= {"base_model_name_or_path": "a"}
+    sources = [tmp_path / "0", tmp_path / "1"]
+    for path, content in zip(sources, (config, None if changed is None else config | changed), strict=True):
+        tensors = {"m.q.lora_A.weight": floats([[1.0]]), "m.q.lora_B.weight": floats([[2.0]])}
+        write(path / "adapter_model.safetensors", tensors)
+        if content is not None:
+            (path / "adapter_config.json").write_text(json.dumps(content))
+
+    def merge(ignore_config: tuple[str, ...] = ()) -> None:
+        if rule == "mean":
+            average(sources, tmp_path / "out", ignore_config=ignore_config)
+        else:
+            plan_recombination(sources, PlanOptions(rule, ignore_config=ignore_config))
+
+    if words is None:
+        merge()
+        return
+    with pytest.raises(LayerMismatchError, match=words):
+        merge()
+    merge(("adapter_config.json",) if changed is None else tuple(changed))
 
 
 def test_rule_sets_parse_alone() -> None:

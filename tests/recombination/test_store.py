@@ -338,3 +338,13 @@ def test_a_trainer_s_layers_of_some_tensors_are_kept(tmp_path: Path) -> None:
     assert content(slots(tmp_path / "one")) == content(inputs)
     told = open_checkpoint(slots(tmp_path / "one")[0]).metadata["fedmr_merge.layers"]
     assert json.loads(told) == {"layer0.weight": "first"}
+
+
+@pytest.mark.parametrize("store", ["a/store", "a", "link/store", "out/store", "out"])
+def test_a_store_in_an_input_or_in_the_output_is_refused(store: str, tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / name, model(i)) for i, name in enumerate("ab")]
+    (tmp_path / "link").symlink_to("b")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match=r"lies in (an input|the output)"):
+        recombine(sources, tmp_path / "out", output=OutputOptions(in_store=True, store=tmp_path / store))
+    assert tree(tmp_path) == before

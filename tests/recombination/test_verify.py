@@ -398,6 +398,39 @@ def test_a_tensor_is_followed_through_recombinations_in_a_row(tmp_path: Path) ->
     assert caught.value.hint == "its slots are 0, 1, 2, 3"
 
 
+@pytest.mark.parametrize("named", ["folder", "file", "link"])
+def test_a_tensor_is_followed_however_an_input_was_named(named: str, tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / f"m{i}", model(i, LINEAR)) for i in range(2)]
+    recombine(sources, tmp_path / "r1", output=OutputOptions(mean=None))
+    paths = sorted((tmp_path / "r1").glob("slot-*"))
+    if named == "file":
+        paths = [path / "model.safetensors" for path in paths]
+    if named == "link":
+        for path in paths:
+            (tmp_path / "links" / path.name).parent.mkdir(exist_ok=True)
+            (tmp_path / "links" / path.name).symlink_to(path)
+        paths = sorted((tmp_path / "links").iterdir())
+    recombine(paths, tmp_path / "r2", output=OutputOptions(mean=None))
+    for chain in trace(tmp_path / "r2", "layer2.weight"):
+        assert len(chain) == 2
+        assert chain[-1].place == f"{sources[chain[-1].origin.source_slot]}/model.safetensors"
+        assert chain[-1].ends is None
+
+
+def test_a_trace_says_why_it_ends_at_an_earlier_recombination(tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / f"m{i}", model(i, LINEAR)) for i in range(2)]
+    recombine(sources, tmp_path / "r1")
+    recombine([tmp_path / "r1" / "global", tmp_path / "r1" / "slot-00"], tmp_path / "r2", PlanOptions(probability=0))
+    mean, other = trace(tmp_path / "r2", "layer2.weight")
+    assert len(mean) == 1
+    assert f"the mean of the 2 models that {tmp_path / 'r1' / 'lineage.json'} names" in str(mean[0].ends)
+    assert (len(other), other[-1].ends) == (2, None)
+    (tmp_path / "r1" / "lineage.json").write_text("{")
+    for chain in trace(tmp_path / "r2", "layer2.weight"):
+        assert len(chain) == 1
+        assert "r1/lineage.json: damaged" in str(chain[0].ends)
+
+
 def test_folders_outlive_their_move(tmp_path: Path) -> None:
     """Paths in the lineage are relative: a folder that moves with its inputs still verifies."""
     sources = [write_sharded(tmp_path / "work" / f"m{i}", model(i), 2) for i in range(2)]
