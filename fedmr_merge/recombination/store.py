@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header import build_header, read_header
-from fedmr_merge.checkpoint.source import Checkpoint, WeightFile
+from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, sync, write_json
 from fedmr_merge.errors import CheckpointError, OutputError
@@ -93,7 +93,7 @@ def forecast(work: Recombination) -> StoreForecast:
         for source, prefix, members in _shards(work, slot):
             found.linked += 1
             held = _held_shard(work.checkpoints[source], prefix, members)
-            if held is None or not _is_read_only(held[0].path):
+            if held is None or not _is_read_only(held.path):
                 found.copied_in += 1
                 found.nbytes += sum(work.checkpoints[source].tensors[prefix + member].nbytes for member in members)
     return found
@@ -197,32 +197,6 @@ def collect_garbage(store: Path) -> tuple[int, int]:
     return shards, nbytes
 
 
-def shard_address(file: WeightFile) -> str | None:
-    """Return the address that a shard of a store goes by, None where the file is no such shard."""
-    address = file.path.stem.rpartition("-")[2]
-    return address if HASHES_KEY in file.header.metadata and len(address) == 64 else None
-
-
-def shard_hashes(file: WeightFile) -> dict[str, str]:
-    """Return the SHA-256 of every tensor of a shard, as its header says.
-
-    Raises CheckpointError when the name does not vouch for the header, or the header does not hold them.
-    """
-    if shard_address(file) != hashlib.sha256(file.header.raw).hexdigest():
-        raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
-    try:
-        hashes: Any = json.loads(file.header.metadata[HASHES_KEY])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: not valid JSON: {error}") from error
-    if (
-        not isinstance(hashes, dict)
-        or hashes.keys() != set(file.header.tensors)
-        or not all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in hashes.values())
-    ):
-        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: must map the name of every tensor to its SHA-256")
-    return hashes
-
-
 def _shards(work: Recombination, slot: int) -> Iterator[tuple[int, str, list[str]]]:
     """Yield (source slot, component prefix, names within the component) of every shard of an output model."""
     donor = work.checkpoints[slot]
@@ -232,13 +206,32 @@ def _shards(work: Recombination, slot: int) -> Iterator[tuple[int, str, list[str
             yield source, prefix, members
 
 
-def _held_shard(source: Checkpoint, prefix: str, members: Sequence[str]) -> tuple[WeightFile, str] | None:
-    """Return the file of a source that is the shard of just these tensors, with its address; None where none is."""
+def _held_shard(source: Checkpoint, prefix: str, members: Sequence[str]) -> _Shard | None:
+    """Return the file of a source that is the shard of just these tensors, with what its header says of them; None
+    where there is none.
+
+    Raises CheckpointError when its name does not vouch for its header, or the header does not hold their SHA-256.
+    """
     file = source.files_by_path[source.tensors[prefix + members[0]].file]
-    address = shard_address(file)
-    if address is None or file.header.tensors.keys() != set(members):
+    address = file.path.stem.rpartition("-")[2]
+    if len(address) != 64 or file.header.tensors.keys() != set(members):
         return None
-    return file, address
+    text = file.header.metadata.get(HASHES_KEY)
+    if text is None:
+        return None
+    if address != hashlib.sha256(file.header.raw).hexdigest():
+        raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
+    try:
+        hashes: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: not valid JSON: {error}") from error
+    if (
+        not isinstance(hashes, dict)
+        or hashes.keys() != set(members)
+        or not all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in hashes.values())
+    ):
+        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: must map the name of every tensor to its SHA-256")
+    return _Shard(file.path, address, hashes)
 
 
 def _is_sound(path: Path, header: bytes, hashes: Mapping[str, str]) -> bool:
@@ -281,17 +274,13 @@ class _StoreWriter:
         """
         source = self.sources[slot]
         held = _held_shard(source, prefix, members)
-        told = None
-        if held is not None:
-            file, address = held
-            told = shard_hashes(file)
-            if _is_read_only(file.path):
-                return _Shard(file.path, address, told)
+        if held is not None and _is_read_only(held.path):
+            return held
         entries = {member: source.tensors[prefix + member] for member in members}
         hashes = hash_tensors(entries, self.watch)
-        if told is not None and hashes != told:
+        if held is not None and hashes != held.hashes:
             raise CheckpointError(
-                file.path,
+                held.path,
                 "its tensors are not what its header says: the shard was changed",
                 hint="take it from a copy, or recombine with --layout same",
             )
