@@ -318,18 +318,19 @@ def average(
     from fedmr_merge.recombination.matching import match_checkpoints
 
     refuse_existing(out)
+    options = _mean_options(weights, accumulate, out_dtype, max_memory)
+    max_shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
     match = partial(match_checkpoints, ignore_config=ignore_config or ())
     with fetching(inputs := models(checkpoints)) as progress:
         opened = open_inputs(inputs, match, progress=progress)
     warn_left_out(opened)
-    options = _mean_options(weights, accumulate, out_dtype, max_memory)
     with console.bytes_progress("averaging", opened[0].nbytes if opened else 0) as progress:
         found = take_average(
             opened,
             out,
             options=options,
             require_finite=require_finite,
-            max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
+            max_shard_bytes=max_shard_bytes,
             ignore_config=ignore_config or (),
             progress=progress,
         )

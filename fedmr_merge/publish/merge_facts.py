@@ -88,7 +88,7 @@ def published_lineage(text: str) -> str:
         content |= {**_public_rule(content), "sources": sources}
         head = [f"{json.dumps(key)}: {dumps(value)},\n" for key, value in content.items() if key != "tensors"]
         tensors = ",\n".join(dumps(tensor) for tensor in content["tensors"])
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return text
     return "{\n" + "".join(head) + '"tensors": [\n' + tensors + "\n]\n}\n"
 

@@ -53,6 +53,14 @@ class PlanOptions:
     plan: RecombinationPlan | None = None  #: execute this one instead of drawing one
     ignore_config: tuple[str, ...] = ()  #: keys of the configuration that may differ
 
+    def __post_init__(self) -> None:
+        """Raise PlanError where a plan is given and one is to be drawn."""
+        if self.plan is not None and (self.seed, self.round, self.rounds, self.probability) != (0, 1, 1, 1.0):
+            raise PlanError(
+                "a given plan is executed as it is: seed, round, rounds and probability are of no use with it",
+                hint="leave out one of them",
+            )
+
 
 @dataclass(frozen=True)
 class OutputOptions:

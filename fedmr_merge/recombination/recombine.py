@@ -202,6 +202,7 @@ def _facts(work: Recombination, out: Path, mean: Mapping[str, Any] | None) -> di
         "drawn": None
         if drawn.plan
         else {"seed": drawn.seed, "round": drawn.round, "rounds": drawn.rounds, "probability": drawn.probability},
+        "ignore_config": list(drawn.ignore_config),
         "sidecars_from": work.output.sidecars_from,
         # As `plan.to_json()`, without a list made for each of many groups.
         "plan": {"format_version": PLAN_VERSION, "slots": work.plan.slots, "permutations": work.plan.permutations},

@@ -55,7 +55,8 @@ def near(values: np.ndarray) -> np.ndarray:
         1e-30,
         0.0,
     ]
-    points = np.concatenate([ascending, middles, beyond, np.negative(beyond)]).astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond what float32 holds lies infinity
+        points = np.concatenate([ascending, middles, beyond, np.negative(beyond)]).astype(np.float32)
     around = [points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(-np.inf))]
     return np.concatenate([*around, np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0], np.float32)])
 

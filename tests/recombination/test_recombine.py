@@ -33,7 +33,7 @@ from small_checkpoints import (
 
 from fedmr_merge.checkpoint.source import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, OutputError, PlanError
-from fedmr_merge.recombination.plan import draw_plan
+from fedmr_merge.recombination.plan import RecombinationPlan, draw_plan
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
 from fedmr_merge.recombination.recombine import recombine, recombine_stacked
 from fedmr_merge.recombination.rules import group_tensors
@@ -403,6 +403,13 @@ def test_a_whole_part_of_a_configuration_can_be_ignored(tmp_path: Path) -> None:
         for i in range(2)
     ]
     recombine(sources, tmp_path / "out", PlanOptions(ignore_config=("vision_config",)))
+    assert json.loads((tmp_path / "out" / "lineage.json").read_text())["ignore_config"] == ["vision_config"]
+
+
+@pytest.mark.parametrize("drawn", [{"seed": 1}, {"round": 2}, {"rounds": 2}, {"probability": 0.5}])
+def test_a_plan_is_given_or_drawn(drawn: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="of no use"):
+        PlanOptions(plan=RecombinationPlan(2, {"a": (1, 0)}), **drawn)
 
 
 def test_of_many_differences_every_kind_is_shown_and_configurations_whole(tmp_path: Path) -> None:
