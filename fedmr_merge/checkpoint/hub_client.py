@@ -139,7 +139,9 @@ class Hub:
 
     def _wait(self, attempt: int, failure: Passing) -> bool:
         patience = self.patience
-        if attempt >= patience.retries or failure.wait_seconds > patience.longest_wait_seconds:
+        known = failure.connected or urlsplit(self.endpoint).netloc in Client.reached
+        retries = patience.retries if known else min(patience.retries, patience.first_contact_retries)
+        if attempt >= retries or failure.wait_seconds > patience.longest_wait_seconds:
             return False
         backoff = min(patience.first_wait_seconds * 2**attempt, patience.longest_wait_seconds)
         time.sleep(max(backoff, failure.wait_seconds))

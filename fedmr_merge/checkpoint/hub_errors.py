@@ -30,10 +30,11 @@ class UnreachedError(HubError):
 class Passing(Exception):  # noqa: N818 - never leaves `Hub.ask`
     """A call that failed and may succeed when it is made again."""
 
-    def __init__(self, reason: str, *, wait_seconds: float = 0.0) -> None:
+    def __init__(self, reason: str, *, wait_seconds: float = 0.0, connected: bool = True) -> None:
         super().__init__(reason)
         self.reason = reason
         self.wait_seconds = wait_seconds  #: what the server asked for
+        self.connected = connected  #: whether there was a server at all
 
 
 def passing(error: httpx2.TransportError) -> Passing:
@@ -41,7 +42,7 @@ def passing(error: httpx2.TransportError) -> Passing:
     if isinstance(error, httpx2.TimeoutException):
         return Passing("no answer in time")
     if isinstance(error, httpx2.ConnectError):
-        return Passing(f"cannot be reached ({error})")
+        return Passing(f"cannot be reached ({error})", connected=False)
     if isinstance(error, httpx2.ProxyError):
         return Passing("the proxy refused the connection")
     return Passing("the connection was cut")

@@ -16,7 +16,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -38,6 +38,7 @@ class Patience:
 
     timeout_seconds: float = 60.0  #: to connect, and between two pieces of data
     retries: int = 5
+    first_contact_retries: int = 2  #: while no server has answered at all: a short break passes, an absent one stays
     first_wait_seconds: float = 1.0  #: before the first retry; doubles with each
     longest_wait_seconds: float = 60.0  #: a server that asks for more than this is not waited for
 
@@ -74,6 +75,8 @@ class Traffic:
 class Client(httpx2.Client):
     """What huggingface_hub sends its requests through while a Hub is open."""
 
+    reached: ClassVar[set[str]] = set()  #: addresses of the endpoints that have answered this process
+
     def __init__(self, endpoint: str, patience: Patience, traffic: Traffic) -> None:
         # huggingface_hub's own hook keeps offline mode, and lets the Hub count downloads.
         hooks = {"request": [hf_request_event_hook, self._guard]}
@@ -93,6 +96,7 @@ class Client(httpx2.Client):
             request.stream = _Sent(request.stream, self._traffic)
         try:
             response = super().send(request, stream=stream, **options)
+            self.reached.add(self._home.netloc)
             self._check(request, response)
         except httpx2.TransportError as error:
             raise passing(error) from None

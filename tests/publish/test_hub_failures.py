@@ -18,7 +18,7 @@ from hub_server import PHASES, HubServer
 from huggingface_hub import constants
 
 from fedmr_merge.checkpoint.hub_errors import Passing, root_cause
-from fedmr_merge.checkpoint.hub_http import Patience
+from fedmr_merge.checkpoint.hub_http import Client, Patience
 from fedmr_merge.checkpoint.hub_source import fetch, resolve_hub
 from fedmr_merge.errors import HubError, PushError
 from fedmr_merge.publish.hub import PushResult, push_folder
@@ -204,6 +204,20 @@ def test_offline_mode(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPat
 def test_nobody_listens(hub: HubServer, model: Path) -> None:
     with pytest.raises(PushError, match="cannot be reached"):
         push_folder(model, REPO, endpoint="http://127.0.0.1:9", token=TOKEN, patience=QUICK)
+
+
+def test_only_a_server_that_was_there_before_is_waited_for(
+    hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "reached", set())
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for expected in ([1, 2], [1, 2, 4, 8, 16]):
+        waits.clear()
+        with pytest.raises(PushError, match="cannot be reached"):
+            push_folder(model, REPO, endpoint="http://127.0.0.1:9", token=TOKEN)
+        assert waits == expected
+        monkeypatch.setattr(Client, "reached", {"127.0.0.1:9"})
 
 
 @pytest.mark.parametrize("pattern", ["whoami", "/preupload/", "/storage/", "/commit/"])
