@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedmr_merge.errors import CheckpointError
 #: Fits a core's own cache, so that a byte that was just read is hashed and written from there.
 BUFFER_BYTES = 1 << 18
 _PIECE_BYTES = 64 << 20  # between two reports of progress
-_MAX_OPEN = 64  # a store can have more shards than a process may have open files
+_MAX_OPEN = 64  # of one thread: a store can have more shards than a process may have open files
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
 
 
@@ -38,7 +39,7 @@ def assemble(
     progress: Progress | None = None,
 ) -> None:
     """Write the pieces of a header and then the bytes of the segments, in order, copied by the kernel."""
-    with target.open("xb", buffering=0) as stream, _Sources(watch) as sources:
+    with target.open("xb", buffering=0) as stream, OpenFiles(watch) as sources:
         for part in header:
             _write_all(stream.fileno(), part)
         for piece in _pieces(_merge_adjacent(segments)):
@@ -62,7 +63,7 @@ def assemble_hashed(
     """
     digests = bytearray()
     buffer = memoryview(bytearray(BUFFER_BYTES))
-    with target.open("xb", buffering=0) as stream, _Sources(watch) as sources:
+    with target.open("xb", buffering=0) as stream, OpenFiles(watch) as sources:
         for part in header:
             _write_all(stream.fileno(), part)
         for segment in segments:
@@ -90,27 +91,36 @@ def read_range(path: Path, descriptor: int, start: int, end: int, buffer: memory
         start += count
 
 
-class _Sources:
-    """The source files that are open, a bounded number of them."""
+class OpenFiles:
+    """The source files that one thread has open: the last ones used, as many as leave room for the other threads."""
 
     def __init__(self, watch: SourceWatch) -> None:
         self._watch = watch
-        self._open: dict[Path, int] = {}
+        self._open: dict[Path, int] = {}  # the one used last is the last
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = allowed // 2 // (os.cpu_count() or 1)
+        self._limit = _MAX_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(_MAX_OPEN, share))
 
-    def __enter__(self) -> _Sources:
+    def __enter__(self) -> OpenFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
 
     def descriptor(self, path: Path) -> int:
-        if path not in self._open:
-            if len(self._open) >= _MAX_OPEN:
-                self.__exit__()
-            self._open[path] = self._watch.open(path)
-        return self._open[path]
+        """Return a file's descriptor, which is good until the next one is asked for."""
+        descriptor = self._open.pop(path, None)
+        if descriptor is None:
+            if len(self._open) >= self._limit:
+                os.close(self._open.pop(next(iter(self._open))))
+            descriptor = self._watch.open(path)
+        self._open[path] = descriptor
+        return descriptor
 
 
 def _merge_adjacent(segments: Iterable[Segment]) -> Iterator[Segment]:

@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from fedmr_merge.checkpoint.copying import SourceWatch
+from fedmr_merge.checkpoint.copying import OpenFiles, SourceWatch
 from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import CheckpointError
@@ -74,7 +73,7 @@ def for_each_piece(
             _run_bounded(pool, work, _jobs(_pieces(file, entries, elements, options), elements), 4 * threads)
     finally:
         for worker in workers:
-            worker.close()
+            worker.files.close()
     return [NotFinite(name, slot, count) for (name, slot), count in sorted(not_finite.items())]
 
 
@@ -131,18 +130,11 @@ class _Worker:
         self.weights = weights
         self.equal = bool((weights == weights[0]).all())
         self.double = double
-        self.watch = watch
-        self.open: dict[Path, int] = {}
-
-    def close(self) -> None:
-        for descriptor in self.open.values():
-            os.close(descriptor)
+        self.files = OpenFiles(watch)
 
     def read(self, entry: TensorEntry, piece: _Piece) -> Array:
-        if entry.file not in self.open:
-            self.open[entry.file] = self.watch.open(entry.file)
         size = DTYPE_BITS[entry.dtype] // 8
-        raw = os.pread(self.open[entry.file], piece.count * size, entry.start + piece.first * size)
+        raw = os.pread(self.files.descriptor(entry.file), piece.count * size, entry.start + piece.first * size)
         if len(raw) != piece.count * size:
             raise CheckpointError(entry.file, f"truncated while it was read, in tensor {piece.name!r}")
         return np.frombuffer(raw, np.uint8)

@@ -108,6 +108,28 @@ def test_a_full_disk(command: list[str], limit: int, place: Path) -> None:
     assert not any("staging" in p.name for p in place.rglob("*"))
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_more_shards_than_files_may_be_open(joined: bool, place: Path) -> None:
+    layout = {f"layer{i}.weight": ("F32", (2,)) for i in range(120)}
+    sources = [str(write_sharded(place / f"m{i}", model(i, layout), 120)) for i in range(3)]
+    options = ["--max-shard-size", "1GB"] if joined else []
+    commands = [
+        ["average", *sources, "-o", str(place / "mean"), *options],
+        ["recombine", *sources, "-o", str(place / "out"), *options],
+        ["verify", str(place / "out")],
+        ["undo", str(place / "out"), "-o", str(place / "back")],
+    ]
+    for command in commands:
+        result = subprocess.run(
+            [*COMMAND, *command],
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+            check=False,
+        )
+        assert (result.returncode, "not checked" in result.stderr) == (0, False), result.stderr
+
+
 def limit_file_size(limit: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
