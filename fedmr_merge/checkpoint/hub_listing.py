@@ -83,6 +83,12 @@ def parse_hub(ref: str) -> HubRef | None:
     return HubRef(match[1], unquote(match[2]) if match[2] else None, match[3] or "")
 
 
+def parse_origin(place: str) -> HubRef | None:
+    """Take apart what a lineage calls a model on the Hub, `org/name@commit[/subfolder]`; None for any other place."""
+    ref = parse_hub(place)
+    return ref if ref is not None and _COMMIT.fullmatch(ref.revision or "") else None
+
+
 def list_endpoint(hub: Hub, ref: HubRef) -> HubSnapshot:
     """Return the whole repository at the commit that the reference's revision means now: one request.
 

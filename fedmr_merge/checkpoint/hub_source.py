@@ -48,6 +48,7 @@ __all__ = [
     "HubFile",
     "HubRef",
     "HubSnapshot",
+    "cached_place",
     "expand_hub",
     "fetch",
     "model_files",
@@ -89,6 +90,12 @@ def expand_hub(
     with _open(endpoint, token, patience) as hub:
         snapshot = list_cache(hub, parsed) if hub.offline else list_endpoint(hub, parsed)
     return tuple(narrow(snapshot, place) for place in places(snapshot, parsed))
+
+
+def cached_place(ref: HubRef) -> Path:
+    """Return where the cache keeps what the id of a commit names, whether it is there or not; the Hub is not asked."""
+    with _open(None, None, None) as hub:
+        return hub.snapshot_folder(ref.repo_id, ref.revision or "") / ref.subfolder
 
 
 def weight_files(

@@ -5,12 +5,11 @@ told to others.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedmr_merge.checkpoint.hub_listing import parse_hub
+from fedmr_merge.checkpoint.hub_listing import parse_origin
 from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.publish.facts import TAGS, read_json
 from fedmr_merge.recombination.layout import dumps
@@ -102,19 +101,14 @@ def _public_rule(content: Mapping[str, Any]) -> dict[str, str]:
 
 def _public_place(source: Mapping[str, Any]) -> str:
     place = str(source["path"])
-    if _on_hub(place) or place.startswith(f"{UNPUBLISHED}/"):
+    if parse_origin(place) or place.startswith(f"{UNPUBLISHED}/"):
         return place
     return f"{UNPUBLISHED}/{int(source['slot']):02d}/{PurePosixPath(place).name}"
 
 
-def _on_hub(place: str) -> bool:
-    ref = parse_hub(place)
-    return ref is not None and re.fullmatch(r"[0-9a-f]{40}", ref.revision or "") is not None
-
-
 def _source(source: Mapping[str, Any]) -> dict[str, Any]:
     place = str(source["path"])
-    ref = parse_hub(place) if _on_hub(place) else None
+    ref = parse_origin(place)
     told = source.get("license") or ("none stated" if "license" in source else "not recorded")
     return {
         "slot": source["slot"],

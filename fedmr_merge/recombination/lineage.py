@@ -9,7 +9,6 @@ back. One line per output tensor, so that it can be read by people and grepped:
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 import zlib
 from array import array
@@ -309,7 +308,10 @@ def _follow(lineage: Lineage, origin: TensorOrigin) -> list[TracedOrigin]:
     chain = [_placed(lineage, origin)]
     seen = {lineage.folder.resolve()}
     while True:
-        source = Path(os.path.normpath(lineage.folder / lineage.sources[chain[-1].origin.source_slot].path)).resolve()
+        model = lineage.sources[chain[-1].origin.source_slot]
+        if model.hub is not None:
+            return chain
+        source = model.place(lineage.folder).resolve()
         # A model that is a folder may have been named by the weight file in it.
         folder = next((p for p in source.parents[:2] if p not in seen and (p / LINEAGE_FILE).is_file()), None)
         if folder is None:
@@ -332,6 +334,5 @@ def _follow(lineage: Lineage, origin: TensorOrigin) -> list[TracedOrigin]:
 
 def _placed(lineage: Lineage, origin: TensorOrigin) -> TracedOrigin:
     source = lineage.sources[origin.source_slot]
-    local = os.path.normpath(lineage.folder / source.path)
-    place = source.path if "@" in source.path and not Path(local).exists() else local
+    place = source.path if source.hub is not None else str(source.place(lineage.folder))
     return TracedOrigin(origin, f"{place}/{origin.source_file}" if source.is_folder else place)

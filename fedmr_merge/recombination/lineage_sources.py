@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.header import Header, parse_header
 from fedmr_merge.checkpoint.header_json import CHUNK_BYTES, pack, unpack
 from fedmr_merge.checkpoint.source import Checkpoint, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fedmr_merge.checkpoint.hub_listing import HubRef
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,33 @@ class Source:
         """Its tensors, as its headers list them."""
         tables = [file.header.tensors for file in self.files]
         return JoinedTables((file.prefix + name for file in self.files for name in file.header.tensors), tables)
+
+    @cached_property
+    def hub(self) -> HubRef | None:
+        """What it is called on the Hub; None where it was a file or folder."""
+        from fedmr_merge.checkpoint.hub_listing import parse_origin
+
+        return parse_origin(self.path)
+
+    def place(self, folder: Path) -> Path:
+        """Return where it lies, as people write it: `b` for `a/../b`, unless a link makes that another place.
+
+        `folder` is the lineage's. A model on the Hub lies in the cache, if it is on this machine at all.
+        """
+        if self.hub is not None:
+            from fedmr_merge.checkpoint.hub_source import cached_place
+
+            return cached_place(self.hub)
+        told = folder / self.path
+        short = Path(os.path.normpath(told))
+        return short if not told.exists() or (short.exists() and short.samefile(told)) else told
+
+    def is_there(self, folder: Path) -> bool:
+        """Whether it can be read; the cache may hold a part of a repository only."""
+        place = self.place(folder)
+        if self.hub is None or not self.is_folder:
+            return place.exists()
+        return all((place / name).exists() for name in (*self.indexes, *(file.name for file in self.files)))
 
 
 def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:

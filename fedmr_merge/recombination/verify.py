@@ -23,7 +23,7 @@ from fedmr_merge.errors import Difference, FedmrMergeError, VerificationError
 from fedmr_merge.recombination.hashing import Digests, hash_tensors
 from fedmr_merge.recombination.layout import OutputFile
 from fedmr_merge.recombination.lineage import Lineage, mean_tensors, read_lineage, record_hashes
-from fedmr_merge.recombination.lineage_sources import Source, hash_file
+from fedmr_merge.recombination.lineage_sources import hash_file
 from fedmr_merge.recombination.matching import tensor_differences
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ def verify(
     if not inputs and not result.faults and not lineage.hashed:
         raise VerificationError(
             f"{lineage.folder}: nothing vouches for the bytes: no SHA-256 of them is recorded, "
-            f"and the inputs are not there ({_missing(lineage)[0]})",
-            hint="bring the inputs back or name them with --against; `recombine --hash` records hashes at once",
+            f"and {_missing(lineage)[0]}",
+            hint="bring the inputs back or name them all with --against, in the order of their slots; "
+            "`recombine --hash` records hashes at once",
         )
     return result
 
@@ -175,13 +176,12 @@ def _check_conservation(
         )
     if against is None and (gone := _missing(lineage)):
         result.skipped.append(
-            f"comparison with the inputs: {gone[0]} is not there"
-            + ("" if lineage.hashed else "; nothing vouches for the bytes")
+            f"comparison with the inputs: {gone[0]}" + ("" if lineage.hashed else "; nothing vouches for the bytes")
         )
         return ()
     if against is None and lineage.hashed:
         return _unchanged(lineage, result, progress)
-    opened = open_inputs(against or [_place(lineage, source) for source in lineage.sources], progress=progress)
+    opened = open_inputs(against or [source.place(lineage.folder) for source in lineage.sources], progress=progress)
     found = [_hash(checkpoint, progress) for checkpoint in opened]
     wrong = [
         origin
@@ -208,7 +208,7 @@ def _unchanged(lineage: Lineage, result: Verification, progress: Progress | None
     found: dict[int, Digests] = {}
     for source in lineage.sources:
         try:
-            (checkpoint,) = open_inputs([_place(lineage, source)], progress=progress)
+            (checkpoint,) = open_inputs([source.place(lineage.folder)], progress=progress)
             found[source.slot] = _hash(checkpoint, progress)
         except FedmrMergeError:
             changed.add(source.slot)
@@ -221,7 +221,7 @@ def _unchanged(lineage: Lineage, result: Verification, progress: Progress | None
         if slot not in changed and found[slot][origin.tensor] != origin.sha256:
             changed.add(slot)
     for slot in sorted(changed):
-        place = _place(lineage, lineage.sources[slot])
+        place = lineage.sources[slot].place(lineage.folder)
         result.warnings.append(f"source {place} has changed since; the outputs hold what it was")
     if not changed and not result.faults and len(lineage.outputs) == lineage.plan.slots:
         result.proved.append(_CONSERVED)
@@ -232,16 +232,15 @@ def _hash(checkpoint: Checkpoint, progress: Progress | None = None) -> Digests:
     return hash_tensors(checkpoint.tensors, SourceWatch([checkpoint]), progress)
 
 
-def _place(lineage: Lineage, source: Source) -> Path:
-    """Where a source lies, as people write it: `b` for `a/../b`, unless a link makes that another place."""
-    told = lineage.folder / source.path
-    short = Path(os.path.normpath(told))
-    return short if not told.exists() or (short.exists() and short.samefile(told)) else told
-
-
-def _missing(lineage: Lineage) -> list[Path]:
-    """Return where sources should lie that are not there."""
-    return [place for source in lineage.sources if not (place := _place(lineage, source)).exists()]
+def _missing(lineage: Lineage) -> list[str]:
+    """Say of the sources that are not there where they should lie."""
+    return [
+        f"{source.path} is not in this machine's cache of the Hub; `--against {source.path}` fetches it"
+        if source.hub is not None
+        else f"{source.place(lineage.folder)} is not there"
+        for source in lineage.sources
+        if not source.is_there(lineage.folder)
+    ]
 
 
 def _record(lineage: Lineage, hashes: Mapping[int, Mapping[str, str]], result: Verification) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from small_checkpoints import LINEAR, file_bytes, model, read, write, write_fold
 
 from fedmr_merge.checkpoint.inputs import open_inputs
 from fedmr_merge.checkpoint.source import open_checkpoint
-from fedmr_merge.errors import CheckpointError, HubError, LayerMismatchError
+from fedmr_merge.errors import CheckpointError, HubError, LayerMismatchError, VerificationError
+from fedmr_merge.recombination.lineage import trace
 from fedmr_merge.recombination.planning import OutputOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.undo import undo
@@ -158,6 +160,45 @@ def test_the_licence_of_a_parent_is_in_the_lineage(run: HubServer, tmp_path: Pat
 
 def test_the_inputs_to_verify_against_may_be_on_the_hub(run: HubServer, tmp_path: Path) -> None:
     recombine(["alice/run/slot-*"], tmp_path / "out", output=OutputOptions(mean=None))
+    shutil.rmtree(tmp_path / "hf")
     assert verify(tmp_path / "out").skipped, "the lineage alone does not make anything be fetched"
     result = verify(tmp_path / "out", ["alice/run/slot-00", "alice/run/slot-01"])
     assert (result.faults, result.skipped) == ([], [])
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("part", ["slot-*", "slot-*/model.safetensors"])
+def test_inputs_of_the_hub_are_looked_for_in_the_cache_and_nowhere_else(
+    part: str, hashed: bool, run: HubServer, tmp_path: Path
+) -> None:
+    recombine([f"alice/run/{part}"], tmp_path / "out", output=OutputOptions(hash=hashed))
+    asked = len(run.log)
+    before = (tmp_path / "out" / "lineage.json").read_bytes()
+    result = verify(tmp_path / "out")
+    assert (result.faults, result.skipped, result.warnings) == ([], [], [])
+    assert "the outputs hold the inputs' tensors, each byte for byte" in result.proved
+    (tmp_path / "out" / "lineage.json").write_bytes(before)
+    (cached,) = (tmp_path / "hf").glob("**/snapshots/*/slot-01/model.safetensors")
+    cached.unlink()
+    name = f"alice/run@{run.repos['alice/run'].history()[0].oid}/{part.replace('*', '01')}"
+    words = f"{name} is not in this machine's cache of the Hub; `--against {name}` fetches it"
+    if hashed:
+        assert verify(tmp_path / "out").skipped == [f"comparison with the inputs: {words}"]
+    else:
+        with pytest.raises(VerificationError) as caught:
+            verify(tmp_path / "out")
+        assert str(caught.value).endswith(f"no SHA-256 of them is recorded, and {words}")
+    assert len(run.log) == asked
+    assert trace(tmp_path / "out", "layer0.weight")[0][0].place.startswith("alice/run@")
+    verify(tmp_path / "out", [name.replace("slot-01", "slot-00"), name])
+    assert verify(tmp_path / "out").skipped == []
+
+
+def test_a_local_path_with_an_at_sign_is_no_hub_id(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "me@home" / name, model(i, LINEAR)) for i, name in enumerate(("a.safetensors", "b@1"))]
+    named = [paths[0], paths[1].rename(paths[1].with_name("b@1.safetensors"))]
+    recombine(named, tmp_path / "out", output=OutputOptions(mean=None))
+    assert [path.name for path in undo(tmp_path / "out", tmp_path / "back").paths] == [path.name for path in named]
+    assert {chain[0].place for chain in trace(tmp_path / "out", "layer0.weight")} == set(map(str, named))
+    named[0].unlink()
+    assert {chain[0].place for chain in trace(tmp_path / "out", "layer0.weight")} == set(map(str, named))
