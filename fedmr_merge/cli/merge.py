@@ -290,8 +290,7 @@ def _save_plan(plan: RecombinationPlan, path: Path) -> None:
 
 def _warn_not_finite(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite]) -> None:
     for item in found[:3]:
-        source = checkpoints[item.slot].source
-        console.complain("warning", f"{source}: tensor {item.tensor!r} holds {item.count} NaN or infinite numbers")
+        console.complain("warning", ": ".join(item.told([checkpoint.source for checkpoint in checkpoints])))
     if len(found) > 3:
         console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
 

@@ -132,12 +132,13 @@ def write_mean(
     for file in model.files:
         found += _write_file(file, entries, model.file_path(target, file), options, watch, progress)
     if found and require_finite:
-        first = found[0]
+        place, words = found[0].told([checkpoint.source for checkpoint in checkpoints])
         raise CheckpointError(
-            checkpoints[first.slot].source,
-            f"tensor {first.tensor!r} holds {first.count} NaN or infinite numbers"
-            + (f", and so do {len(found) - 1} more" if len(found) > 1 else ""),
-            hint="leave out the model, or run without --require-finite",
+            place,
+            words + (f", and so do {len(found) - 1} more" if len(found) > 1 else ""),
+            hint="choose a larger --out-dtype, or run without --require-finite"
+            if found[0].slot is None
+            else "leave out the model, or run without --require-finite",
         )
     return found
 

@@ -50,9 +50,10 @@ def for_each_piece(
     threads, elements = options.plan_work()
     slots = len(entries)
     weights = np.asarray(options.weights or [1.0] * slots, np.float64)
-    weights = np.ldexp(weights, -np.frexp(weights.max())[1])  # exact, and none is too large or too small for float32
+    # Exact, and none is too large or too small for float32.
+    weights = np.ldexp(weights, -np.frexp(weights.max())[1]) if weights.min() < weights.max() else np.ones(slots)
     local = threading.local()
-    not_finite: Counter[tuple[str, int]] = Counter()
+    not_finite: Counter[tuple[str, int | None]] = Counter()
     lock = threading.Lock()
 
     def work(job: Sequence[_Piece]) -> None:
@@ -74,7 +75,8 @@ def for_each_piece(
     finally:
         for worker in workers:
             worker.files.close()
-    return [NotFinite(name, slot, count) for (name, slot), count in sorted(not_finite.items())]
+    found = [NotFinite(name, slot, count) for (name, slot), count in not_finite.items()]
+    return sorted(found, key=lambda item: (item.tensor, slots if item.slot is None else item.slot))
 
 
 def _pieces(file: OutputFile, entries: Entries, elements: int, options: MeanOptions) -> Iterator[_Piece]:
@@ -128,7 +130,8 @@ class _Worker:
 
     def __init__(self, weights: Array, double: bool, watch: SourceWatch) -> None:
         self.weights = weights
-        self.equal = bool((weights == weights[0]).all())
+        self.equal = bool((weights == 1).all())
+        self.first = int(np.flatnonzero(weights)[0])
         self.double = double
         self.files = OpenFiles(watch)
 
@@ -139,29 +142,67 @@ class _Worker:
             raise CheckpointError(entry.file, f"truncated while it was read, in tensor {piece.name!r}")
         return np.frombuffer(raw, np.uint8)
 
-    def mean(self, piece: _Piece) -> tuple[Array, dict[int, int]]:
-        """Return the bytes of the mean of one piece, and slot -> how many of its numbers are not finite."""
+    def mean(self, piece: _Piece) -> tuple[Array, dict[int | None, int]]:
+        """Return the bytes of the mean of one piece, and slot -> how many of its numbers are not finite; None -> how
+        many of the mean's are not, though those that it is taken of are.
+        """
         if piece.dtype in KEPT:
             return self.read(piece.sources[0], piece), {}
         kind = accumulator(piece.dtype, self.double)
         total, numbers = np.empty(piece.count, kind), np.empty(piece.count, kind)
+        finite = True
         with np.errstate(over="ignore", invalid="ignore"):
             for slot, source in enumerate(piece.sources):
-                target = numbers if slot else total
+                target = total if slot == self.first else numbers
                 decode(self.read(source, piece), piece.dtype, target)
+                if not self.weights[slot]:
+                    finite = finite and bool(np.isfinite(target).all())
+                    continue
                 if not self.equal:
                     target *= kind.type(self.weights[slot])
-                if slot:
+                if slot != self.first:
                     total += numbers
-            total /= kind.type(len(piece.sources) if self.equal else self.weights.sum())
-        bad = {} if np.isfinite(total).all() else self._not_finite(piece, numbers)
-        return encode(total, piece.out_dtype), bad
+            total /= kind.type(self.weights.sum())
+        bad: dict[int | None, int] = {}
+        if not (finite and np.isfinite(total).all()):
+            del numbers
+            bad |= self._look_again(piece, total)
+        raw = encode(total, piece.out_dtype)
+        if piece.out_dtype != piece.dtype and (lost := _overflown(total, raw, piece.out_dtype)):
+            bad[None] = lost
+        return raw, bad
 
-    def _not_finite(self, piece: _Piece, numbers: Array) -> dict[int, int]:
-        found = {}
-        for slot, source in enumerate(piece.sources):
-            decode(self.read(source, piece), piece.dtype, numbers)
-            count = piece.count - int(np.isfinite(numbers).sum())
-            if count:
-                found[slot] = count
+    def _look_again(self, piece: _Piece, total: Array) -> dict[int | None, int]:
+        """Return slot -> how many of its numbers are not finite. Where only their sum is not, because it is too large,
+        `total` gets the mean of the numbers made smaller by a power of two, which loses nothing that counts.
+        """
+        kind = accumulator(piece.dtype, double=True)
+        scale = 2.0 ** -len(piece.sources).bit_length()
+        bound = scale * float(np.finfo(total.dtype).max)
+        wide, numbers = np.zeros(piece.count, kind), np.empty(piece.count, kind)
+        found: dict[int | None, int] = {}
+        with np.errstate(over="ignore", invalid="ignore"):
+            for slot, source in enumerate(piece.sources):
+                decode(self.read(source, piece), piece.dtype, numbers)
+                count = piece.count - int(np.isfinite(numbers).sum())
+                if count:
+                    found[slot] = count
+                if self.weights[slot]:
+                    numbers *= scale * self.weights[slot]
+                    wide += numbers
+            wide /= self.weights.sum()
+            overflown = np.isfinite(wide) & ~np.isfinite(total)
+            parts = wide.view(np.float64)
+            np.clip(parts, -bound, bound, out=parts)  # no mean lies beyond, but what it is rounded to could
+            parts /= scale
+            total[overflown] = wide[overflown]
         return found
+
+
+def _overflown(numbers: Array, raw: Array, dtype: str) -> int:
+    """Return how many of these numbers are finite, and are not in the dtype that they were written in."""
+    if DTYPE_BITS[dtype] // 8 >= numbers.itemsize:
+        return 0
+    written = np.empty(numbers.size, accumulator(dtype, double=False))
+    decode(raw, dtype, written)
+    return int(np.count_nonzero(np.isfinite(numbers) & ~np.isfinite(written)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -30,8 +31,9 @@ NO_MEAN = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
 
 _PIECE_ELEMENTS = 1 << 17
 _MIN_PIECE_ELEMENTS = 1 << 12
-#: What one thread holds per element, at most: one source's bytes, two accumulators, and the steps of encoding.
-_BYTES_PER_ELEMENT = 48
+#: What one thread holds per element, at most: one source's bytes, two accumulators, and the steps of encoding, or what
+#: a sum that is too large takes.
+_BYTES_PER_ELEMENT = 64
 #: Python, numpy and the headers, beside the pieces in work.
 _BASE_BYTES = 120 << 20
 
@@ -88,11 +90,20 @@ class MeanOptions:
 
 @dataclass(frozen=True)
 class NotFinite:
-    """NaN or infinite numbers that a mean met in its inputs."""
+    """NaN or infinite numbers that a mean met in its inputs, or has itself though the inputs' are finite."""
 
     tensor: str
-    slot: int
+    slot: int | None  #: None where it is the mean whose numbers are too large for their dtype
     count: int
+
+    def told(self, sources: Sequence[str]) -> tuple[str, str]:
+        """Return what holds them, one of the models or the mean, and what it holds."""
+        if self.slot is None:
+            return (
+                "the mean",
+                f"tensor {self.tensor!r} has {self.count} numbers too large for the dtype it is written in",
+            )
+        return sources[self.slot], f"tensor {self.tensor!r} holds {self.count} NaN or infinite numbers"
 
 
 def out_dtype(entry: TensorEntry, options: MeanOptions) -> str:

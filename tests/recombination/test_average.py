@@ -206,11 +206,68 @@ def test_opposite_infinities_are_seen(tmp_path: Path) -> None:
     assert average(paths, tmp_path / "out.safetensors") == [NotFinite("w", 0, 1), NotFinite("w", 1, 1)]
 
 
-def test_a_sum_too_large_for_its_type_is_no_fault_of_the_inputs(tmp_path: Path) -> None:
-    """Numbers near the largest float32 add up in float64 on request."""
-    paths = [write(tmp_path / f"{i}.safetensors", {"w": floats([3e38])}) for i in range(2)]
-    assert average(paths, tmp_path / "out.safetensors", options=MeanOptions(double=True)) == []
-    assert np.frombuffer(read(tmp_path / "out.safetensors")["w"][2], "<f4")[0] == np.float32(3e38)
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F64", "C64", "F16"])
+@pytest.mark.parametrize("weights", [None, (1.0, 2.0, 1.5), (0.7, 0.7, 0.0)])
+@pytest.mark.parametrize("double", [False, True])
+def test_the_mean_of_the_largest_numbers_is_finite(
+    dtype: str, weights: tuple[float, ...] | None, double: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside others, whose mean is what it is without them."""
+    paths, stacked = cohort(FLOATS[dtype], 3, tmp_path)
+    options = MeanOptions(weights=weights, double=double)
+    average(paths, tmp_path / "before.safetensors", options=options)
+    top = torch.finfo(FLOATS[dtype]).max
+    stacked[:, 500], stacked[:, 501] = top, -top
+    stacked[:, 502] = torch.tensor([top, top, -top], dtype=torch.float64).to(FLOATS[dtype])
+    for path, row in zip(paths, stacked, strict=True):
+        save_file({"w": row.clone()}, path)
+    assert average(paths, tmp_path / "out.safetensors", options=options, require_finite=True) == []
+    found = load_file(tmp_path / "out.safetensors")["w"]
+    ends = torch.tensor([top, -top], dtype=FLOATS[dtype])
+    torch.testing.assert_close(found[500:502], ends, rtol=1e-15, atol=0)
+    shares = torch.tensor(weights or (1.0, 1.0, 1.0), dtype=torch.float64)
+    share = float((shares[0] + shares[1] - shares[2]) / shares.sum())
+    wide = torch.complex128 if dtype == "C64" else torch.float64
+    torch.testing.assert_close(found[502].to(wide) / top, torch.tensor(share, dtype=wide), rtol=1e-2, atol=0)
+    others = load_file(tmp_path / "before.safetensors")["w"]
+    assert torch.equal(torch.cat([found[:500], found[503:]]), torch.cat([others[:500], others[503:]]))
+    monkeypatch.setattr(mean_options, "_PIECE_ELEMENTS", 7)
+    average(paths, tmp_path / "again.safetensors", options=options)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "out.safetensors").read_bytes()
+
+
+def test_a_sum_too_large_beside_what_is_not_finite(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    rows = [[3e38, nan, inf, 3e38, 1.0], [3e38, 3e38, 3e38, -inf, 3.0]]
+    paths = [write(tmp_path / f"{i}.safetensors", {"w": floats(row)}) for i, row in enumerate(rows)]
+    assert average(paths, tmp_path / "out.safetensors") == [NotFinite("w", 0, 2), NotFinite("w", 1, 1)]
+    mean = np.frombuffer(read(tmp_path / "out.safetensors")["w"][2], "<f4")
+    np.testing.assert_array_equal(mean, np.array([3e38, nan, inf, -inf, 2.0], "<f4"))
+
+
+@pytest.mark.parametrize(("dtype", "out"), [("F32", "F16"), ("F32", "BF16"), ("F64", "F32"), ("F32", "F8_E5M2")])
+def test_a_mean_too_large_for_its_dtype_is_counted_and_refused(dtype: str, out: str, tmp_path: Path) -> None:
+    nan, top = float("nan"), torch.finfo(FLOATS[dtype]).max
+    values = torch.tensor([top, 1.0, nan, -top, 2.0], dtype=FLOATS[dtype])
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path, numbers in zip(paths, (values, values.nan_to_num(nan=0.0)), strict=True):
+        save_file({"v": torch.ones(3), "w": numbers}, path)
+    options = MeanOptions(out_dtype=out)
+    found = average(paths, tmp_path / "out.safetensors", options=options)
+    assert found == [NotFinite("w", 0, 1), NotFinite("w", None, 2)]
+    with pytest.raises(CheckpointError, match="the mean: tensor 'w' has 2 numbers too large") as caught:
+        average([paths[1]] * 2, tmp_path / "other.safetensors", options=options, require_finite=True)
+    assert "--out-dtype" in str(caught.value.hint)
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_model_of_weight_0_adds_nothing_and_is_looked_at(zero: int, tmp_path: Path) -> None:
+    values = {zero: [float("nan"), float("inf"), 3.0], 1 - zero: [1.0, 2.0, -0.0]}
+    paths = [write(tmp_path / f"{i}.safetensors", {"w": floats(values[i])}) for i in range(2)]
+    options = MeanOptions(weights=(1.0 * zero, 1.0 - zero))
+    assert average(paths, tmp_path / "out.safetensors", options=options) == [NotFinite("w", zero, 2)]
+    assert read(tmp_path / "out.safetensors") == read(paths[1 - zero])
 
 
 @pytest.mark.parametrize(

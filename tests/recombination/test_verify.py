@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_checkpoints import LINEAR, MIXED, model, read, tree, write, write_folder, write_sharded
+from small_checkpoints import LINEAR, MIXED, floats, model, read, tree, write, write_folder, write_sharded
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.checkpoint.source import open_checkpoint
@@ -51,11 +51,19 @@ def test_everything_is_proved(tmp_path: Path) -> None:
         assert result.tensors == 3 * len(MIXED)
 
 
+@pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize(
-    "mean", [MeanOptions(weights=(1, 2, 0.5)), MeanOptions(double=True), MeanOptions(out_dtype="BF16")]
+    "mean",
+    [MeanOptions(weights=(1, 2, 0.5)), MeanOptions(weights=(0, 2, 1)), MeanOptions(double=True)]
+    + [MeanOptions(out_dtype=dtype) for dtype in ("BF16", "F16")],
 )
-def test_the_mean_is_taken_again_as_it_was(mean: MeanOptions, tmp_path: Path) -> None:
-    _, out = merged(tmp_path, mean=mean)
+def test_the_mean_is_taken_again_as_it_was(mean: MeanOptions, largest: bool, tmp_path: Path) -> None:
+    sources, out = merged(tmp_path, mean=mean)
+    if largest:  # their sum is not finite
+        shutil.rmtree(out)
+        for path in sources:
+            write(path, model(0) | {"head.weight": floats([[-3.4e38] * 8] * 10)})
+        recombine(sources, out, output=OutputOptions(mean=mean))
     assert any("global is the mean" in line for line in verify(out).proved)
     flip(out / "global" / "model.safetensors", "head.weight")
     assert any("is not the mean of the models" in fault for fault in verify(out).faults)
