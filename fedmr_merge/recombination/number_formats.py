@@ -2,7 +2,7 @@
 
 numpy has no bfloat16 and no 8-bit floats, and importing torch to read them would cost more than most merges. A
 bfloat16 is the upper half of a float32; an 8-bit float is looked up in a table of its 256 values. Rounding is to
-nearest, ties to even, as torch does it.
+nearest, ties to even, as torch does it; but once, also from float64, which torch rounds to float32 on the way.
 """
 
 from __future__ import annotations
@@ -54,9 +54,21 @@ def encode(numbers: Array, dtype: str) -> Array:
         if dtype in _NUMPY:
             return np.ascontiguousarray(numbers, _NUMPY[dtype]).view(np.uint8)
         singles = np.ascontiguousarray(numbers, np.float32)
+        if numbers.dtype == np.float64:
+            _round_to_odd(singles, numbers)
     if dtype == "BF16":
         return _to_bfloat16(singles).view(np.uint8)
     return _to_float8(singles, dtype)
+
+
+def _round_to_odd(singles: Array, doubles: Array) -> None:
+    """Make of `doubles` rounded to float32 what they are cut off to, its last bit set where something was cut off.
+
+    No such number lies in the middle of two that a shorter format has, so that to round it again is to round once.
+    """
+    bits = singles.view(np.uint32)
+    bits -= np.abs(singles) > np.abs(doubles)  # infinity becomes the largest number
+    bits |= singles != doubles
 
 
 def _to_bfloat16(singles: Array) -> Array:

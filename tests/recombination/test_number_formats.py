@@ -91,11 +91,24 @@ def test_codes_survive(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [*SMALL, *HALVES])
-def test_doubles_are_rounded_as_torch_rounds_them(dtype: str) -> None:
-    numbers = np.random.default_rng(1).standard_normal(10_000)
+def test_doubles_are_rounded_once(dtype: str) -> None:
+    """Next to the middle of two numbers to the nearer one, though the middle is what is nearest in float32."""
+    random = np.random.default_rng(1).standard_normal(10_000)
     torch_dtype = SMALL.get(dtype) or HALVES[dtype]
-    expected = torch.from_numpy(numbers).to(torch_dtype).view(torch.uint8).numpy()
-    np.testing.assert_array_equal(encode(numbers, dtype), expected)
+    expected = torch.from_numpy(random).to(torch_dtype).view(torch.uint8).numpy()
+    np.testing.assert_array_equal(encode(random, dtype), expected)
+    count, kind = (128, np.uint8) if dtype in SMALL else (1 << 15, np.uint16)
+    numbers = singles_of(np.arange(count, dtype=kind).view(np.uint8), dtype)
+    numbers = numbers[np.isfinite(numbers)].astype(np.float64)
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    assert np.array_equal(middles.astype(np.float32), middles)
+    for sign in (1, -1):
+        for towards in (np.inf, 0):
+            beside = sign * np.nextafter(middles, towards)
+            nearest = sign * (numbers[1:] if towards else numbers[:-1])
+            np.testing.assert_array_equal(singles_of(encode(beside, dtype), dtype), nearest)
+    beyond = np.array([1e300, -1e300, np.inf, -np.inf, np.nan, 0.0, 5e-324])
+    same_numbers(singles_of(encode(beyond, dtype), dtype), torch.from_numpy(beyond).to(torch_dtype))
 
 
 def test_bfloat16_into_doubles() -> None:
