@@ -66,9 +66,8 @@ class Source:
             from fedmr_merge.checkpoint.hub_source import cached_place
 
             return cached_place(self.hub)
-        told = folder / self.path
-        short = Path(os.path.normpath(told))
-        return short if not told.exists() or (short.exists() and short.samefile(told)) else told
+        short, real = Path(os.path.normpath(folder / self.path)), _real_place(folder / self.path)
+        return short if _real_place(short) == real else real
 
     def is_there(self, folder: Path) -> bool:
         """Whether it can be read; the cache may hold a part of a repository only."""
@@ -85,7 +84,7 @@ def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, A
     in the outputs, where `undo` looks for them by their SHA-256.
     """
     licence = {"license": checkpoint.licence} if checkpoint.origin else {}
-    place = checkpoint.origin or os.path.relpath(checkpoint.path.absolute(), out.absolute())
+    place = checkpoint.origin or os.path.relpath(_real_place(checkpoint.path), _real_place(out))
     return {
         "slot": slot,
         "path": place,
@@ -102,6 +101,11 @@ def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, A
         "indexes": {name: _pack_file(checkpoint.path / name) for name in checkpoint.indexes},
         "sidecars": {name: hash_file(checkpoint.path / name) for name in checkpoint.sidecars},
     }
+
+
+def _real_place(path: Path) -> Path:
+    """Return a path without links above it, so that `..` leads where it seems to; its own name is kept, link or not."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def _pack_file(path: Path) -> str:

@@ -439,6 +439,33 @@ def test_a_trace_says_why_it_ends_at_an_earlier_recombination(tmp_path: Path) ->
         assert "r1/lineage.json: damaged" in str(chain[0].ends)
 
 
+@pytest.mark.parametrize("link", ["of the output", "of an input", "of an input's parent"])
+def test_places_are_told_as_they_are_behind_links(link: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to a folder at another depth: `..` behind it leads elsewhere than its name says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep" / "er" / "room").mkdir(parents=True)
+    (tmp_path / "lk").symlink_to(tmp_path / "deep" / "er" / "room")
+    sources = [write(tmp_path / "files" / f"{i}.safetensors", model(i)) for i in range(2)]
+    named = [Path("files/0.safetensors"), Path("files/1.safetensors")]
+    out = Path("lk/out") if link == "of the output" else Path("out")
+    if link == "of an input":
+        named[1] = tmp_path / "named.safetensors"
+        named[1].symlink_to(sources[1])
+    if link == "of an input's parent":
+        named[1] = Path("lk/../../../files/1.safetensors")
+    recombine(named, out, output=OutputOptions(mean=None))
+    places = [source["path"] for source in json.loads((out / "lineage.json").read_text())["sources"]]
+    up = "../../../../files" if link == "of the output" else "../files"
+    assert places == [f"{up}/0.safetensors", "../named.safetensors" if link == "of an input" else f"{up}/1.safetensors"]
+    assert verify(out).skipped == []
+    assert {Path(chain[0].place).resolve() for chain in trace(out, "conv1.weight")} == set(sources)
+    assert verify(out.resolve()).skipped == []
+    gone = sources[0].rename(tmp_path / "gone")
+    assert verify(out).skipped[0].endswith("files/0.safetensors is not there")
+    place = verify(out).skipped[0].removeprefix("comparison with the inputs: ").removesuffix(" is not there")
+    assert gone.rename(place).samefile(sources[0])
+
+
 def test_folders_outlive_their_move(tmp_path: Path) -> None:
     """Paths in the lineage are relative: a folder that moves with its inputs still verifies."""
     sources = [write_sharded(tmp_path / "work" / f"m{i}", model(i), 2) for i in range(2)]
