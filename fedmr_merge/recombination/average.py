@@ -25,7 +25,7 @@ from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_outp
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.recombination.layout import OutputFile, OutputModel, lay_out
 from fedmr_merge.recombination.matching import match_checkpoints
-from fedmr_merge.recombination.mean_options import KEPT, NO_MEAN, TORCH_NAMES, MeanOptions, NotFinite, out_dtype
+from fedmr_merge.recombination.mean_options import CODES, KEPT, NO_MEAN, TORCH_NAMES, MeanOptions, NotFinite, out_dtype
 
 if TYPE_CHECKING:
     from fedmr_merge.recombination.number_formats import Array
@@ -86,7 +86,7 @@ def check_mean(checkpoints: Sequence[Checkpoint], options: MeanOptions) -> None:
     options.check(len(checkpoints))
     options.plan_work()
     for name, entry in checkpoints[0].tensors.items():
-        if entry.dtype in NO_MEAN:
+        if entry.dtype in NO_MEAN or (entry.dtype in KEPT and name.rpartition(".")[2] == CODES):
             raise PlanError(
                 f"{name}: {entry.dtype} numbers are codes with a scale beside them and have no mean",
                 hint="recombine with --no-global, or convert the models to a float dtype first",

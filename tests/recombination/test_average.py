@@ -15,6 +15,9 @@ from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.recombination import mean_options
 from fedmr_merge.recombination.average import average
 from fedmr_merge.recombination.mean_options import MeanOptions, NotFinite
+from fedmr_merge.recombination.planning import OutputOptions
+from fedmr_merge.recombination.recombine import recombine
+from fedmr_merge.recombination.verify import verify
 
 FLOATS = {
     "F16": torch.float16,
@@ -302,6 +305,17 @@ def test_codes_of_blocks_have_no_mean(dtype: str, tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{i}.safetensors", {"w": (dtype, (8,), raw)}) for i in range(2)]
     with pytest.raises(PlanError, match=r"w: .* have no mean"):
         average(paths, tmp_path / "out")
+
+
+def test_integer_codes_have_no_mean_but_are_recombined(tmp_path: Path) -> None:
+    layout = {"q.qweight": ("I32", (4, 4)), "q.qzeros": ("I32", (1, 4)), "q.scales": ("F16", (1, 4))}
+    paths = [write(tmp_path / f"{i}.safetensors", model(i, layout)) for i in range(2)]
+    for merge in (average, recombine):
+        with pytest.raises(PlanError, match=r"q\.qweight: I32 numbers are codes .* have no mean") as caught:
+            merge(paths, tmp_path / "out")
+        assert "--no-global" in str(caught.value.hint)
+    recombine(paths, tmp_path / "out", output=OutputOptions(mean=None))
+    assert verify(tmp_path / "out").faults == []
 
 
 def test_an_output_that_exists(tmp_path: Path) -> None:
