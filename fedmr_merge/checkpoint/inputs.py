@@ -6,6 +6,7 @@ gigabytes are fetched.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,10 +83,15 @@ def is_on_hub(item: str | Path) -> bool:
     return not path.exists() and not path.parent.is_dir() and parse_hub(str(item)) is not None
 
 
+def lies_in(place: Path, folder: Path) -> bool:
+    """Whether a path is a folder's, or would be in it, links followed as far as they lead."""
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
+
+
 def refuse_inside(place: Path, checkpoints: Sequence[Checkpoint], option: str) -> None:
     """Raise OutputError when what is to be written, as `option` names it, would lie in the folder of an input."""
     for checkpoint in checkpoints:
-        if checkpoint.is_folder and place.resolve().is_relative_to(checkpoint.path.resolve()):
+        if checkpoint.is_folder and lies_in(place, checkpoint.path):
             raise OutputError(
                 place, f"lies in an input, {checkpoint.source}", hint=f"choose another place with {option}"
             )

@@ -107,7 +107,7 @@ def recombine(
     """
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
-    from fedmr_merge.recombination.recombine import execute, refuse_in_input
+    from fedmr_merge.recombination.recombine import check_target, execute
 
     if layout not in ("same", "store"):
         raise PlanError(f"--layout is same or store, found {layout!r}")
@@ -142,7 +142,7 @@ def recombine(
         work = plan_recombination(inputs, drawing, writing, headers_only=dry_run, progress=progress)
     warn_left_out(work.checkpoints)
     if dry_run:
-        refuse_in_input(work, out)
+        check_target(work, out)
         if save_plan is not None:
             _save_plan(work.plan, save_plan)
         _show_plan(work, out)
