@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -81,7 +82,8 @@ def recombine(
     OutputError when `out` exists, cannot be written or does not fit on the disk.
     """
     refuse_existing(Path(out))
-    return execute(plan_recombination(checkpoints, options, output), out, progress=progress)
+    check = partial(check_target, out=Path(out))
+    return execute(plan_recombination(checkpoints, options, output, check=check), out, progress=progress)
 
 
 def execute(work: Recombination, out: str | Path, *, progress: Progress | None = None) -> Outcome:
@@ -125,7 +127,7 @@ def check_target(work: Recombination, out: Path) -> None:
     refuse_unwritable(out)
     refuse_inside(out, work.checkpoints, "-o")
     if not work.output.in_store:
-        check_space(out, work.nbytes)
+        check_space(out, work.bytes_to_write)
         return
     store = store_folder(work.output.store, out)
     refuse_inside(store, work.checkpoints, "--store")

@@ -253,6 +253,20 @@ def test_weights_that_are_no_part_of_the_model_are_told(run: Run, tmp_path: Path
     assert not list((tmp_path / "out").rglob("value_head*"))
 
 
+def test_files_that_stay_behind_are_told_in_one_line(run: Run, tmp_path: Path) -> None:
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i))
+        for name in ("a.dat", "b.dat", "c.dat", "d.dat", f"e{i}.dat", "README.md", "optimizer.bin"):
+            (tmp_path / f"m{i}" / name).write_text("x")
+    for command in (["recombine", "-o", "out"], ["recombine", "--dry-run"], ["average", "-o", "mean"], ["plan"]):
+        code, _, errors = run(*command, "m0", "m1")
+        assert code == 0
+        assert errors == (
+            "warning: a.dat, b.dat, c.dat, d.dat, and 2 more of m0, m1 left behind: only weights, config and tokenizer "
+            "come along\n"
+        )
+
+
 def test_a_key_of_the_configuration_may_differ_where_it_is_named(run: Run, tmp_path: Path) -> None:
     for i in range(2):
         write_folder(tmp_path / f"m{i}", model(i), {"config.json": f'{{"heads": {i}, "a": {i}}}'})
