@@ -46,7 +46,8 @@ SIDECAR_SUFFIXES = (
 #: Files that nobody misses beside recombined weights: hidden ones, what is for people, logs, and the same weights for
 #: other libraries.
 _NOT_MISSED = re.compile(
-    r"\..*|readme.*|events\.out\..*|.*\.(?:md|rst|png|jpe?g|gif|svg|webp|log|lock|h5|msgpack|ot|onnx|gguf|tflite)",
+    r"\..*|readme.*|events\.out\..*|.*\.(?:md|rst|pdf|html|ipynb|png|jpe?g|gif|svg|webp|wav|mp[34]|log|lock|"
+    r"h5|msgpack|ot|onnx|gguf|tflite|xml)",
     re.IGNORECASE,
 )
 CHAT_TEMPLATES = "additional_chat_templates"  #: transformers' folder of more templates
