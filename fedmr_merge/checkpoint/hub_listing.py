@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
-from fedmr_merge.checkpoint.source import PICKLE_HINT, PICKLE_SUFFIXES, WEIGHTS, is_sidecar
+from fedmr_merge.checkpoint.source import PICKLE_HINT, PICKLE_SUFFIXES, WEIGHTS, is_missed, is_sidecar
 from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class HubSnapshot:
     files: Mapping[str, HubFile]  #: path in the repository → file; safetensors, indexes and sidecars under `subfolder`
     licence: str | None  #: what the repository's card says; unknown offline
     pickles: tuple[str, ...] = ()  #: pickled weights; they are never fetched
+    left_behind: tuple[str, ...] = ()  #: other files that are not fetched and may be missed
 
     @property
     def origin(self) -> str:
@@ -150,7 +151,8 @@ def narrow(snapshot: HubSnapshot, place: str) -> HubSnapshot:
     """Return the part of a snapshot that lies in a folder, or is one file."""
     files = {n: f for n, f in snapshot.files.items() if not place or n == place or n.startswith(f"{place}/")}
     pickles = tuple(name for name in snapshot.pickles if not place or name.startswith(f"{place}/"))
-    return replace(snapshot, subfolder=place, files=files, pickles=pickles)
+    left_behind = tuple(name for name in snapshot.left_behind if not place or name.startswith(f"{place}/"))
+    return replace(snapshot, subfolder=place, files=files, pickles=pickles, left_behind=left_behind)
 
 
 def git_blob_digest(size: int) -> Any:
@@ -173,11 +175,12 @@ def _reference(repo_id: str, revision: str | None, subfolder: str) -> str:
 def _snapshot(hub: Hub, ref: HubRef, commit: str, files: Mapping[str, HubFile], licence: str | None) -> HubSnapshot:
     wanted = {name: file for name, file in sorted(files.items()) if _is_fetched(name)}
     pickles = tuple(name for name in sorted(files) if name.endswith(PICKLE_SUFFIXES))
+    left_behind = tuple(name for name in sorted(files) if is_missed(name) or name.endswith(".py"))
     if not any(name.endswith(WEIGHTS) for name in wanted):
         if not pickles:
             raise HubError(f"{ref}: the repository holds no safetensors")
         refuse_pickles(str(ref), pickles[0])
-    return HubSnapshot(hub.endpoint, ref.repo_id, commit, "", wanted, licence, pickles)
+    return HubSnapshot(hub.endpoint, ref.repo_id, commit, "", wanted, licence, pickles, left_behind)
 
 
 def refuse_pickles(subject: str, pickle: str) -> NoReturn:

@@ -6,13 +6,15 @@ gigabytes are fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.header import parse_header
 from fedmr_merge.checkpoint.source import (
+    INDEX,
     MODULES,
     PIPELINE,
     WEIGHTS,
@@ -37,16 +39,18 @@ Input = str | Path | Checkpoint
 
 def open_inputs(
     inputs: Sequence[Input],
-    check: Callable[[Sequence[Checkpoint]], None] = lambda _: None,
+    check: Callable[[tuple[Checkpoint, ...]], object] = lambda _: None,
     *,
     headers_only: bool = False,
+    configs: Collection[str] = (),
     progress: Progress | None = None,
 ) -> tuple[Checkpoint, ...]:
     """Open checkpoints in the order in which they are named; a Hub id with a glob stands for several.
 
-    `check` gets all of them by their headers alone, and raises where they should not be fetched. With `headers_only`
-    nothing more of a model on the Hub is fetched than its headers and configuration. `progress` is called with the
-    number of bytes just fetched. Raises CheckpointError or HubError.
+    Where one is on the Hub `check` gets all of them by their headers and configuration alone, and raises where they
+    should not be fetched; `configs` names further JSON files that it reads. With `headers_only` nothing more of a model
+    on the Hub is fetched. `progress` is called with the number of bytes just fetched. Raises CheckpointError or
+    HubError.
     """
     found: list[Checkpoint | HubSnapshot] = []
     for item in inputs:
@@ -57,7 +61,8 @@ def open_inputs(
         else:
             found.append(_one_model(open_checkpoint(item)))
     if not all(isinstance(item, Checkpoint) for item in found):
-        by_headers = tuple(item if isinstance(item, Checkpoint) else _by_headers(item) for item in found)
+        named = {*CONFIGS, *configs}
+        by_headers = tuple(item if isinstance(item, Checkpoint) else _by_headers(item, named) for item in found)
         check(by_headers)
         if headers_only:
             return by_headers
@@ -82,16 +87,49 @@ def is_on_hub(item: str | Path) -> bool:
     return not path.exists() and not path.parent.is_dir() and parse_hub(str(item)) is not None
 
 
+def lies_in(place: Path, folder: Path) -> bool:
+    """Whether a path is a folder's, or would be in it, links followed as far as they lead."""
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
+
+
 def refuse_inside(place: Path, checkpoints: Sequence[Checkpoint], option: str) -> None:
     """Raise OutputError when what is to be written, as `option` names it, would lie in the folder of an input."""
     for checkpoint in checkpoints:
-        if checkpoint.is_folder and place.resolve().is_relative_to(checkpoint.path.resolve()):
+        if checkpoint.is_folder and lies_in(place, checkpoint.path):
             raise OutputError(
                 place, f"lies in an input, {checkpoint.source}", hint=f"choose another place with {option}"
             )
 
 
-def _by_headers(snapshot: HubSnapshot) -> Checkpoint:
+def refuse_twice(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise CheckpointError when one model was named twice, however.
+
+    It is a slip, as of two globs that overlap: recombined with itself a model stays what it is, and in a mean what it
+    counts for is said by its weight.
+    """
+    slots: dict[tuple[str, ...], int] = {}
+    for slot, checkpoint in enumerate(checkpoints):
+        first = slots.setdefault(_opened_files(checkpoint), slot)
+        if first != slot:
+            raise CheckpointError(
+                checkpoint.source,
+                f"named twice, as model {first} and model {slot}",
+                hint="name each model once; `average --weights` lets one count for more than another",
+            )
+
+
+def _opened_files(checkpoint: Checkpoint) -> tuple[str, ...]:
+    # What comes from the Hub is told by its place there: the cache has one copy of files of the same bytes.
+    if checkpoint.origin and not checkpoint.is_folder:
+        return (checkpoint.origin,)
+    if checkpoint.origin:
+        return tuple(f"{checkpoint.origin}/{file.name}" for file in checkpoint.files)
+    folder = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent).resolve()
+    places = (folder / file.name for file in checkpoint.files)
+    return tuple(str(place.resolve() if place.is_symlink() else place) for place in places)
+
+
+def _by_headers(snapshot: HubSnapshot, named: Collection[str]) -> Checkpoint:
     """The model as its headers and its configuration describe it; its weights are not on this machine."""
     from fedmr_merge.checkpoint.hub_source import fetch, model_files, read_remote_header
 
@@ -105,11 +143,12 @@ def _by_headers(snapshot: HubSnapshot) -> Checkpoint:
         place = Path(snapshot.origin) / inner
         header = parse_header([read_remote_header(snapshot, name)], place, snapshot.listed(name).size)
         files.append(WeightFile(inner, place, header))
-    configs = [name for name in listed if is_folder and name.rpartition("/")[2] in CONFIGS]
+    configs = [name for name in listed if is_folder and name.rpartition("/")[2] in named]
     folder = fetch(snapshot, configs) if configs else Path(snapshot.origin)
     sidecars = tuple(name.removeprefix(f"{snapshot.subfolder}/") for name in configs)
     checkpoint = checkpoint_of(folder, is_folder, tuple(files), sidecars, ())
-    return _one_model(replace(_of_snapshot(checkpoint, snapshot), is_remote=True))
+    others = sum(snapshot.listed(name).size for name in listed if is_folder and not name.endswith((WEIGHTS, INDEX)))
+    return _one_model(replace(_of_snapshot(checkpoint, snapshot), is_remote=True, sidecar_bytes=others))
 
 
 def _one_model(checkpoint: Checkpoint) -> Checkpoint:
@@ -137,7 +176,11 @@ def _of_snapshot(checkpoint: Checkpoint, snapshot: HubSnapshot) -> Checkpoint:
     place = f"{snapshot.subfolder}/" if snapshot.subfolder else ""
     inner = (name.removeprefix(place) for name in snapshot.files if checkpoint.is_folder and name.endswith(WEIGHTS))
     read = {file.name for file in checkpoint.files}
-    modules = (f"{name}/" for name in named_folders(checkpoint.read_json(MODULES)))
-    beside = {"", *modules, *(file.prefix for file in checkpoint.files)}
-    left_out = tuple(name for name in inner if name not in read and component_prefix(name) in beside)
-    return replace(checkpoint, origin=snapshot.origin, licence=snapshot.licence, left_out=left_out)
+    modules = [f"{name}/" for name in named_folders(checkpoint.read_json(MODULES))]
+    own = {"", *(file.prefix for file in checkpoint.files)}
+    left_out = tuple(name for name in inner if name not in read and component_prefix(name) in {*own, *modules})
+    around = (name.removeprefix(place) for name in snapshot.left_behind if checkpoint.is_folder)
+    left_behind = tuple(name for name in around if component_prefix(name) in own)
+    return replace(
+        checkpoint, origin=snapshot.origin, licence=snapshot.licence, left_out=left_out, left_behind=left_behind
+    )

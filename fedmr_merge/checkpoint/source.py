@@ -39,7 +39,17 @@ PICKLE_HINT = (
     "s.save_file(torch.load('IN', weights_only=True), 'OUT.safetensors')\"`"
 )
 #: Files that are carried along beside the weights; everything else of a folder stays behind.
-SIDECAR_SUFFIXES = (".json", ".jsonl", ".txt", ".model", ".tiktoken", ".jinja", ".vocab", ".yaml", ".yml", ".py")
+SIDECAR_SUFFIXES = (
+    *(".json", ".jsonl", ".txt", ".jinja", ".yaml", ".yml", ".py"),
+    *(".model", ".tiktoken", ".vocab", ".spm", ".codes", ".bpe", ".tokenizer"),  # of tokenizers
+)
+#: Files that nobody misses beside recombined weights: hidden ones, what is for people, logs, and the same weights for
+#: other libraries.
+_NOT_MISSED = re.compile(
+    r"\..*|readme.*|events\.out\..*|.*\.(?:md|rst|pdf|html|ipynb|png|jpe?g|gif|svg|webp|wav|mp[34]|log|lock|"
+    r"h5|msgpack|ot|onnx|gguf|tflite|xml)",
+    re.IGNORECASE,
+)
 CHAT_TEMPLATES = "additional_chat_templates"  #: transformers' folder of more templates
 MODULES = "modules.json"  #: sentence-transformers' list of a model's modules, some in folders of their own
 _NOT_SIDECARS = ("lineage.json", "verification.json")
@@ -79,6 +89,9 @@ class Checkpoint:
     indexes: tuple[str, ...]  #: shard indexes, with `/`
     origin: str | None = None  #: `org/name@commit/subfolder` where it came from the Hub
     left_out: tuple[str, ...] = ()  #: weight files that lie beside those of the model and are not part of it
+    left_behind: tuple[str, ...] = ()  #: other files that lie there, do not come along and may be missed
+    sidecar_bytes: int = 0  #: of all sidecars
+    named_index: str | None = None  #: the index that says which model of the folder is meant, where one was named
     licence: str | None = None  #: what the Hub says of its repository
     is_remote: bool = False  #: known by its headers and configuration only; its tensors are not on this machine
 
@@ -101,7 +114,12 @@ class Checkpoint:
     @property
     def source(self) -> str:
         """How lineage and messages call it."""
-        return self.origin or str(self.path)
+        return self.origin or str(self.place)
+
+    @property
+    def place(self) -> Path:
+        """What was named to open it."""
+        return self.path / self.named_index if self.named_index else self.path
 
     def read_json(self, name: str) -> Any:
         """Return the content of a JSON sidecar, None where there is none.
@@ -127,7 +145,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(path, "not a file or folder")
     if path.name.endswith(INDEX):
-        return _open_folder(path.parent)
+        return _open_folder(path.parent, path.name)
     refuse_pickle(path)
     weights = WeightFile(path.name, path, read_header(path))
     return checkpoint_of(path, False, (weights,), (), ())
@@ -141,10 +159,13 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    names, indexes = _component_names(folder) if (folder / PIPELINE).is_file() else ([], [])
+def _open_folder(folder: Path, named_index: str | None = None) -> Checkpoint:
+    is_pipeline = (folder / PIPELINE).is_file()
+    if not is_pipeline and _indexes(folder) == [named_index]:
+        named_index = None  # the folder says as much
+    names, indexes = _component_names(folder) if is_pipeline and not named_index else ([], [])
     if not names:
-        names, index = _weight_names(folder)
+        names, index = _weight_names(folder, named_index)
         indexes = [index] if index else []
     if not names:
         names, indexes = _component_names(folder)
@@ -154,7 +175,14 @@ def _open_folder(folder: Path) -> Checkpoint:
     files = tuple(WeightFile(name, path, read_header(path)) for name, path in places)
     sidecars = tuple(sorted(_sidecars(folder, deep=all(file.prefix for file in files))))
     checkpoint = checkpoint_of(folder, True, files, sidecars, tuple(indexes))
-    checkpoint = replace(checkpoint, left_out=tuple(sorted(_weights_beside(folder, files) - set(names))))
+    beside = {f"{prefix}{name}" for prefix in _prefixes(files) for name in _names(folder / prefix)}
+    checkpoint = replace(
+        checkpoint,
+        left_out=tuple(sorted(_weights_beside(folder, files, beside) - set(names))),
+        left_behind=tuple(sorted(name for name in beside if is_missed(name))),
+        sidecar_bytes=sum((folder / name).stat().st_size for name in sidecars),
+        named_index=named_index,
+    )
     for index_name in indexes:
         _check_index(checkpoint, index_name)
     return checkpoint
@@ -196,16 +224,17 @@ def _component_names(folder: Path) -> tuple[list[str], list[str]]:
     return names, indexes
 
 
-def _weight_names(folder: Path) -> tuple[list[str], str | None]:
-    """Return the names of a folder's weight files, in order, and of its index, if it has one."""
-    indexes = sorted(p.name for p in folder.glob(f"*{INDEX}"))
+def _weight_names(folder: Path, named_index: str | None = None) -> tuple[list[str], str | None]:
+    """Return the names of a folder's weight files, in order, and of its index, if it has one; of several the one that
+    was named.
+    """
+    indexes = [named_index] if named_index else _indexes(folder)
     weights = sorted(p.name for p in folder.glob(f"*{WEIGHTS}"))
     standard = [name for name in STANDARD_NAMES if name in weights]
     if len(indexes) > 1:
-        preferred = [f"{name}.index.json" for name in STANDARD_NAMES if f"{name}.index.json" in indexes]
-        if not preferred:
-            raise CheckpointError(folder, f"several indexes, none of a standard name: {', '.join(indexes)}")
-        indexes = preferred[:1]
+        raise CheckpointError(
+            folder, f"several indexes, none of a standard name: {', '.join(indexes)}", hint="name one of them"
+        )
     if indexes:
         shards = dict.fromkeys(shard for _, shard in read_weight_map(folder / indexes[0]))
         for shard in shards:
@@ -225,6 +254,13 @@ def _weight_names(folder: Path) -> tuple[list[str], str | None]:
             "model.safetensors.index.json",
         )
     return weights, None
+
+
+def _indexes(folder: Path) -> list[str]:
+    """Return the names of a folder's indexes; of several the one of a standard name, if there is one."""
+    found = sorted(p.name for p in folder.glob(f"*{INDEX}"))
+    preferred = [f"{name}.index.json" for name in STANDARD_NAMES if f"{name}.index.json" in found]
+    return preferred[:1] or found
 
 
 def _shard_number(shard: str) -> str:
@@ -278,9 +314,9 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _trusted_roots(folder: Path) -> Iterator[Path]:
-    yield folder.resolve()
+    yield (resolved := folder.resolve())
     # The Hub's cache keeps snapshots/COMMIT/NAME as a link into blobs/ of the same repository.
-    for parent in folder.absolute().parents:
+    for parent in (*folder.absolute().parents, *resolved.parents):
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
             yield (parent.parent / "blobs").resolve()
 
@@ -289,21 +325,52 @@ def _sidecars(folder: Path, *, deep: bool) -> Iterator[str]:
     inner = [folder / CHAT_TEMPLATES] if (folder / CHAT_TEMPLATES).is_dir() else []
     inner += [folder / place for place in module_folders(folder) if not _weights_in(folder / place)]
     beside = (path for place in (folder, *inner) for path in place.iterdir())
-    for path in folder.rglob("*") if deep else beside:
-        if not is_sidecar(path.name) or not path.is_file():
+    for path in _all_files(folder) if deep else beside:
+        if is_sidecar(path.name):
+            name = path.relative_to(folder).as_posix()
+            if any(part.startswith(".") for part in PurePosixPath(name).parts):
+                continue
+            if name.endswith(INDEX) or path.name in _NOT_SIDECARS or _is_pickle_index(path.name):
+                continue
+            if path.is_file():
+                _inside(folder, name)
+                yield name
+                continue
+        elif not deep or path.suffix:  # in a pipeline a link of no suffix could be one to a component
             continue
-        name = path.relative_to(folder).as_posix()
-        if any(part.startswith(".") for part in PurePosixPath(name).parts):
-            continue
-        if not name.endswith(INDEX) and path.name not in _NOT_SIDECARS and not _is_pickle_index(path.name):
-            _inside(folder, name)
-            yield name
+        if path.is_symlink() and not path.exists():
+            reason = f"a link to {path.readlink()}, where there is nothing"
+            raise CheckpointError(path, reason, hint="fetch the model again, or remove the link if it is of no use")
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    """Yield what lies in a folder and in the folders in it, also where links of the folder lead, but for folders."""
+    within: dict[Path, frozenset[Path]] = {folder: frozenset({folder.resolve()})}
+    while within:
+        place, above = within.popitem()
+        for path in place.iterdir():
+            if not path.is_dir():
+                yield path
+            elif not path.name.startswith("."):
+                if path.is_symlink():
+                    _inside(folder, path.relative_to(folder).as_posix())
+                target = path.resolve()
+                if target not in above:  # else a link to where it lies itself
+                    within[path] = above | {target}
 
 
 def is_sidecar(name: str) -> bool:
     """Whether a file of this name belongs to a model beside its weights."""
     # Mistral's tokenizers end in their version, tokenizer.model.v3.
     return name.endswith(SIDECAR_SUFFIXES) or name.startswith(("LICENSE", "NOTICE", "tokenizer.model."))
+
+
+def is_missed(name: str) -> bool:
+    """Whether a file that does not come along may be missed by who does not know it: it is no weights, which have
+    messages of their own, and not evidently of no use.
+    """
+    name = name.rpartition("/")[2]
+    return not (is_sidecar(name) or name.endswith((WEIGHTS, *PICKLE_SUFFIXES)) or _NOT_MISSED.fullmatch(name))
 
 
 def module_folders(folder: Path) -> list[str]:
@@ -321,16 +388,26 @@ def named_folders(modules: Any) -> list[str]:
     )
 
 
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
+
+
 def _weights_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.endswith((WEIGHTS, *PICKLE_SUFFIXES))]
+    return [name for name in _names(folder) if name.endswith((WEIGHTS, *PICKLE_SUFFIXES))]
 
 
-def _weights_beside(folder: Path, files: Sequence[WeightFile]) -> set[str]:
-    """Return the weight files of the folders that a model is read from, and of those of its other modules."""
-    prefixes = {"", *(file.prefix for file in files)}
-    found = {f"{p}{name}" for p in prefixes for name in _weights_in(folder / p) if name.endswith(WEIGHTS)}
-    modules = (name for name in module_folders(folder) if f"{name}/" not in prefixes)
-    return found.union(f"{place}/{name}" for place in modules for name in _weights_in(folder / place))
+def _prefixes(files: Sequence[WeightFile]) -> set[str]:
+    return {"", *(file.prefix for file in files)}
+
+
+def _weights_beside(folder: Path, files: Sequence[WeightFile], beside: set[str]) -> set[str]:
+    """Return the weight files among what lies in the folders that a model is read from, and those of its other
+    modules.
+    """
+    modules = (name for name in module_folders(folder) if f"{name}/" not in _prefixes(files))
+    return {name for name in beside if name.endswith(WEIGHTS)}.union(
+        f"{place}/{name}" for place in modules for name in _weights_in(folder / place)
+    )
 
 
 def _is_pickle_index(name: str) -> bool:

@@ -30,7 +30,7 @@ def staged_output(target: str | Path) -> Iterator[Path]:
     Raises OutputError when the target exists already or its folder cannot be written to.
     """
     target = Path(target)
-    refuse_existing(target)
+    refuse_unwritable(target)
     with _staging_room(target) as room:
         try:
             staging = room / target.name
@@ -47,7 +47,7 @@ def staged_output(target: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _staging_room(target: Path) -> Iterator[Path]:
     """Make a folder beside the target, locked as long as it is in use, and remove it at the end."""
-    room = target.parent / f"{_staging_prefix(target)}{os.urandom(8).hex()}"
+    room = target.parent / _staging_name(target)
     lock = None
     try:  # from before it is there, so that Ctrl-C leaves nothing at any moment
         try:
@@ -56,8 +56,7 @@ def _staging_room(target: Path) -> Iterator[Path]:
             room.mkdir(mode=0o700)
             lock = _lock(room)
         except OSError as error:
-            reason = f"cannot be written: {error.strerror}"
-            raise OutputError(target, reason, hint="choose another place with -o") from error
+            raise _unwritable(target, error) from error
         yield room
     finally:
         shutil.rmtree(room, ignore_errors=True)
@@ -67,8 +66,37 @@ def _staging_room(target: Path) -> Iterator[Path]:
 
 def refuse_existing(target: Path) -> None:
     """Raise OutputError when an output exists already: nothing is ever overwritten."""
-    if target.exists() or target.is_symlink():
-        raise OutputError(target, "exists already", hint="remove it or choose another place with -o")
+    try:
+        target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:  # the name is too long, its folder may not be entered
+        raise _unwritable(target, error) from error
+    raise OutputError(target, "exists already", hint="remove it or choose another place with -o")
+
+
+def refuse_unwritable(target: Path, option: str = "-o") -> None:
+    """Raise OutputError when an output exists already, or its folder cannot be made or written to, as far as that can
+    be told without writing anything.
+    """
+    refuse_existing(target)
+    folder = target.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(code, os.strerror(code))
+        with contextlib.suppress(FileNotFoundError):
+            (folder / _staging_name(target)).lstat()  # it may be too long for a name
+    except OSError as error:
+        raise _unwritable(target, error, option) from error
+
+
+def _unwritable(target: Path, error: OSError, option: str = "-o") -> OutputError:
+    return OutputError(target, f"cannot be written: {error.strerror}", hint=f"choose another place with {option}")
 
 
 def remove_leftovers(target: Path) -> None:
@@ -87,6 +115,10 @@ def remove_leftovers(target: Path) -> None:
 
 def _staging_prefix(target: Path) -> str:
     return f".{target.name}.staging-"
+
+
+def _staging_name(target: Path) -> str:
+    return f"{_staging_prefix(target)}{os.urandom(8).hex()}"
 
 
 def _lock(room: Path) -> int:

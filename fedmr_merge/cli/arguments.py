@@ -52,24 +52,6 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def models(arguments: Sequence[str]) -> list[str]:
-    """Return the models to merge that the arguments name. Raises UsageError when one is named twice.
-
-    It is a slip, as of two globs that overlap: recombined with itself a model stays what it is, and in a mean what it
-    counts for is said by --weights.
-    """
-    found = expand(arguments)
-    slots: dict[str, int] = {}
-    for slot, name in enumerate(found):
-        first = slots.setdefault(str(Path(name).resolve()), slot)
-        if first != slot:
-            raise UsageError(
-                f"{name}: named twice, as model {first} and model {slot}",
-                hint="name each model once; `average --weights` lets one count for more than another",
-            )
-    return found
-
-
 @contextlib.contextmanager
 def fetching(inputs: Sequence[str]) -> Iterator[Progress | None]:
     """Give what to call with the bytes that are fetched from the Hub; shows them, where there are such inputs."""
@@ -83,7 +65,9 @@ def fetching(inputs: Sequence[str]) -> Iterator[Progress | None]:
 
 
 def warn_left_out(opened: Sequence[Checkpoint]) -> None:
-    """Say which weight files lie beside the models and are not part of what was read."""
+    """Say which weight files lie beside the models and are not part of what was read, and which other files do not
+    come along.
+    """
     sources: dict[str, list[str]] = {}
     for checkpoint in opened:
         for name in checkpoint.left_out:
@@ -91,6 +75,13 @@ def warn_left_out(opened: Sequence[Checkpoint]) -> None:
     for name, found in sources.items():
         console.complain(
             "warning", f"{name} of {console.listed(found, ', ', 3)} is not part of the model that is read: left out"
+        )
+    if behind := list(dict.fromkeys(name for checkpoint in opened for name in checkpoint.left_behind)):
+        found = [checkpoint.source for checkpoint in opened if checkpoint.left_behind]
+        console.complain(
+            "warning",
+            f"{console.listed(behind, ', ', 4)} of {console.listed(found, ', ', 3)} left behind: only weights, config "
+            "and tokenizer come along",
         )
 
 

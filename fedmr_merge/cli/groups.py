@@ -39,3 +39,16 @@ def show_groups(checkpoint: Checkpoint, grouping: Grouping, *, tensors: bool = F
         f"{checkpoint.parameters:,} parameters, {console.size(checkpoint.nbytes)} "
         f"in {console.plural(len(checkpoint.files), 'file')}"
     )
+    show_perhaps_tied(grouping)
+
+
+def show_perhaps_tied(grouping: Grouping) -> None:
+    """Say of which tensors it is not known yet whether they move as one."""
+    if grouping.perhaps_tied:
+        console.say(f"not final: {perhaps_tied(grouping)}")
+
+
+def perhaps_tied(grouping: Grouping) -> str:
+    """Tell which tensors will move as one if they are tied."""
+    ties = console.listed([" and ".join(names) for names in grouping.perhaps_tied])
+    return f"{ties} will move as one if their bytes are equal, which is known when they are fetched"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,13 +18,12 @@ from fedmr_merge.cli.arguments import (
     UsageError,
     expand,
     fetching,
-    models,
     numbers,
     size_in_bytes,
     slot_numbers,
     warn_left_out,
 )
-from fedmr_merge.cli.groups import show_groups
+from fedmr_merge.cli.groups import perhaps_tied, show_groups, show_perhaps_tied
 from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
@@ -105,9 +103,10 @@ def recombine(
     lives on in one and only one new model. OUT gets one model per slot, the mean in OUT/global, and OUT/lineage.json
     with the origin of every tensor.
     """
+    from fedmr_merge.checkpoint.inputs import refuse_twice
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
-    from fedmr_merge.recombination.recombine import execute, refuse_in_input
+    from fedmr_merge.recombination.recombine import check_target, execute
 
     if layout not in ("same", "store"):
         raise PlanError(f"--layout is same or store, found {layout!r}")
@@ -138,12 +137,17 @@ def recombine(
         in_store=layout == "store",
         store=store,
     )
-    with fetching(inputs := models(checkpoints)) as progress:
-        work = plan_recombination(inputs, drawing, writing, headers_only=dry_run, progress=progress)
+
+    def check(work: Recombination) -> None:
+        refuse_twice(work.checkpoints)
+        check_target(work, out)
+
+    with fetching(inputs := expand(checkpoints)) as progress:
+        work = plan_recombination(inputs, drawing, writing, check=check, headers_only=dry_run, progress=progress)
     warn_left_out(work.checkpoints)
     if dry_run:
-        refuse_in_input(work, out)
         if save_plan is not None:
+            _refuse_provisional(work)
             _save_plan(work.plan, save_plan)
         _show_plan(work, out)
         console.say("dry run: nothing was written" + (f" but the plan, {save_plan}" if save_plan else ""))
@@ -261,17 +265,28 @@ def _show_plan(work: Recombination, out: Path) -> None:
     ]
     console.say(f"rule {work.grouping.rule}: {work.grouping.found}")
     console.table(("layer group", "tensors", "source slot of slot 0, 1, …"), rows, right=("tensors",))
-    nbytes, place = work.nbytes, str(out)
+    show_perhaps_tied(work.grouping)
+    nbytes, place = work.bytes_to_write, str(out)
     if work.output.in_store:
         shards = forecast(work)
         store = store_folder(work.output.store, out)
         more = f", {console.size(shards.nbytes)}, less what it holds already" if shards.copied_in else ""
         console.say(f"store {store}: {shards.linked} shards to link, {shards.copied_in} of them to copy in{more}")
-        nbytes, place = shards.nbytes + (work.mean.nbytes if work.mean else 0), f"{out} and the store"
+        nbytes = shards.nbytes + (work.mean.nbytes if work.mean else 0) + work.sidecar_bytes
+        place = f"{out} and the store"
     console.say(
         f"to write {console.size(nbytes)} to {place}, free {console.size(free_bytes(out))}; "
         f"peak memory about {console.size(work.peak_memory_bytes)}"
     )
+
+
+def _refuse_provisional(work: Recombination) -> None:
+    """A plan is not kept before it is known which tensors are tied: it would not fit the models."""
+    if work.grouping.perhaps_tied:
+        raise PlanError(
+            f"the plan is not final: {perhaps_tied(work.grouping)}",
+            hint="recombine once without --dry-run: its plan stands in OUT/lineage.json, for --plan",
+        )
 
 
 def _save_plan(plan: RecombinationPlan, path: Path) -> None:
@@ -311,17 +326,22 @@ def average(
     OUT becomes a folder with model.safetensors, or with shards as the first input has them; named ….safetensors, the
     one file where the mean is one.
     """
-    from fedmr_merge.checkpoint.inputs import open_inputs
+    from fedmr_merge.checkpoint.inputs import open_inputs, refuse_twice
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.average import average as take_average
-    from fedmr_merge.recombination.matching import match_checkpoints
+    from fedmr_merge.recombination.average import plan_mean
 
     refuse_existing(out)
     options = _mean_options(weights, accumulate, out_dtype, max_memory)
     max_shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
-    match = partial(match_checkpoints, ignore_config=ignore_config or ())
-    with fetching(inputs := models(checkpoints)) as progress:
-        opened = open_inputs(inputs, match, progress=progress)
+
+    def check(opened: Sequence[Checkpoint]) -> None:
+        refuse_twice(opened)
+        plan_mean(opened, out, options, max_shard_bytes, ignore_config or ())
+
+    with fetching(inputs := expand(checkpoints)) as progress:
+        opened = open_inputs(inputs, check, progress=progress)
+    refuse_twice(opened)
     warn_left_out(opened)
     with console.bytes_progress("averaging", opened[0].nbytes if opened else 0) as progress:
         found = take_average(
@@ -357,12 +377,14 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreCo
     From their headers and configurations alone: of models on the Hub no weights are fetched. Shows the models and their
     layer groups, or everything that does not match.
     """
-    from fedmr_merge.checkpoint.inputs import open_inputs
+    from fedmr_merge.checkpoint.inputs import open_inputs, refuse_twice
     from fedmr_merge.recombination.matching import match_checkpoints
     from fedmr_merge.recombination.planning import group_checkpoints
+    from fedmr_merge.recombination.rules import compared_files
 
-    named = models(checkpoints)
-    opened = open_inputs(named, headers_only=True)
+    named = expand(checkpoints)
+    opened = open_inputs(named, headers_only=True, configs=compared_files(rule))
+    refuse_twice(opened)
     match_checkpoints(opened, ignore_config=ignore_config or ())
     warn_left_out(opened)
     grouping = group_checkpoints(opened, rule, ignore_config or ())

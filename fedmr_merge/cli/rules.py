@@ -45,10 +45,11 @@ def check(
     """
     from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.errors import RuleError
+    from fedmr_merge.recombination.rule_language import read_rule_file
     from fedmr_merge.recombination.rules import check_require_equal, check_rule_file
 
     faults: dict[str, list[str]] = {}  # with the checkpoints that have them
-    checked = open_inputs(expand(checkpoints), headers_only=True)
+    checked = open_inputs(expand(checkpoints), headers_only=True, configs=read_rule_file(rule_file).require_equal)
     for opened in checked:
         for fault in check_rule_file(rule_file, opened.shapes):
             faults.setdefault(fault, []).append(opened.source)

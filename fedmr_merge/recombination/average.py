@@ -21,7 +21,7 @@ from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.inputs import open_inputs, refuse_inside
 from fedmr_merge.checkpoint.source import STANDARD_NAMES, WEIGHTS, Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
+from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.recombination.layout import OutputFile, OutputModel, lay_out
 from fedmr_merge.recombination.matching import match_checkpoints
@@ -50,15 +50,10 @@ def average(
     """
     out = Path(out)
     refuse_existing(out)
-    match = partial(match_checkpoints, ignore_config=ignore_config)
-    opened = open_inputs(checkpoints, match)
-    match(opened)
     options = options or MeanOptions()
-    check_mean(opened, options)
-    refuse_inside(out, opened, "-o")
-    model = mean_layout(opened[0], options, max_shard_bytes)
-    if out.suffix == WEIGHTS:
-        model = _one_file(model, out)
+    plan = partial(plan_mean, out=out, options=options, max_shard_bytes=max_shard_bytes, ignore_config=ignore_config)
+    opened = open_inputs(checkpoints, plan)
+    model = plan(opened)
     watch = SourceWatch(opened)
     with staged_output(out) as staging:
         target = staging
@@ -68,6 +63,22 @@ def average(
         found = write_mean(opened, model, target, options, watch, progress, require_finite=require_finite)
         watch.check()
     return found
+
+
+def plan_mean(
+    checkpoints: Sequence[Checkpoint],
+    out: Path,
+    options: MeanOptions,
+    max_shard_bytes: int | None = None,
+    ignore_config: Collection[str] = (),
+) -> OutputModel:
+    """Return the mean to write, from the models' headers alone. Raises what `average` raises for them."""
+    match_checkpoints(checkpoints, ignore_config=ignore_config)
+    check_mean(checkpoints, options)
+    refuse_unwritable(out)
+    refuse_inside(out, checkpoints, "-o")
+    model = mean_layout(checkpoints[0], options, max_shard_bytes)
+    return _one_file(model, out) if out.suffix == WEIGHTS else model
 
 
 def _one_file(model: OutputModel, out: Path) -> OutputModel:

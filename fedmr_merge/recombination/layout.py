@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedmr_merge.checkpoint.copying import Segment
+from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header import Header, new_header
 from fedmr_merge.checkpoint.source import STANDARD_NAMES, Checkpoint, WeightFile, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.checkpoint.writer import write_json
-from fedmr_merge.errors import CheckpointError, RuleError
+from fedmr_merge.errors import CheckpointError, PlanError, RuleError
 
 Sources = Mapping[str, TensorEntry]
 LAYERS_KEY = "fedmr_merge.layers"  #: in a file's metadata, by the trainer: JSON, tensor name → layer name
@@ -22,6 +22,7 @@ HASHES_KEY = "fedmr_merge.sha256"  #: in the metadata of a store's shard: JSON, 
 #: Where a config.json, or a part of it, tells the dtype of its weights; replaced in the text, so that the rest stays.
 _TOLD_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:null|"(?:torch\.)?(?:auto|b?float\d\w*|complex\d+)")')
 DEFAULT_SHARD_BYTES = 5 * 10**9  #: what the libraries shard by
+ADAPTER = "adapter_model"  #: what PEFT calls the one file that it loads an adapter from
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,11 @@ class OutputModel:
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self.files)
 
+    @property
+    def sidecar_bytes(self) -> int:
+        """Of everything that is not weights."""
+        return self.sidecars_from.sidecar_bytes if self.is_folder else 0
+
     def path(self, folder: Path, name: str) -> Path:
         """Where the model goes in an output folder: `NAME.safetensors`, or the folder `NAME`."""
         return folder / name if self.is_folder else folder / f"{name}.safetensors"
@@ -89,7 +95,8 @@ class OutputModel:
         for file in self.files:
             (model / file.name).parent.mkdir(parents=True, exist_ok=True)
         for name, weight_map in self.indexes.items():
-            write_index(model / name, weight_map, sum(f.nbytes - f.header.data_start for f in self.files))
+            component = [file for file in self.files if file.prefix == component_prefix(name)]
+            write_index(model / name, weight_map, sum(f.nbytes - f.header.data_start for f in component))
 
 
 def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True, torch_dtype: str | None = None) -> None:
@@ -102,14 +109,18 @@ def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True, torc
     others = (*donor.sidecars, *(donor.indexes if indexes else ()))
     for folder in {(target / name).parent for name in (*others, *(file.name for file in donor.files))}:
         folder.mkdir(parents=True, exist_ok=True)
+    watch = SourceWatch([])
     for name in others:
+        source = donor.path / name
         try:
-            content = (donor.path / name).read_bytes()
+            nbytes = source.stat().st_size
+            content = source.read_bytes() if torch_dtype and name.rpartition("/")[2] == "config.json" else None
         except OSError as error:
-            raise CheckpointError(donor.path / name, f"cannot be read: {error.strerror}") from error
-        if torch_dtype is not None and name.rpartition("/")[2] == "config.json":
-            content = _TOLD_DTYPE.sub(rb'\1"%s"' % torch_dtype.encode(), content)
-        (target / name).write_bytes(content)
+            raise CheckpointError(source, f"cannot be read: {error.strerror}") from error
+        if torch_dtype and content is not None:
+            (target / name).write_bytes(_TOLD_DTYPE.sub(rb'\1"%s"' % torch_dtype.encode(), content))
+        else:  # it may be of any size
+            assemble(target / name, (), [Segment(source, 0, nbytes)], watch)
 
 
 def lay_out(
@@ -141,6 +152,12 @@ def _in_shards(donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint, m
         stem = base_name(group[0].name)
         tensors = [(name, entry) for file in group for name, entry in file.header.tensors.items()]
         shards = _split([(name, entry.nbytes) for name, entry in tensors], max_shard_bytes)
+        if stem == ADAPTER and len(shards) > 1:
+            raise PlanError(
+                f"{donor.source}: a PEFT adapter is loaded from one file, {ADAPTER}.safetensors, and not from shards",
+                hint=f"allow shards of {sum(entry.nbytes for _, entry in tensors):,} bytes, or leave out "
+                "--max-shard-size",
+            )
         entries, metadata = dict(tensors), shared_metadata(group)
         names = [f"{prefix}{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
         if len(shards) == 1:

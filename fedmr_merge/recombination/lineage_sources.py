@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.header import Header, parse_header
 from fedmr_merge.checkpoint.header_json import CHUNK_BYTES, pack, unpack
+from fedmr_merge.checkpoint.hub_listing import file_hash
 from fedmr_merge.checkpoint.source import Checkpoint, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.errors import CheckpointError
@@ -84,7 +85,7 @@ def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, A
     in the outputs, where `undo` looks for them by their SHA-256.
     """
     licence = {"license": checkpoint.licence} if checkpoint.origin else {}
-    place = checkpoint.origin or os.path.relpath(_real_place(checkpoint.path), _real_place(out))
+    place = checkpoint.origin or os.path.relpath(_real_place(checkpoint.place), _real_place(out))
     return {
         "slot": slot,
         "path": place,
@@ -121,9 +122,9 @@ def _as_text(packed: bytes) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a small file. Raises CheckpointError when it cannot be read."""
+    """Return the SHA-256 of a file. Raises CheckpointError when it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_hash(path, hashlib.sha256())
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
 

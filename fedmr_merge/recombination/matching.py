@@ -30,26 +30,23 @@ _IGNORED_KEYS = frozenset(
     }
 )
 _IGNORED_PATTERN = re.compile(r"_(?!class_name\Z).*|unsloth_.*|.*(?:dropout|pdrop|layerdrop|drop_path).*")
-#: What says which model an adapter is for and what it adds to it; the rest is how it was trained.
-_ADAPTER_KEYS = (
-    "alpha_pattern",
-    "base_model_name_or_path",
-    "bias",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_bias",
-    "modules_to_save",
-    "peft_type",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "target_parameters",
-    "use_dora",
-    "use_rslora",
+#: What may differ between the settings of adapters: bookkeeping, how they were trained or run, and where their
+#: training started. What of it changes shapes shows there.
+_IGNORED_OF_ADAPTERS = frozenset(
+    {
+        *("auto_mapping", "inference_mode", "peft_version", "revision", "task_type"),
+        *("beta1", "beta2", "deltaT", "init_r", "orth_reg_weight", "target_r", "tfinal", "tinit", "total_step"),
+        *("corda_config", "d_initial", "eva_config", "loftq_config", "lora_ga_config", "velora_config"),
+        *("auxiliary_loss_weight", "ephemeral_gpu_offload", "megatron_config", "megatron_core", "progressbar"),
+        *("qalora_group_size", "runtime_config", "runtime_offload_base_weight"),
+        *("tokenizer_kwargs", "tokenizer_name_or_path"),
+    }
 )
+_IGNORED_PATTERN_OF_ADAPTERS = re.compile(r"init_.*_(?:bound|std)|prompt_tuning_init.*|asa_.*|.*_warmup")
+#: How an adapter's weights were first filled. Other ways than these change the base model's weights as well, or what
+#: the adapter's mean.
+_INITIALISED = re.compile(r"init_(?:\w+_)?weights")
+_PLAIN_STARTS = (True, False, "eva", "gaussian", "kaiming_uniform", "orthogonal", "xavier_uniform", "zero")
 _ADAPTER = "adapter_config.json"
 _CONFIGS = ("config.json", PIPELINE, _ADAPTER)
 _SHOWN_CHARACTERS = 200
@@ -106,8 +103,12 @@ def _configuration(
             continue
         content = checkpoint.read_json(sidecar)
         if isinstance(content, dict):
-            wanted = {*require_equal.get(name, ()), *(_ADAPTER_KEYS if name == _ADAPTER else ())}
-            kept = {k: v for k, v in content.items() if k in wanted} if wanted else _architecture(content)
+            wanted = require_equal.get(name, ())
+            kept = {k: v for k, v in content.items() if k in wanted}
+            if name == _ADAPTER:
+                kept |= _adapter(content)
+            elif not wanted:
+                kept = _architecture(content)
             found[sidecar] = {key: value for key, value in kept.items() if not _is_named(key, ignored)}
     return found
 
@@ -123,6 +124,16 @@ def _architecture(content: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[key] = value
     return found
+
+
+def _adapter(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what matters of an adapter_config.json."""
+    patterns = (_IGNORED_PATTERN, _IGNORED_PATTERN_OF_ADAPTERS)
+    return {
+        key: value
+        for key, value in content.items()
+        if key not in _IGNORED_OF_ADAPTERS and not any(pattern.fullmatch(key) for pattern in patterns)
+    }
 
 
 def _is_named(key: str, names: Collection[str]) -> bool:
@@ -155,13 +166,15 @@ def _config_differences(
 
 def _differ(here: Mapping[str, Any], there: Mapping[str, Any], key: str) -> bool:
     if key in here and key in there:
-        return bool(_comparable(here[key]) != _comparable(there[key]))
+        return bool(_comparable(key, here[key]) != _comparable(key, there[key]))
     # A version of a library that knows a key writes it though it is not used.
-    value = here[key] if key in here else there[key]
+    value = _comparable(key, here[key] if key in here else there[key])
     return not (value is None or value is False or value in ("", [], {}))
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(key: str, value: Any) -> Any:
+    if _INITIALISED.fullmatch(key) and value in _PLAIN_STARTS:
+        return None
     # Libraries write lists of module names in no fixed order.
     return sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
 

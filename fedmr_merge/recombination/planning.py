@@ -5,9 +5,9 @@ Reads headers only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from fedmr_merge.checkpoint.inputs import open_inputs
@@ -17,11 +17,11 @@ from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import PlanError
 from fedmr_merge.recombination.average import check_mean, mean_layout
 from fedmr_merge.recombination.layer_rule import trainer_layers
-from fedmr_merge.recombination.layout import OutputFile, OutputModel, lay_out
+from fedmr_merge.recombination.layout import ADAPTER, OutputFile, OutputModel, base_name, lay_out
 from fedmr_merge.recombination.matching import match_checkpoints
 from fedmr_merge.recombination.mean_options import MeanOptions
 from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan, draw_plan
-from fedmr_merge.recombination.rules import Grouping, apply_rule, pin_groups, tie_groups
+from fedmr_merge.recombination.rules import Grouping, apply_rule, compared_files, pin_groups, tie_groups
 from fedmr_merge.recombination.ties import find_ties
 
 #: Measured: Python with what a recombination imports, and what each name adds to that, once and for each model, and
@@ -100,7 +100,14 @@ class Recombination:
         donor = self.checkpoints[slot]
         shared = self.output.sidecars_from
         sidecars_from = donor if shared is None else self.checkpoints[shared]
-        if self.output.in_store:  # the store lays it out, in shards that are there already or about as large
+        if self.output.in_store:
+            if any(base_name(file.name) == ADAPTER for file in donor.files):
+                raise PlanError(
+                    f"{donor.source}: a PEFT adapter is loaded from one file, {ADAPTER}.safetensors, and not from a "
+                    "store's shards",
+                    hint="leave out --layout store",
+                )
+            # The store lays it out, in shards that are there already or about as large.
             files = tuple(OutputFile(file.name, file.header, self.sources(slot)) for file in donor.files)
             return OutputModel(files, True, sidecars_from)
         return lay_out(donor, self.sources(slot), sidecars_from, self.output.max_shard_bytes)
@@ -125,6 +132,16 @@ class Recombination:
     def nbytes(self) -> int:
         """Bytes that will be written: the models and their mean."""
         return sum(model.nbytes for model in (*self.models.values(), self.mean) if model)
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes that will be written, config and tokenizer included."""
+        return self.nbytes + self.sidecar_bytes
+
+    @property
+    def sidecar_bytes(self) -> int:
+        """Bytes of everything that is not weights and will be written with them."""
+        return sum(model.sidecar_bytes for model in (*self.models.values(), self.mean) if model)
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -163,27 +180,49 @@ def plan_recombination(
     options: PlanOptions | None = None,
     output: OutputOptions | None = None,
     *,
+    check: Callable[[Recombination], object] = lambda _: None,
     headers_only: bool = False,
     progress: Progress | None = None,
 ) -> Recombination:
     """Open K checkpoints, check that they match, group their tensors and draw (or check) the plan.
 
-    With `headers_only` models on the Hub are not fetched: the plan can be looked at, not executed.
+    Where models are on the Hub all that is done by their headers first, `check` included, which raises what else
+    should be refused before they are fetched. With `headers_only` they are not fetched: the plan can be looked at, not
+    executed.
 
     Raises CheckpointError, HubError, LayerMismatchError, RuleError or PlanError.
     """
     options, output = options or PlanOptions(), output or OutputOptions()
-    match = partial(match_checkpoints, ignore_config=options.ignore_config)
-    opened = open_inputs(checkpoints, match, headers_only=headers_only, progress=progress)
-    match(opened)
+
+    def plan(opened: tuple[Checkpoint, ...]) -> Recombination:
+        work = _plan(opened, options, output)
+        check(work)
+        return work
+
+    configs = compared_files(options.rule)
+    return plan(open_inputs(checkpoints, plan, headers_only=headers_only, configs=configs, progress=progress))
+
+
+def _plan(opened: tuple[Checkpoint, ...], options: PlanOptions, output: OutputOptions) -> Recombination:
+    match_checkpoints(opened, ignore_config=options.ignore_config)
     grouping = group_checkpoints(opened, options.rule, options.ignore_config)
+    if options.plan is not None:
+        # A plan that was made with the weights at hand knows which of them are tied.
+        known = [tie for tie in grouping.perhaps_tied if not _is_apart(tie, grouping, options.plan)]
+        grouping = replace(grouping, groups=tie_groups(grouping.groups, known))
     groups = pin_groups(grouping.groups, options.pin)
     plan = options.plan or _draw(groups, len(opened), options)
     plan.check(groups, len(opened))
     _check_slots(output, opened)
     if output.mean is not None:
         check_mean(opened, output.mean)
-    return Recombination(opened, replace(grouping, groups=groups), plan, options, output)
+    work = Recombination(opened, replace(grouping, groups=groups), plan, options, output)
+    _check_layout(work)
+    return work
+
+
+def _is_apart(tie: Sequence[str], grouping: Grouping, plan: RecombinationPlan) -> bool:
+    return all(grouping.group_of[name] in plan.permutations for name in tie)
 
 
 def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str, ignore_config: Collection[str] = ()) -> Grouping:
@@ -195,7 +234,10 @@ def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str, ignore_confi
     grouping = apply_rule(rule, first.shapes, trainer_layers(first))
     if grouping.require_equal and len(checkpoints) > 1:
         match_checkpoints(checkpoints, grouping.require_equal, ignore_config)
-    return replace(grouping, groups=tie_groups(grouping.groups, find_ties(checkpoints)))
+    ties, unknown = find_ties(checkpoints)
+    tied = replace(grouping, groups=tie_groups(grouping.groups, ties))
+    apart = (tie for tie in unknown if len({tied.group_of[name] for name in tie}) > 1)
+    return replace(tied, perhaps_tied=tuple(apart)) if unknown else tied
 
 
 def _draw(groups: Sequence[LayerGroup], slots: int, options: PlanOptions) -> RecombinationPlan:
@@ -225,3 +267,14 @@ def _check_slots(output: OutputOptions, checkpoints: Sequence[Checkpoint]) -> No
             "tokenizer for the others",
             hint="take them from a slot whose model is a folder",
         )
+
+
+def _check_layout(work: Recombination) -> None:
+    """Raise PlanError for models that cannot be written as asked for."""
+    _ = work.mean  # refuses what cannot be sharded
+    for slot, model in work.models.items():
+        if work.output.sidecars_from is not None and not model.is_folder:
+            raise PlanError(
+                f"slot {slot}, {work.checkpoints[slot].source}, is a bare file and gets no config or tokenizer",
+                hint="put it into a folder of its own as model.safetensors, or leave it out with --slots",
+            )

@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fedmr_merge.checkpoint.copying import SourceWatch, assemble, assemble_hashed
-from fedmr_merge.checkpoint.inputs import refuse_inside
+from fedmr_merge.checkpoint.inputs import lies_in, refuse_inside
 from fedmr_merge.checkpoint.source import Checkpoint
-from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
+from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output
 from fedmr_merge.errors import OutputError
 from fedmr_merge.recombination.average import write_mean
 from fedmr_merge.recombination.hashing import Digests, hash_tensors
@@ -27,7 +28,7 @@ from fedmr_merge.recombination.mean_options import NotFinite
 from fedmr_merge.recombination.plan import FORMAT_VERSION as PLAN_VERSION
 from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, Recombination, plan_recombination
-from fedmr_merge.recombination.store import StoreReport, store_folder, write_in_store
+from fedmr_merge.recombination.store import StoreReport, check_store, store_folder, write_in_store
 
 GLOBAL = "global"
 
@@ -81,16 +82,15 @@ def recombine(
     OutputError when `out` exists, cannot be written or does not fit on the disk.
     """
     refuse_existing(Path(out))
-    return execute(plan_recombination(checkpoints, options, output), out, progress=progress)
+    check = partial(check_target, out=Path(out))
+    return execute(plan_recombination(checkpoints, options, output, check=check), out, progress=progress)
 
 
 def execute(work: Recombination, out: str | Path, *, progress: Progress | None = None) -> Outcome:
     """Write what was planned; see `recombine`."""
     out, output = Path(out), work.output
-    refuse_in_input(work, out)
+    check_target(work, out)
     watch = SourceWatch(work.checkpoints)
-    if not output.in_store:
-        check_space(out, work.nbytes)
     report: StoreReport | None = None
     not_finite: list[NotFinite] = []
     with staged_output(out) as staging:
@@ -120,17 +120,20 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
     return Outcome(work, out, tuple(not_finite), report)
 
 
-def refuse_in_input(work: Recombination, out: Path) -> None:
-    """Raise OutputError when the output, or its store, would lie in an input, which is only read, or the store in the
-    output.
+def check_target(work: Recombination, out: Path) -> None:
+    """Raise OutputError when the output, or its store, cannot be written: it exists, its place is closed or too small,
+    or it would lie in an input, which is only read, or the store in the output. Nothing is written.
     """
+    refuse_unwritable(out)
     refuse_inside(out, work.checkpoints, "-o")
     if not work.output.in_store:
+        check_space(out, work.bytes_to_write)
         return
     store = store_folder(work.output.store, out)
     refuse_inside(store, work.checkpoints, "--store")
-    if store.resolve().is_relative_to(out.resolve()):
+    if lies_in(store, out):
         raise OutputError(store, f"lies in the output, {out}", hint="choose another place with --store")
+    check_store(store)
 
 
 def check_space(out: Path, nbytes: int) -> None:

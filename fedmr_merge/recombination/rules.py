@@ -35,6 +35,7 @@ class Grouping:
     found: str  #: how, in words
     groups: tuple[LayerGroup, ...]
     require_equal: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: JSON sidecar -> keys that must agree
+    perhaps_tied: tuple[tuple[str, ...], ...] = ()  #: tensors of several groups that are one if their bytes are equal
 
     @cached_property
     def group_of(self) -> dict[str, str]:
@@ -118,6 +119,14 @@ def check_require_equal(path: Path, checkpoints: Sequence[Checkpoint]) -> list[s
             if key not in there
         ]
     return faults
+
+
+def compared_files(rule: str) -> Collection[str]:
+    """Return the JSON files that a rule compares beside the configuration. Raises RuleError for a rule set that is
+    unknown or malformed.
+    """
+    is_rule_set = rule not in ("auto", "layer") and rule.partition(":")[0] != "segments"
+    return load_rule_set(rule).require_equal.keys() if is_rule_set else ()
 
 
 def group_tensors(rule: str, shapes: Shapes, layers: Mapping[str, str] | None = None) -> tuple[LayerGroup, ...]:

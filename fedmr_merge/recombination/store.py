@@ -32,7 +32,7 @@ from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header import build_header, read_header
 from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, sync, write_json
+from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable, sync, write_json
 from fedmr_merge.errors import CheckpointError, OutputError
 from fedmr_merge.recombination.hashing import Digests, hash_tensors
 from fedmr_merge.recombination.layer_rule import trainer_layers
@@ -123,8 +123,6 @@ def write_in_store(
     try:
         store.mkdir(parents=True, exist_ok=True)
         if not _is_store(store):
-            if any(not path.name.startswith(f".{_MARK}") for path in store.iterdir()):
-                raise OutputError(store, f"no store, and not empty: it has no {_MARK}", hint=_ANOTHER_PLACE)
             write_json(store / _MARK, {"format_version": _FORMAT_VERSION})
     except OSError as error:
         raise OutputError(store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
@@ -132,12 +130,24 @@ def write_in_store(
         return _write_models(work, staging, _StoreWriter(store, work.checkpoints, watch, progress))
 
 
+def check_store(store: Path) -> None:
+    """Raise OutputError where a folder is no store and cannot become one. Nothing is written."""
+    if _is_store(store):
+        return
+    try:
+        if store.is_dir() and any(not path.name.startswith(f".{_MARK}") for path in store.iterdir()):
+            raise OutputError(store, f"no store, and not empty: it has no {_MARK}", hint=_ANOTHER_PLACE)
+    except OSError as error:
+        raise OutputError(store, f"cannot be read: {error.strerror}", hint=_ANOTHER_PLACE) from error
+    refuse_unwritable(store / _MARK, "--store")
+
+
 def _is_store(folder: Path) -> bool:
     """Whether a folder is marked as a store. Raises OutputError where it is one of another version, or unreadable."""
     mark = folder / _MARK
     try:
         content = json.loads(mark.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError(mark, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error

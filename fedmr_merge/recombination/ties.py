@@ -30,22 +30,24 @@ KNOWN_TIES = (
 _CHUNK_BYTES = 1 << 20
 
 
-def find_ties(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
-    """Return the sets of tensors that are tied in these models.
+def find_ties(checkpoints: Sequence[Checkpoint]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Return the sets of tensors that are tied in these models, and those of which nobody knows yet.
 
     Tensors of known names are tied when the config.json of one of them says `tie_word_embeddings: true`, or when their
-    bytes are equal in every model. Of models whose bytes are not on this machine only the first is known.
+    bytes are equal in every model: unknown where they could be, and the bytes of a model are not on this machine.
     """
     first = checkpoints[0]
-    found = []
+    found: list[tuple[str, ...]] = []
+    unknown: list[tuple[str, ...]] = []
     for prefix in sorted({file.prefix for file in first.files}):
         declared = any(_declared(checkpoint.read_json(f"{prefix}config.json")) for checkpoint in checkpoints)
         for known in KNOWN_TIES:
             names = tuple(prefix + name for name in known if prefix + name in first.tensors)
             alike = len(names) > 1 and len({first.tensors[name].signature for name in names}) == 1
-            if alike and (declared or all(not c.is_remote and _equal_bytes(c, names) for c in checkpoints)):
-                found.append(names)
-    return found
+            if alike and (declared or all(c.is_remote or _equal_bytes(c, names) for c in checkpoints)):
+                is_known = declared or not any(checkpoint.is_remote for checkpoint in checkpoints)
+                (found if is_known else unknown).append(names)
+    return found, unknown
 
 
 def _declared(config: Any) -> bool:

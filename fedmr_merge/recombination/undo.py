@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header_json import unpack
-from fedmr_merge.checkpoint.source import Checkpoint, leads_out
+from fedmr_merge.checkpoint.source import INDEX, Checkpoint, leads_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import VerificationError
@@ -90,7 +90,7 @@ def _restore_weights(
 
 def _source_names(sources: Sequence[Source]) -> list[str]:
     """What the rebuilt inputs are called: as they were, or by their slot where two had one name."""
-    names = [Path(source.path).name if source.hub is None else "" for source in sources]
+    names = [Path(source.path).name.removesuffix(INDEX) if source.hub is None else "" for source in sources]
     if len(set(names)) == len(names) and not any(map(leads_out, names)):
         return names
     return [f"slot-{source.slot:02d}" + ("" if source.is_folder else ".safetensors") for source in sources]

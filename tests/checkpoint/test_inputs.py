@@ -202,3 +202,119 @@ def test_a_local_path_with_an_at_sign_is_no_hub_id(tmp_path: Path) -> None:
     assert {chain[0].place for chain in trace(tmp_path / "out", "layer0.weight")} == set(map(str, named))
     named[0].unlink()
     assert {chain[0].place for chain in trace(tmp_path / "out", "layer0.weight")} == set(map(str, named))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recombine", "--rule", "nope"],
+        ["recombine", "--rule", "none.yaml"],
+        ["recombine", "--rule", "segments:999"],
+        ["recombine", "--rule", "equal.yaml"],
+        ["recombine", "--pin", "nope"],
+        ["recombine", "--slots", "9"],
+        ["recombine", "--weights", "1"],
+        ["recombine", "--plan", "plan.json"],
+        ["recombine", "--sidecars-from", "5"],
+        ["recombine", "--probability", "7"],
+        ["recombine", "--out-dtype", "I8"],
+        ["recombine", "--max-memory", "1MB"],
+        ["recombine", "-o", "plan.json/out"],
+        ["average", "--weights", "1"],
+        ["average", "--max-memory", "1kB"],
+        ["average", "-o", "plan.json/out"],
+        ["average", "-o", "mean.safetensors", "--max-shard-size", "1B"],
+    ],
+    ids=" ".join,
+)
+def test_what_headers_can_tell_is_told_before_a_tensor_is_fetched(
+    arguments: list[str], run: HubServer, tmp_path: Path
+) -> None:
+    configs = {f"slot-{i:02d}/generation_config.json": f'{{"eos_token_id": {i}}}'.encode() for i in range(2)}
+    files = {f"slot-{i:02d}/model.safetensors": file_bytes(model(i, LINEAR)) for i in range(2)}
+    run.add_repo("alice/run", files | configs)
+    (tmp_path / "plan.json").write_text('{"format_version": 1, "slots": 3, "permutations": {}}')
+    rules = 'rules: [{match: "**", group: all}]\nrequire_equal: {generation_config.json: [eos_token_id]}\n'
+    (tmp_path / "equal.yaml").write_text(rules)
+    assert command(*arguments, "alice/run/slot-*") == 2
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    assert command("recombine", "alice/run/slot-*", "--layout", "store") == 0, "nothing else is wrong with them"
+
+
+def test_files_that_a_rule_compares_are_fetched(
+    run: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        config = f'{{"eos_token_id": {i}}}'.encode()
+        run.add_repo(f"alice/m{i}", {"model.safetensors": file_bytes(model(i)), "generation_config.json": config})
+    rules = 'rules: [{match: "**", group: all}]\nrequire_equal: {generation_config.json: [eos_token_id]}\n'
+    (tmp_path / "r.yaml").write_text(rules)
+    assert command("rules", "check", "r.yaml", "alice/m0", "alice/m1") == 0
+    for arguments in (["recombine", "--dry-run"], ["plan"]):
+        assert command(*arguments, "--rule", "r.yaml", "alice/m0", "alice/m1") == 2
+        assert "generation_config.json: eos_token_id: expected 0, found 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_plan_is_not_final_before_the_bytes_of_what_may_be_tied_are_here(
+    equal: bool, run: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    for i in range(2):
+        raws = [model(i if equal else 10 * i + j, LINEAR)["layer0.weight"] for j in range(2)]
+        tensors = dict(zip(names, raws, strict=True))
+        run.add_repo(f"alice/m{i}", {"model.safetensors": file_bytes(tensors), "config.json": b"{}"})
+    models = ["alice/m0", "alice/m1", "--rule", "tensor"]
+    words = "model.embed_tokens.weight and lm_head.weight will move as one if their bytes are equal"
+    for arguments in (["recombine", "--dry-run"], ["plan"]):
+        assert command(*arguments, *models) == 0
+        assert capsys.readouterr().out.count(words) == 1
+    assert command("recombine", *models, "--dry-run", "--save-plan", "plan.json") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert words in told[0]
+    assert "lineage.json" in told[1]
+    assert not (tmp_path / "plan.json").exists()
+    assert command("recombine", *models, "-o", "out") == 0
+    groups = json.loads((tmp_path / "out" / "lineage.json").read_text())["groups"]
+    assert len(groups) == (1 if equal else 2)
+    assert command("recombine", *models, "--plan", "out/lineage.json", "-o", "again") == 0, "a plan that knows"
+    assert command("recombine", "alice/m0", "alice/m1", "--rule", "model", "--dry-run", "--save-plan", "p.json") == 0
+    config = '{"tie_word_embeddings": false}'
+    write_folder(tmp_path / "here", {names[0]: raws[0], names[1]: raws[0]}, {"config.json": config})
+    write_folder(tmp_path / "there", {names[0]: raws[0], names[1]: model(9, LINEAR)["layer1.weight"]})
+    assert command("recombine", *models, "there", "--dry-run", "--save-plan", "q.json") == 0, "one is known to differ"
+    assert command("recombine", *models, "here", "--dry-run", "--save-plan", "r.json") == 2
+
+
+def test_a_model_that_is_named_twice_by_two_names_is_told(
+    run: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.add_repo("alice/m", {"model.safetensors": file_bytes(model(0)), "config.json": b"{}"})
+    write_folder(tmp_path / "here", model(0))
+    (tmp_path / "link").symlink_to("here")
+    for twice in (
+        ("alice/m", "alice/m@main"),
+        ("alice/m", "alice/m/model.safetensors"),
+        ("here", "here/model.safetensors"),
+        ("link", "here"),
+    ):
+        for arguments in (["recombine"], ["average"], ["plan"]):
+            assert command(*arguments, *twice) == 2
+            assert "named twice, as model 0 and model 1" in capsys.readouterr().err
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    assert command("recombine", "alice/m", "here") == 0, "two copies are two models"
+
+
+def test_files_of_a_repository_that_stay_behind_are_told(
+    run: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = ("bpe.codes", "source.spm", "scales.dat", "handler.py", "README.md", "a.png", "onnx/x.dat", "adam.pt")
+    for i in range(2):
+        run.add_repo(f"alice/m{i}", {"model.safetensors": file_bytes(model(i)), **dict.fromkeys(others, b"x")})
+    for arguments in (["plan"], ["recombine", "-o", "out"]):
+        assert command(*arguments, "alice/m0", "alice/m1") == 0
+        told = [line for line in capsys.readouterr().err.splitlines() if "left behind" in line]
+        assert len(told) == 1
+        assert told[0].startswith("warning: handler.py, scales.dat of alice/m0@")
+    written = {path.name for path in (tmp_path / "out" / "slot-00").iterdir()}
+    assert written == {"model.safetensors", "bpe.codes", "source.spm"}

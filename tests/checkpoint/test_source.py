@@ -92,9 +92,53 @@ def test_sidecars_are_carried_and_others_stay(tmp_path: Path) -> None:
     taken = {"config.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "LICENSE", "modeling_x.py"}
     left = {".hidden.json", "README.md", "optimizer.bin", "pytorch_model.bin.index.json", "lineage.json", "a.png"}
     taken |= {"tokenizer.model.v3", "additional_chat_templates/tool_use.jinja"}
+    taken |= {"source.spm", "target.spm", "bpe.codes", "prophetnet.tokenizer", "vocab.bpe"}
     left |= {"checkpoint-5/config.json", "1_Pooling/config.json", "runs/a.json"}
     write_folder(tmp_path, model(0), dict.fromkeys(taken | left, "{}"))
     assert set(open_checkpoint(tmp_path).sidecars) == taken
+
+
+def test_files_that_stay_behind_and_may_be_missed_are_known(tmp_path: Path) -> None:
+    missed = {"scales.dat", "train.csv"}
+    others = {"README.md", "events.out.tfevents.1", "tf_model.h5", "a.PNG", "optimizer.pt", ".x", "config.json"}
+    write_folder(tmp_path, model(0), dict.fromkeys({*missed, *others, "runs/b.dat"}, "{}"))
+    assert set(open_checkpoint(tmp_path).left_behind) == missed
+
+
+def test_components_that_are_links_within_the_pipeline_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "unet" / "model.safetensors", model(0))
+    write_sidecars(tmp_path, {"model_index.json": "{}", "tokenizer/vocab.json": "{}", "tokenizer/sub/x.txt": "x"})
+    (tmp_path / "tokenizer_2").symlink_to("tokenizer")
+    (tmp_path / "tokenizer" / "round").symlink_to("..")
+    found = set(open_checkpoint(tmp_path).sidecars)
+    assert {f"{name}/{inner}" for name in ("tokenizer", "tokenizer_2") for inner in ("vocab.json", "sub/x.txt")} < found
+    assert not any("round/tokenizer/" in name for name in found), "a link to where it lies itself ends there"
+
+
+def test_a_model_s_folder_may_be_a_link_into_the_hub_s_cache(tmp_path: Path) -> None:
+    repo = tmp_path / "models--org--name"
+    write(repo / "blobs" / "aaaa", model(0))
+    write_sidecars(repo / "blobs", {"bbbb": "{}"})
+    snapshot = repo / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/aaaa")
+    (snapshot / "config.json").symlink_to("../../blobs/bbbb")
+    (tmp_path / "link").symlink_to(snapshot)
+    found = open_checkpoint(tmp_path / "link")
+    assert (content(found), found.sidecars) == (expected(), ("config.json",))
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_the_index_that_is_named_says_which_model(pipeline: bool, tmp_path: Path) -> None:
+    write_sharded(tmp_path, model(0), 2)
+    write_sharded(tmp_path, model(1), 3, stem="other")
+    if pipeline:
+        write_sidecars(tmp_path, {"model_index.json": "{}"})
+        write(tmp_path / "unet" / "model.safetensors", model(2))
+    found = open_checkpoint(tmp_path / "other.safetensors.index.json")
+    assert content(found) == expected(1)
+    assert found.source == f"{tmp_path}/other.safetensors.index.json"
+    assert content(open_checkpoint(tmp_path / "model.safetensors.index.json")) == expected(0)
 
 
 MODULES = json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../x"}, {"path": 3}, 4])
@@ -169,6 +213,22 @@ def sidecar_out(folder: Path) -> None:
     (folder / "config.json").symlink_to("/etc/hostname")
 
 
+def folder_out(folder: Path) -> None:
+    write_sidecars(folder.parent / "sched", {"scheduler_config.json": "{}"})
+    write(folder / "unet" / "model.safetensors", model(0, LINEAR))
+    (folder / "scheduler").symlink_to("../sched")
+
+
+def sidecar_nowhere(folder: Path) -> None:
+    write_folder(folder, model(0, LINEAR))
+    (folder / "tokenizer.json").symlink_to("../blobs/abc")
+
+
+def folder_nowhere(folder: Path) -> None:
+    write(folder / "unet" / "model.safetensors", model(0, LINEAR))
+    (folder / "scheduler").symlink_to("sched")
+
+
 def drop_shard(folder: Path) -> None:
     write_sharded(folder, model(0, LINEAR), 2)
     (folder / "model-00002-of-00002.safetensors").unlink()
@@ -210,6 +270,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "link out of the folder": (link_out, "a link that leads out"),
     "component out of the folder": (component_out, "a link that leads out"),
     "sidecar out of the folder": (sidecar_out, "a link that leads out"),
+    "folder of a pipeline out of it": (folder_out, "scheduler: a link that leads out"),
+    "sidecar nowhere": (sidecar_nowhere, "tokenizer.json: a link to ../blobs/abc, where there is nothing"),
+    "folder of a pipeline nowhere": (folder_nowhere, "scheduler: a link to sched, where there is nothing"),
     "index no JSON": (lambda f: write_sidecars(f, {"model.safetensors.index.json": "{"}), "not valid JSON"),
     "index empty": (lambda f: write_sidecars(f, {"model.safetensors.index.json": "{}"}), "weight_map must map"),
     "two weight files": (two_files, "2 weight files and no index"),

@@ -144,16 +144,40 @@ def test_what_the_store_decides_is_refused_and_not_ignored(option: list[str], ru
 def test_dry_run_refuses_the_outputs_that_are_refused(run: Run, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_folder(tmp_path / name, model(0, LINEAR))
+    write(tmp_path / "other" / "m.safetensors", model(0))
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
     for options, words in (
         (["-o", "b"], "b: exists already"),
         (["-o", "b/c"], "b/c: lies in an input, b"),
         (["-o", "c", "--layout", "store", "--store", "a/s"], "a/s: lies in an input, a"),
+        (["-o", "c", "--layout", "store", "--store", "other"], "other: no store, and not empty: it has no store.json"),
+        (["-o", "c", "--layout", "store", "--store", "file"], "file/store.json: cannot be written: Not a directory"),
+        (["-o", "file/x"], "file/x: cannot be written: Not a directory"),
+        (["-o", "loop/x"], "loop/x: cannot be written: Too many levels of symbolic links"),
+        (["-o", "x" * 240], "cannot be written: File name too long"),
+        (["-o", "x" * 300], "cannot be written: File name too long"),
     ):
         before = tree(tmp_path)
         refused = run("recombine", "a", "b", *options)
         assert words in refused[2]
         assert run("recombine", "a", "b", *options, "--dry-run") == refused
+        assert refused[:2] == (2, "")
         assert tree(tmp_path) == before
+
+
+def test_dry_run_refuses_a_disk_that_is_too_small(
+    run: Run, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedmr_merge.recombination import recombine as module
+
+    monkeypatch.setattr(module, "free_bytes", lambda path: 100)
+    before = tree(tmp_path)
+    for command in (["recombine", *sources], ["recombine", *sources, "--dry-run"]):
+        code, out, errors = run(*command)
+        assert (code, out) == (2, "")
+        assert "bytes, 100 are free" in errors
+    assert tree(tmp_path) == before
 
 
 def test_dry_run_marks_pinned_groups(run: Run, sources: list[str]) -> None:
@@ -227,6 +251,20 @@ def test_weights_that_are_no_part_of_the_model_are_told(run: Run, tmp_path: Path
         assert code == 0
         assert errors == "warning: value_head.safetensors of m1 is not part of the model that is read: left out\n"
     assert not list((tmp_path / "out").rglob("value_head*"))
+
+
+def test_files_that_stay_behind_are_told_in_one_line(run: Run, tmp_path: Path) -> None:
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i))
+        for name in ("a.dat", "b.dat", "c.dat", "d.dat", f"e{i}.dat", "README.md", "optimizer.bin"):
+            (tmp_path / f"m{i}" / name).write_text("x")
+    for command in (["recombine", "-o", "out"], ["recombine", "--dry-run"], ["average", "-o", "mean"], ["plan"]):
+        code, _, errors = run(*command, "m0", "m1")
+        assert code == 0
+        assert errors == (
+            "warning: a.dat, b.dat, c.dat, d.dat, and 2 more of m0, m1 left behind: only weights, config and tokenizer "
+            "come along\n"
+        )
 
 
 def test_a_key_of_the_configuration_may_differ_where_it_is_named(run: Run, tmp_path: Path) -> None:

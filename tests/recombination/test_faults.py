@@ -146,15 +146,19 @@ def test_too_little_space_is_told_before_anything_is_written(place: Path, monkey
 #: Everything is imported first: whoever may read the interpreter's files, nobody may not.
 AS_NOBODY = """
 import os, sys
+from pathlib import Path
 from fedmr_merge.errors import OutputError
 from fedmr_merge.recombination import mean
 from fedmr_merge.recombination.average import average
-from fedmr_merge.recombination.recombine import recombine
+from fedmr_merge.recombination.planning import plan_recombination
+from fedmr_merge.recombination.recombine import check_target, recombine
+def dry_run(sources, out):
+    check_target(plan_recombination(sources), Path(out))
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 try:
-    {"recombine": recombine, "average": average}[sys.argv[1]](sys.argv[3:], sys.argv[2])
+    {"recombine": recombine, "average": average, "dry run": dry_run}[sys.argv[1]](sys.argv[3:], sys.argv[2])
 except OutputError as error:
     print(error)
 """
@@ -163,7 +167,7 @@ except OutputError as error:
 def test_a_target_that_cannot_be_written_to(place: Path) -> None:
     sources = big(place, 2, 1)
     (place / "closed").mkdir(mode=0o555)
-    for command in ("recombine", "average"):
+    for command in ("recombine", "average", "dry run"):
         arguments = [sys.executable, "-c", AS_NOBODY, command, str(place / "closed" / "out"), *map(str, sources)]
         result = subprocess.run(arguments, capture_output=True, text=True, check=True)
         assert result.stdout == f"{place}/closed/out: cannot be written: Permission denied\n"

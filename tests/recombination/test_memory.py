@@ -85,6 +85,20 @@ def test_a_hundred_thousand_tensors_stay_below_the_bound_too(tmp_path: Path) -> 
     assert run(average, 400 * MEGABYTE) < 150 * 10**6
 
 
+def test_files_beside_the_weights_may_be_of_any_size(tmp_path: Path) -> None:
+    sources = []
+    for slot in range(2):
+        folder = tmp_path / str(slot)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(build_header([("a.weight", "U8", (1,), 1)]) + bytes([slot]))
+        with (folder / "train.txt").open("wb") as stream:
+            stream.truncate(200 * MEGABYTE)
+        sources.append(str(folder))
+    options = ["-o", str(tmp_path / "out"), "--no-global", "--slots", "1"]
+    assert run(["recombine", *sources, *options], 150 * MEGABYTE) < 150 * 10**6
+    assert (tmp_path / "out" / "slot-01" / "train.txt").stat().st_size == 200 * MEGABYTE
+
+
 def test_average_holds_less_than_400_megabytes_and_keeps_to_a_lower_bound(sources: list[str]) -> None:
     out = Path(sources[0]).parent
     assert run(["average", *sources, "-o", str(out / "a")], 400 * MEGABYTE + 3 * TENSOR) < 400 * 10**6 + 3 * TENSOR

@@ -33,6 +33,7 @@ from small_checkpoints import (
 
 from fedmr_merge.checkpoint.source import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, OutputError, PlanError
+from fedmr_merge.recombination.average import average
 from fedmr_merge.recombination.plan import RecombinationPlan, draw_plan
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
 from fedmr_merge.recombination.recombine import recombine, recombine_stacked
@@ -279,6 +280,74 @@ def test_sharded_anew(limit: int, tmp_path: Path) -> None:
         )
     assert verify(tmp_path / "out").faults == []
     assert [tree(p) for p in undo(tmp_path / "out", tmp_path / "back").paths] == [tree(p) for p in sources]
+
+
+def test_an_index_of_a_pipeline_tells_the_size_of_its_component(tmp_path: Path) -> None:
+    sources = []
+    for slot in range(2):
+        for place, layout in (("unet", LINEAR), ("text_encoder", MIXED)):
+            write(tmp_path / str(slot) / place / "model.safetensors", model(slot, layout))
+        sources.append(tmp_path / str(slot))
+    recombine(sources, tmp_path / "out", output=OutputOptions(max_shard_bytes=60))
+    for place, layout in (("unet", LINEAR), ("text_encoder", MIXED)):
+        index = json.loads((tmp_path / "out" / "slot-00" / place / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == sum(len(raw) for _, _, raw in model(0, layout).values())
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_an_adapter_stays_one_file(folders: bool, tmp_path: Path) -> None:
+    sources = [tmp_path / str(i) / "adapter_model.safetensors" for i in range(2)]
+    for i, source in enumerate(sources):
+        write(source, model(i, LINEAR))
+        write_sidecars(source.parent, {"adapter_config.json": "{}"})
+    named = [source.parent if folders else source for source in sources]
+    for output, hint in (
+        (OutputOptions(max_shard_bytes=100, mean=None), "allow shards of 288 bytes, or leave out --max-shard-size"),
+        (OutputOptions(in_store=True, mean=None), "leave out --layout store"),
+    ):
+        with pytest.raises(PlanError, match="a PEFT adapter is loaded from one file") as caught:
+            plan_recombination(named, output=output)
+        assert caught.value.hint == hint
+    with pytest.raises(PlanError, match="a PEFT adapter"):
+        average(named, tmp_path / "mean", max_shard_bytes=100)
+    recombine(named, tmp_path / "out", output=OutputOptions(max_shard_bytes=288))
+    name = "slot-00/adapter_model.safetensors" if folders else "slot-00.safetensors"
+    assert (tmp_path / "out" / name).is_file()
+
+
+def test_a_bare_file_gets_no_sidecars(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", model(0), {"config.json": "{}"})
+    sources = [folder, write(tmp_path / "b.safetensors", model(1))]
+    with pytest.raises(PlanError, match=r"slot 1, .*b.safetensors, is a bare file and gets no config"):
+        recombine(sources, tmp_path / "out", output=OutputOptions(sidecars_from=0))
+    recombine(sources, tmp_path / "out", output=OutputOptions(sidecars_from=0, slots=(0,)))
+    recombine(sources, tmp_path / "sharded", output=OutputOptions(sidecars_from=0, max_shard_bytes=100))
+    assert (tmp_path / "sharded" / "slot-01" / "config.json").is_file(), "in shards it is a folder"
+
+
+def test_a_model_that_an_index_names_is_verified_and_undone(tmp_path: Path) -> None:
+    indexes = []
+    for i in range(2):
+        write_sharded(tmp_path / str(i), model(i), 2)
+        write_sharded(tmp_path / str(i), model(5 + i), 3, stem=f"other{i}")
+        indexes.append(tmp_path / str(i) / f"other{i}.safetensors.index.json")
+    recombine(indexes, tmp_path / "out")
+    assert Counter(raw for i in range(2) for raw in read(tmp_path / "out" / f"slot-{i:02d}").values()) == Counter(
+        raw for i in range(2) for raw in model(5 + i).values()
+    )
+    found = verify(tmp_path / "out")
+    assert (found.faults, found.warnings) == ([], [])
+    for i, path in enumerate(undo(tmp_path / "out", tmp_path / "back").paths):
+        assert path == tmp_path / "back" / f"other{i}"
+        assert read(path) == model(5 + i)
+
+
+def test_sidecars_count_in_what_is_written(tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / str(i), model(i), {"train.txt": "x" * (1000 + i)}) for i in range(2)]
+    work = plan_recombination(sources)
+    assert work.bytes_to_write == work.nbytes + 1000 + 1001 + 1000
+    work = plan_recombination(sources, output=OutputOptions(sidecars_from=1, slots=(0,), mean=None))
+    assert work.bytes_to_write == work.nbytes + 1001
 
 
 def test_some_slots_only(tmp_path: Path) -> None:

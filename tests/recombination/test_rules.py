@@ -469,6 +469,13 @@ def test_the_factors_of_an_adapter_are_one_layer(rule: str, adapter: str) -> Non
         ({"base_model_name_or_path": "b"}, "base_model_name_or_path"),
         ({"use_dora": True}, "use_dora: expected absent, found True"),
         ({"target_modules": ["v", "q"], "lora_dropout": 0.1, "use_rslora": False, "inference_mode": True}, None),
+        ({"alpha": 8}, "alpha: expected absent, found 8"),
+        ({"feedforward_modules": ["fc"]}, "feedforward_modules"),
+        ({"projection_prng_key": 3}, "projection_prng_key"),
+        ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: expected True, found 'pissa'"),
+        ({"init_lora_weights": "gaussian", "task_type": "CAUSAL_LM", "revision": "x", "peft_version": "0.19"}, None),
+        ({"megatron_core": "megatron.core", "qalora_group_size": 16, "tinit": 9, "init_logits_std": 0.2}, None),
         (None, "adapter_config.json: expected present, found absent"),
     ],
 )
@@ -477,7 +484,7 @@ def test_adapters_must_agree_whatever_the_rule(
     rule: str, changed: dict[str, object] | None, words: str | None, tmp_path: Path
 ) -> None:
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 16, "target_modules": ["q", "v"]}
-    config |= {"base_model_name_or_path": "a"}
+    config |= {"base_model_name_or_path": "a", "init_lora_weights": True}
     sources = [tmp_path / "0", tmp_path / "1"]
     for path, content in zip(sources, (config, None if changed is None else config | changed), strict=True):
         tensors = {"m.q.lora_A.weight": floats([[1.0]]), "m.q.lora_B.weight": floats([[2.0]])}
