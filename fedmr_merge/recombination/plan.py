@@ -69,13 +69,12 @@ class RecombinationPlan:
         """
         if self.slots != then.slots or self.permutations.keys() != then.permutations.keys():
             raise PlanError("only plans with the same slots and layer groups can follow each other")
-        return RecombinationPlan(
-            self.slots,
-            {
-                group: tuple(first[source] for source in then.permutations[group])
-                for group, first in self.permutations.items()
-            },
-        )
+        seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # as in `draw_plan`
+        permutations: dict[str, tuple[int, ...]] = {}
+        for group, first in self.permutations.items():
+            composed = tuple(first[source] for source in then.permutations[group])
+            permutations[group] = seen.setdefault(composed, composed)
+        return RecombinationPlan(self.slots, permutations)
 
     def check(self, groups: Sequence[LayerGroup], slots: int) -> None:
         """Raise PlanError when this plan is not one for these groups and this number of models."""

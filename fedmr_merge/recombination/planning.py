@@ -201,13 +201,11 @@ def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str, ignore_confi
 def _draw(groups: Sequence[LayerGroup], slots: int, options: PlanOptions) -> RecombinationPlan:
     if options.rounds < 1:
         raise PlanError(f"rounds must be 1 or more, found {options.rounds}")
-    plans = [
-        draw_plan(groups, slots, seed=options.seed, round=options.round + later, probability=options.probability)
-        for later in range(options.rounds)
-    ]
-    plan = plans[0]
-    for then in plans[1:]:
-        plan = plan.compose(then)
+    plan = None
+    for round in range(options.round, options.round + options.rounds):  # one draw at a time: groups can be many
+        drawn = draw_plan(groups, slots, seed=options.seed, round=round, probability=options.probability)
+        plan = plan.compose(drawn) if plan else drawn
+    assert plan is not None
     return plan
 
 
