@@ -267,7 +267,7 @@ def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     if not any(map(os.path.islink, (path, *(folder / parent for parent in PurePosixPath(name).parents[:-1])))):
         return path  # what to follow links would tell, at a tenth of the price
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # which takes a loop of links as it is
     if not any(target.is_relative_to(root) for root in _trusted_roots(folder)):
         raise CheckpointError(
             path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +62,7 @@ def models(arguments: Sequence[str]) -> list[str]:
     found = expand(arguments)
     slots: dict[str, int] = {}
     for slot, name in enumerate(found):
-        first = slots.setdefault(str(Path(name).resolve()), slot)
+        first = slots.setdefault(os.path.realpath(name), slot)
         if first != slot:
             raise UsageError(
                 f"{name}: named twice, as model {first} and model {slot}",

@@ -359,6 +359,17 @@ def test_usage_faults_are_one_line_with_a_hint_and_exit_code_2(
     assert hint == f"hint: `{command} --help` shows how it is used"
 
 
+def test_a_loop_of_links_is_no_crash(run: Run, sources: list[str], tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").symlink_to("model.safetensors")
+    for inputs in (["loop", "ckpts/m0.safetensors"], ["ckpts/m0.safetensors", "model"]):
+        for command in (["recombine"], ["recombine", "--dry-run"], ["average"], ["plan"]):
+            code, _, errors = run(*command, *inputs)
+            assert code == 2
+            assert errors.startswith(("error: loop: no such file", "error: model/model.safetensors: cannot be read"))
+
+
 def test_a_group_of_commands_alone_shows_its_help(run: Run) -> None:
     for group in ([], ["rules"], ["store"]):
         code, _, errors = run(*group)
