@@ -175,12 +175,13 @@ def recombine(
 
 
 def _read_plan(path: Path | None) -> RecombinationPlan | None:
+    from fedmr_merge.checkpoint.json_reader import named_once
     from fedmr_merge.recombination.plan import RecombinationPlan
 
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=named_once)
         return RecombinationPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
     except (OSError, ValueError, RecursionError, PlanError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "strerror", None) or error

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedmr_merge.checkpoint.json_reader import named_once
 from fedmr_merge.errors import PlanError
 from fedmr_merge.seeds import permutation, random_words
 
@@ -108,7 +109,7 @@ class RecombinationPlan:
         """Read what `to_json` gave (parsed, or as text). Raises PlanError when it is not a plan."""
         if isinstance(content, str):
             try:
-                content = json.loads(content)
+                content = json.loads(content, object_pairs_hook=named_once)
             except (ValueError, RecursionError) as error:
                 raise PlanError(f"the plan is not valid JSON: {error}") from error
         if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:

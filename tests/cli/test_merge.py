@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,6 +99,18 @@ def test_a_plan_leaves_nothing_to_draw(option: list[str], run: Run, sources: lis
     assert errors.startswith(f"error: {option[0]} concerns the draw and is of no use with --plan")
     assert len(errors.splitlines()) == 2
     assert not (tmp_path / "recombined").exists()
+
+
+def test_a_plan_that_names_a_group_twice_is_refused(run: Run, sources: list[str], tmp_path: Path) -> None:
+    assert run("recombine", *sources, "-o", "a")[0] == 0
+    assert run("recombine", *sources, "--dry-run", "--save-plan", "plan.json")[0] == 0
+    for file in ("plan.json", "a/lineage.json"):
+        text = (tmp_path / file).read_text()
+        (tmp_path / file).write_text(re.sub('("permutations": *{)', r'\1"head": [0, 1, 2], ', text, count=1))
+        code, _, errors = run("recombine", *sources, "--plan", file, "-o", "b")
+        assert code == 2
+        assert errors.startswith(f"error: --plan {file}: it names 'head' twice\nhint: ")
+        assert not (tmp_path / "b").exists()
 
 
 def test_a_plan_moves_no_pinned_group(run: Run, sources: list[str], tmp_path: Path) -> None:
