@@ -53,6 +53,24 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def open_one(argument: str) -> Checkpoint:
+    """Open the one model that an argument names, by its headers. Raises UsageError for a glob that matches several."""
+    from fedmr_merge.checkpoint.inputs import open_inputs
+
+    found = expand([argument])
+    _refuse_several(argument, found)
+    opened = open_inputs(found, headers_only=True)
+    _refuse_several(argument, [checkpoint.source for checkpoint in opened])  # of a glob over a repository
+    return opened[0]
+
+
+def _refuse_several(argument: str, found: Sequence[str]) -> None:
+    if len(found) > 1:
+        raise UsageError(
+            f"{argument}: matches {len(found)} models, {console.listed(found, ', ')}", hint="name one of them"
+        )
+
+
 def models(arguments: Sequence[str]) -> list[str]:
     """Return the models to merge that the arguments name. Raises UsageError when one is named twice.
 

@@ -17,10 +17,10 @@ from fedmr_merge.cli.arguments import (
     Out,
     Rule,
     UsageError,
-    expand,
     fetching,
     models,
     numbers,
+    open_one,
     size_in_bytes,
     slot_numbers,
     warn_left_out,
@@ -346,10 +346,9 @@ def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], ru
 
     With their tensors, parameters, bytes and dtypes, and how they were found.
     """
-    from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.recombination.planning import group_checkpoints
 
-    opened = open_inputs(expand([checkpoint]), headers_only=True)[0]
+    opened = open_one(checkpoint)
     show_groups(opened, group_checkpoints([opened], rule))
 
 

@@ -335,6 +335,8 @@ def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sour
         (["undo", "ckpts", "-o", "x"], "lineage.json: cannot be read"),
         (["store", "gc", "nowhere"], "no such store"),
         (["inspect", "ckpts"], "3 weight files and no index"),
+        (["inspect", "ckpts/*"], "ckpts/*: matches 3 models, ckpts/m0.safetensors, ckpts/m1.safetensors, ckpts/m2"),
+        (["rules", "explain", "ckpts/m*"], "ckpts/m*: matches 3 models, ckpts/m0.safetensors"),
         (["rules", "check", "nowhere.yaml", "ckpts/*"], "nowhere.yaml: cannot be read"),
     ],
 )
