@@ -105,6 +105,7 @@ def recombine(
     lives on in one and only one new model. OUT gets one model per slot, the mean in OUT/global, and OUT/lineage.json
     with the origin of every tensor.
     """
+    from fedmr_merge.checkpoint.inputs import refuse_inside
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
     from fedmr_merge.recombination.recombine import check_target, execute
@@ -144,6 +145,7 @@ def recombine(
     if dry_run:
         check_target(work, out)
         if save_plan is not None:
+            refuse_inside(save_plan, work.checkpoints, "--save-plan")
             _save_plan(work.plan, save_plan)
         _show_plan(work, out)
         console.say("dry run: nothing was written" + (f" but the plan, {save_plan}" if save_plan else ""))

@@ -179,6 +179,22 @@ def test_dry_run_refuses_the_outputs_that_are_refused(run: Run, tmp_path: Path) 
         assert tree(tmp_path) == before
 
 
+def test_a_plan_is_not_saved_in_an_input_nor_models_rebuilt_in_the_output_read(run: Run, tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        write_folder(tmp_path / name, model(i, LINEAR))
+    assert run("recombine", "a", "b", "-o", "merged")[0] == 0
+    before = tree(tmp_path)
+    for command, words in (
+        (["recombine", "a", "b", "--dry-run", "--save-plan", "a/plan.json"], "a/plan.json: lies in an input, a"),
+        (["undo", "merged", "-o", "merged/slot-00/again"], "merged/slot-00/again: lies in the output that is read, m"),
+        (["undo", "merged", "-o", "merged/again"], "merged/again: lies in the output that is read, merged\nhint: "),
+    ):
+        code, out, errors = run(*command)
+        assert (code, out) == (2, "")
+        assert errors.startswith(f"error: {words}")
+        assert tree(tmp_path) == before
+
+
 def test_dry_run_refuses_a_disk_that_is_too_small(
     run: Run, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
