@@ -355,4 +355,6 @@ def _read_json(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"not valid JSON: {error}") from error
+        raise CheckpointError(
+            path, f"not valid JSON: {error}", hint="fetch it again, or mend it: it would be copied as it is"
+        ) from error

@@ -111,7 +111,10 @@ def recombine(
     from fedmr_merge.recombination.recombine import check_target, execute
 
     if layout not in ("same", "store"):
-        raise PlanError(f"--layout is same or store, found {layout!r}")
+        raise PlanError(
+            f"--layout is same or store, found {layout!r}",
+            hint="same: outputs laid out as the inputs; store: links into a common store",
+        )
     if store is not None and layout != "store":
         raise UsageError("--store is of no use without --layout store", hint="add --layout store")
     if save_plan is not None and not dry_run:
@@ -200,7 +203,10 @@ def _mean_options(weights: str | None, accumulate: str, out_dtype: str | None, m
     # numpy's linear algebra is not used here; starting its threads would cost more than a small merge.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if accumulate not in ("float32", "float64"):
-        raise PlanError(f"--accumulate is float32 or float64, found {accumulate!r}")
+        raise PlanError(
+            f"--accumulate is float32 or float64, found {accumulate!r}",
+            hint="it is float32 if not given; float64 is more exact and takes longer",
+        )
     return MeanOptions(
         weights=numbers("--weights", weights),
         double=accumulate == "float64",

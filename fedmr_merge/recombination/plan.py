@@ -135,7 +135,10 @@ def draw_plan(
     Raises PlanError for fewer than two slots or a probability outside [0, 1].
     """
     if not 0 <= probability <= 1:
-        raise PlanError(f"probability must lie between 0 and 1, found {probability}")
+        raise PlanError(
+            f"probability must lie between 0 and 1, found {probability}",
+            hint="0.5 shuffles about half of the layer groups, 1 all of them",
+        )
     stays = tuple(range(max(slots, 0)))
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # groups are many, different permutations of a few slots are not
     permutations: dict[str, tuple[int, ...]] = {}

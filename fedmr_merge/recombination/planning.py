@@ -216,7 +216,10 @@ def _check_slots(output: OutputOptions, checkpoints: Sequence[Checkpoint]) -> No
         if not 0 <= slot < slots:
             raise PlanError(f"there is no slot {slot}", hint=f"the {slots} models are the slots 0 to {slots - 1}")
     if output.slots is not None and (not output.slots or len(set(output.slots)) < len(output.slots)):
-        raise PlanError(f"name each output slot once, found {list(output.slots)}")
+        raise PlanError(
+            f"name each output slot once, found {list(output.slots)}",
+            hint=f"the {slots} models are the slots 0 to {slots - 1}; for all of them name none",
+        )
     if output.sidecars_from is not None and not checkpoints[output.sidecars_from].is_folder:
         raise PlanError(
             f"slot {output.sidecars_from}, {checkpoints[output.sidecars_from].source}, is a file and has no config or "

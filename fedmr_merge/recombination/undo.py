@@ -38,7 +38,9 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
     refuse_existing(target)
     lineage = read_lineage(out)
     if lies_in(target, lineage.folder):
-        raise OutputError(target, f"lies in the output that is read, {lineage.folder}", hint="choose another place with -o")
+        raise OutputError(
+            target, f"lies in the output that is read, {lineage.folder}", hint="choose another place with -o"
+        )
     if len(lineage.outputs) < lineage.plan.slots:
         raise VerificationError(
             f"{lineage.folder}: only some slots were written; undo needs all {lineage.plan.slots}",

@@ -350,6 +350,8 @@ def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sour
         (["verify", "ckpts"], "lineage.json: cannot be read"),
         (["undo", "ckpts", "-o", "x"], "lineage.json: cannot be read"),
         (["store", "gc", "nowhere"], "no such store"),
+        (["recombine", "ckpts/*", "--slots", "0,0"], "name each output slot once, found [0, 0]"),
+        (["recombine", "ckpts/*", "--rule", "segments:0"], "segments:N is a number from 1 to that of the tensors, 15"),
         (["inspect", "ckpts"], "3 weight files and no index"),
         (["inspect", "ckpts/*"], "ckpts/*: matches 3 models, ckpts/m0.safetensors, ckpts/m1.safetensors, ckpts/m2"),
         (["rules", "explain", "ckpts/m*"], "ckpts/m*: matches 3 models, ckpts/m0.safetensors"),
@@ -365,8 +367,32 @@ def test_errors_are_one_line_with_exit_code_2(
     assert out == ""
     assert words in errors
     assert errors.startswith("error: ")
-    assert len(errors.splitlines()) <= 2
+    assert "\nhint: " in errors
+    assert len(errors.splitlines()) == 2
     assert tree(tmp_path) == before
+
+
+def test_files_that_are_damaged_are_named_with_a_hint(run: Run, sources: list[str], tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", model(0), {"config.json": "{"})
+    write_folder(tmp_path / "b", model(1), {"config.json": "{}"})
+    (tmp_path / "rules.yaml").write_bytes(b'rules:\n- {match: "**",\n   group: \xff}\n')
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "store.json").write_text("{")
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "store.json").write_text('{"format_version": 2}')
+    stored = ("recombine", *sources, "--layout", "store", "--store")
+    for command, words in (
+        (("recombine", "a", "b"), "a/config.json: not valid JSON: "),
+        (("recombine", *sources, "--rule", "rules.yaml"), "rules.yaml: line 3: not UTF-8\n"),
+        ((*stored, "damaged"), "damaged/store.json: cannot be read: "),
+        (("store", "gc", "damaged"), "damaged/store.json: cannot be read: "),
+        ((*stored, "newer"), "newer/store.json: not the mark of a store of format version 1\n"),
+    ):
+        code, out, errors = run(*command)
+        assert (code, out) == (2, "")
+        error, hint = errors.splitlines()
+        assert f"{error}\n".startswith(f"error: {words}")
+        assert hint.startswith("hint: ")
 
 
 @pytest.mark.parametrize(
