@@ -10,13 +10,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fedmr_merge.errors import OutputError
+from fedmr_merge.errors import FedmrMergeError
 
 #: Set by the options of that name, which may stand anywhere on the command line.
 quiet = False
 debug = False
 
 _LINE_EVERY_SECONDS = 5.0
+
+
+class PrintError(FedmrMergeError):
+    """A result that cannot be printed: what the command wrote or sent is not undone by that."""
+
+    exit_code = 1
 
 
 def prepare_streams() -> None:
@@ -30,7 +36,7 @@ def prepare_streams() -> None:
 
 
 def flush() -> None:
-    """Write out the result. Raises OutputError where that cannot be done."""
+    """Write out the result. Raises PrintError where that cannot be done."""
     with _to_stdout():
         sys.stdout.flush()
 
@@ -51,7 +57,9 @@ def _to_stdout() -> Iterator[None]:
     except BrokenPipeError:  # nobody reads on, which is no error
         raise
     except OSError as error:
-        raise OutputError("standard output", f"cannot be written: {error.strerror}") from error
+        raise PrintError(
+            f"standard output: cannot be written: {error.strerror}", hint="what the command did is done all the same"
+        ) from error
 
 
 def say(text: str = "") -> None:
