@@ -18,7 +18,9 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NoReturn
 
 from fedmr_merge.checkpoint.header_json import (
@@ -93,13 +95,25 @@ _OTHER_FILES = {
 }
 
 
+def open_regular(path: Path) -> FileIO:
+    """Open a file for reading, without a buffer.
+
+    Raises CheckpointError where it is none, but a pipe or a device: to read that could wait for ever. Raises OSError.
+    """
+    stream = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise CheckpointError(path, "not a file, but a pipe or a device", hint="write what it gives to a file")
+    return stream
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of a file. No tensor is read.
 
     Raises CheckpointError with the file and the reason when the file cannot be opened or is not valid safetensors.
     """
     try:
-        with path.open("rb", buffering=0) as stream:
+        with open_regular(path) as stream:
             stat = os.fstat(stream.fileno())
             length = header_length(stream.read(8), path, stat.st_size)
             chunks = (

@@ -5,12 +5,24 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 #: A number that stands at the end of what was read may go on: `1` as `1e+5`.
 _LOOK_AHEAD = 3
+
+
+def named_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, as an `object_pairs_hook`: of two members of one name the last would win silently.
+
+    Raises ValueError for these.
+    """
+    found = dict(members)
+    if len(found) < len(members):
+        raise ValueError(f"it names {Counter(name for name, _ in members).most_common(1)[0][0]!r} twice")
+    return found
 
 
 class JsonReader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.checkpoint.json_reader import JsonReader
 from fedmr_merge.errors import CheckpointError
 
@@ -18,7 +19,7 @@ def read_weight_map(index: Path) -> Iterator[tuple[str, str]]:
     """
     is_listed = False
     try:
-        with index.open("rb") as stream:
+        with open_regular(index) as stream:
             reader = JsonReader(iter(lambda: stream.read(_CHUNK_BYTES), b""))
             for key in reader.members():
                 if key != "weight_map":

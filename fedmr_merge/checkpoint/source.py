@@ -303,7 +303,7 @@ def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     if not any(map(os.path.islink, (path, *(folder / parent for parent in PurePosixPath(name).parents[:-1])))):
         return path  # what to follow links would tell, at a tenth of the price
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # which takes a loop of links as it is
     if not any(target.is_relative_to(root) for root in _trusted_roots(folder)):
         raise CheckpointError(
             path,
@@ -432,4 +432,6 @@ def _read_json(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"not valid JSON: {error}") from error
+        raise CheckpointError(
+            path, f"not valid JSON: {error}", hint="fetch it again, or mend it: it would be copied as it is"
+        ) from error

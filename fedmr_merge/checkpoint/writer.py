@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -103,7 +104,7 @@ def remove_leftovers(target: Path) -> None:
     """Remove the staging folders of processes that were killed while they wrote this target."""
     import fcntl
 
-    for room in target.parent.glob(f"{_staging_prefix(target)}*"):
+    for room in target.parent.glob(f"{glob.escape(_staging_prefix(target))}*"):
         with contextlib.suppress(OSError):
             lock = os.open(room, os.O_RDONLY)
             try:

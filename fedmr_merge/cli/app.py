@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -47,21 +48,22 @@ def options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Errors of this package, and of its use, end with one line, a hint and their exit code."""
+    """Run the command line. Errors of this package, of its use and of the machine end with one line, a hint and their
+    exit code; a traceback is a bug.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console.quiet, console.debug = _take(arguments, "--quiet"), _take(arguments, "--debug")
     if not console.debug:
         for name in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):  # what they warn of ends in an error of ours, if at all
             os.environ.setdefault(name, "error")
+    console.prepare_streams()
     try:
         # The exit code where a command ended early: --help, Ctrl-C.
-        sys.exit(app(args=arguments, prog_name="fedmr-merge", standalone_mode=False) or 0)
+        code = app(args=arguments, prog_name="fedmr-merge", standalone_mode=False) or 0
+        console.flush()
+        sys.exit(code)
     except FedmrMergeError as error:
-        if console.debug:
-            traceback.print_exc()
-        console.complain("error", " ".join(str(error).splitlines()))
-        if error.hint:
-            console.complain("hint", error.hint)
+        _complain(" ".join(str(error).splitlines()), _machine_hint(error.__cause__) or error.hint)
         sys.exit(error.exit_code)
     except _UsageError as error:
         _complain_of_usage(error)
@@ -69,8 +71,34 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Abort:  # Ctrl-C in versions of typer that give it no exit code
         sys.exit(130)
     except BrokenPipeError:  # `fedmr-merge inspect … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        _complain(f"{place}{error.strerror or error}", _machine_hint(error) or "--debug shows where it was met")
+        sys.exit(2)
+    except RecursionError:
+        _complain("what was read is nested too deeply", "--debug shows where it was met")
+        sys.exit(2)
+    except MemoryError:
+        _complain("out of memory", "--max-memory bounds a mean; --debug shows where it was met")
+        sys.exit(2)
+    finally:
+        console.abandon_streams()
+
+
+def _complain(message: str, hint: str | None) -> None:
+    if console.debug:
+        traceback.print_exc()
+    console.complain("error", message)
+    if hint:
+        console.complain("hint", hint)
+
+
+def _machine_hint(error: BaseException | None) -> str | None:
+    """What helps wherever it is met."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return "let a process have more open files: `ulimit -n 4096`"
+    return None
 
 
 def _complain_of_usage(error: Any) -> None:

@@ -52,6 +52,24 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def open_one(argument: str) -> Checkpoint:
+    """Open the one model that an argument names, by its headers. Raises UsageError for a glob that matches several."""
+    from fedmr_merge.checkpoint.inputs import open_inputs
+
+    found = expand([argument])
+    _refuse_several(argument, found)
+    opened = open_inputs(found, headers_only=True)
+    _refuse_several(argument, [checkpoint.source for checkpoint in opened])  # of a glob over a repository
+    return opened[0]
+
+
+def _refuse_several(argument: str, found: Sequence[str]) -> None:
+    if len(found) > 1:
+        raise UsageError(
+            f"{argument}: matches {len(found)} models, {console.listed(found, ', ')}", hint="name one of them"
+        )
+
+
 @contextlib.contextmanager
 def fetching(inputs: Sequence[str]) -> Iterator[Progress | None]:
     """Give what to call with the bytes that are fetched from the Hub; shows them, where there are such inputs."""

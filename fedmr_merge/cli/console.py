@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fedmr_merge.errors import FedmrMergeError
 
 #: Set by the options of that name, which may stand anywhere on the command line.
 quiet = False
@@ -14,14 +19,63 @@ debug = False
 _LINE_EVERY_SECONDS = 5.0
 
 
+class PrintError(FedmrMergeError):
+    """A result that cannot be printed: what the command wrote or sent is not undone by that."""
+
+    exit_code = 1
+
+
+def prepare_streams() -> None:
+    """Let no text fail by its encoding, nor by a stream that was closed before the program began (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - to the end
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush() -> None:
+    """Write out the result. Raises PrintError where that cannot be done."""
+    with _to_stdout():
+        sys.stdout.flush()
+
+
+def abandon_streams() -> None:
+    """Forget what could not be written out, so that the interpreter does not try again when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def _to_stdout() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads on, which is no error
+        raise
+    except OSError as error:
+        raise PrintError(
+            f"standard output: cannot be written: {error.strerror}", hint="what the command did is done all the same"
+        ) from error
+
+
 def say(text: str = "") -> None:
     """Print a line of the result; nothing with --quiet."""
     if not quiet:
-        print(text)  # noqa: T201
+        with _to_stdout():
+            print(text)  # noqa: T201
 
 
 def complain(kind: str, text: str) -> None:
-    """Print `error: …`, `hint: …` or `warning: …` on standard error."""
+    """Print `error: …`, `hint: …` or `warning: …` on standard error, if that can be written."""
+    with contextlib.suppress(OSError):
+        _complain(kind, text)
+
+
+def _complain(kind: str, text: str) -> None:
     colours = {"error": "bold red", "hint": "cyan", "warning": "yellow"}
     if sys.stderr.isatty():
         from rich.console import Console
@@ -35,8 +89,12 @@ def complain(kind: str, text: str) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """Print a table: framed on a terminal, aligned columns elsewhere. The columns named in `right` hold numbers."""
-    if quiet:
-        return
+    if not quiet:
+        with _to_stdout():
+            _table(columns, rows, right)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):

@@ -19,6 +19,7 @@ from fedmr_merge.cli.arguments import (
     expand,
     fetching,
     numbers,
+    open_one,
     size_in_bytes,
     slot_numbers,
     warn_left_out,
@@ -103,13 +104,16 @@ def recombine(
     lives on in one and only one new model. OUT gets one model per slot, the mean in OUT/global, and OUT/lineage.json
     with the origin of every tensor.
     """
-    from fedmr_merge.checkpoint.inputs import refuse_twice
+    from fedmr_merge.checkpoint.inputs import refuse_inside, refuse_twice
     from fedmr_merge.checkpoint.writer import refuse_existing
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
     from fedmr_merge.recombination.recombine import check_target, execute
 
     if layout not in ("same", "store"):
-        raise PlanError(f"--layout is same or store, found {layout!r}")
+        raise PlanError(
+            f"--layout is same or store, found {layout!r}",
+            hint="same: outputs laid out as the inputs; store: links into a common store",
+        )
     if store is not None and layout != "store":
         raise UsageError("--store is of no use without --layout store", hint="add --layout store")
     if save_plan is not None and not dry_run:
@@ -148,6 +152,7 @@ def recombine(
     if dry_run:
         if save_plan is not None:
             _refuse_provisional(work)
+            refuse_inside(save_plan, work.checkpoints, "--save-plan")
             _save_plan(work.plan, save_plan)
         _show_plan(work, out)
         console.say("dry run: nothing was written" + (f" but the plan, {save_plan}" if save_plan else ""))
@@ -179,12 +184,13 @@ def recombine(
 
 
 def _read_plan(path: Path | None) -> RecombinationPlan | None:
+    from fedmr_merge.checkpoint.json_reader import named_once
     from fedmr_merge.recombination.plan import RecombinationPlan
 
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=named_once)
         return RecombinationPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
     except (OSError, ValueError, RecursionError, PlanError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "strerror", None) or error
@@ -201,7 +207,10 @@ def _mean_options(weights: str | None, accumulate: str, out_dtype: str | None, m
     # numpy's linear algebra is not used here; starting its threads would cost more than a small merge.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if accumulate not in ("float32", "float64"):
-        raise PlanError(f"--accumulate is float32 or float64, found {accumulate!r}")
+        raise PlanError(
+            f"--accumulate is float32 or float64, found {accumulate!r}",
+            hint="it is float32 if not given; float64 is more exact and takes longer",
+        )
     return MeanOptions(
         weights=numbers("--weights", weights),
         double=accumulate == "float64",
@@ -364,10 +373,9 @@ def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], ru
 
     With their tensors, parameters, bytes and dtypes, and how they were found.
     """
-    from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.recombination.planning import group_checkpoints
 
-    opened = open_inputs(expand([checkpoint]), headers_only=True)[0]
+    opened = open_one(checkpoint)
     show_groups(opened, group_checkpoints([opened], rule))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedmr_merge.cli import console
-from fedmr_merge.cli.arguments import Checkpoints, Rule, expand
+from fedmr_merge.cli.arguments import Checkpoints, Rule, expand, open_one
 from fedmr_merge.cli.groups import show_groups
 
 app = typer.Typer(help="Layer rules: list, explain, check.", no_args_is_help=True)
@@ -28,10 +28,9 @@ def explain(
     rule: Rule = "auto",
 ) -> None:
     """Show which layer group every tensor of a checkpoint belongs to."""
-    from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.recombination.planning import group_checkpoints
 
-    opened = open_inputs(expand([checkpoint]), headers_only=True)[0]
+    opened = open_one(checkpoint)
     show_groups(opened, group_checkpoints([opened], rule), tensors=True)
 
 

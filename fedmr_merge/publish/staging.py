@@ -6,6 +6,7 @@ What is uploaded is read from here and nowhere else, so that nothing that is not
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -135,7 +136,7 @@ def _refused(name: str, mode: int) -> str | None:
 def _beside(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     prefix = f".{folder.name}.push-"
-    for leftover in folder.parent.glob(f"{prefix}*"):  # of a process that was killed
+    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):  # of a process that was killed
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
                 shutil.rmtree(leftover)

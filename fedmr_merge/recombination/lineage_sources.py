@@ -78,6 +78,20 @@ class Source:
         return all((place / name).exists() for name in (*self.indexes, *(file.name for file in self.files)))
 
 
+def recorded_place(checkpoint: Checkpoint, out: Path) -> str:
+    """Return what a lineage in the folder `out` calls a source. Raises CheckpointError where that is no text."""
+    place = checkpoint.origin or os.path.relpath(_real_place(checkpoint.place), _real_place(out))
+    try:
+        place.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            checkpoint.path,
+            "its path is not UTF-8, and a lineage could not name it",
+            hint="rename it, or name it by a link whose path is UTF-8",
+        ) from error
+    return place
+
+
 def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     """Return the JSON of one source.
 
@@ -85,10 +99,9 @@ def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, A
     in the outputs, where `undo` looks for them by their SHA-256.
     """
     licence = {"license": checkpoint.licence} if checkpoint.origin else {}
-    place = checkpoint.origin or os.path.relpath(_real_place(checkpoint.place), _real_place(out))
     return {
         "slot": slot,
-        "path": place,
+        "path": recorded_place(checkpoint, out),
         **licence,
         "is_folder": checkpoint.is_folder,
         "files": [

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedmr_merge.checkpoint.json_reader import named_once
 from fedmr_merge.errors import PlanError
 from fedmr_merge.seeds import permutation, random_words
 
@@ -69,13 +70,12 @@ class RecombinationPlan:
         """
         if self.slots != then.slots or self.permutations.keys() != then.permutations.keys():
             raise PlanError("only plans with the same slots and layer groups can follow each other")
-        return RecombinationPlan(
-            self.slots,
-            {
-                group: tuple(first[source] for source in then.permutations[group])
-                for group, first in self.permutations.items()
-            },
-        )
+        seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # as in `draw_plan`
+        permutations: dict[str, tuple[int, ...]] = {}
+        for group, first in self.permutations.items():
+            composed = tuple(first[source] for source in then.permutations[group])
+            permutations[group] = seen.setdefault(composed, composed)
+        return RecombinationPlan(self.slots, permutations)
 
     def check(self, groups: Sequence[LayerGroup], slots: int) -> None:
         """Raise PlanError when this plan is not one for these groups and this number of models."""
@@ -109,7 +109,7 @@ class RecombinationPlan:
         """Read what `to_json` gave (parsed, or as text). Raises PlanError when it is not a plan."""
         if isinstance(content, str):
             try:
-                content = json.loads(content)
+                content = json.loads(content, object_pairs_hook=named_once)
             except (ValueError, RecursionError) as error:
                 raise PlanError(f"the plan is not valid JSON: {error}") from error
         if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
@@ -135,7 +135,10 @@ def draw_plan(
     Raises PlanError for fewer than two slots or a probability outside [0, 1].
     """
     if not 0 <= probability <= 1:
-        raise PlanError(f"probability must lie between 0 and 1, found {probability}")
+        raise PlanError(
+            f"probability must lie between 0 and 1, found {probability}",
+            hint="0.5 shuffles about half of the layer groups, 1 all of them",
+        )
     stays = tuple(range(max(slots, 0)))
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # groups are many, different permutations of a few slots are not
     permutations: dict[str, tuple[int, ...]] = {}

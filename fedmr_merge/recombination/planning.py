@@ -243,13 +243,11 @@ def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str, ignore_confi
 def _draw(groups: Sequence[LayerGroup], slots: int, options: PlanOptions) -> RecombinationPlan:
     if options.rounds < 1:
         raise PlanError(f"rounds must be 1 or more, found {options.rounds}")
-    plans = [
-        draw_plan(groups, slots, seed=options.seed, round=options.round + later, probability=options.probability)
-        for later in range(options.rounds)
-    ]
-    plan = plans[0]
-    for then in plans[1:]:
-        plan = plan.compose(then)
+    plan = None
+    for round in range(options.round, options.round + options.rounds):  # one draw at a time: groups can be many
+        drawn = draw_plan(groups, slots, seed=options.seed, round=round, probability=options.probability)
+        plan = plan.compose(drawn) if plan else drawn
+    assert plan is not None
     return plan
 
 
@@ -260,7 +258,10 @@ def _check_slots(output: OutputOptions, checkpoints: Sequence[Checkpoint]) -> No
         if not 0 <= slot < slots:
             raise PlanError(f"there is no slot {slot}", hint=f"the {slots} models are the slots 0 to {slots - 1}")
     if output.slots is not None and (not output.slots or len(set(output.slots)) < len(output.slots)):
-        raise PlanError(f"name each output slot once, found {list(output.slots)}")
+        raise PlanError(
+            f"name each output slot once, found {list(output.slots)}",
+            hint=f"the {slots} models are the slots 0 to {slots - 1}; for all of them name none",
+        )
     if output.sidecars_from is not None and not checkpoints[output.sidecars_from].is_folder:
         raise PlanError(
             f"slot {output.sidecars_from}, {checkpoints[output.sidecars_from].source}, is a file and has no config or "

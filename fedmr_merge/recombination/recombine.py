@@ -23,7 +23,7 @@ from fedmr_merge.recombination.average import write_mean
 from fedmr_merge.recombination.hashing import Digests, hash_tensors
 from fedmr_merge.recombination.layout import OutputFile
 from fedmr_merge.recombination.lineage import LINEAGE_FILE, TensorOrigin, write_lineage
-from fedmr_merge.recombination.lineage_sources import describe_source
+from fedmr_merge.recombination.lineage_sources import describe_source, recorded_place
 from fedmr_merge.recombination.mean_options import NotFinite
 from fedmr_merge.recombination.plan import FORMAT_VERSION as PLAN_VERSION
 from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan
@@ -123,7 +123,11 @@ def execute(work: Recombination, out: str | Path, *, progress: Progress | None =
 def check_target(work: Recombination, out: Path) -> None:
     """Raise OutputError when the output, or its store, cannot be written: it exists, its place is closed or too small,
     or it would lie in an input, which is only read, or the store in the output. Nothing is written.
+
+    Raises CheckpointError when the lineage could not name an input.
     """
+    for checkpoint in work.checkpoints:
+        recorded_place(checkpoint, out)
     refuse_unwritable(out)
     refuse_inside(out, work.checkpoints, "-o")
     if not work.output.in_store:

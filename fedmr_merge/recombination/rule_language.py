@@ -152,11 +152,13 @@ def read_rule_file(path: Path, name: str | None = None) -> RuleSet:
     """Read a rule file. Raises RuleError with every fault and its line."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
         raise RuleError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}",
-            hint="`fedmr-merge rules list` shows the built-in layer rules",
+            f"{path}: cannot be read: {error.strerror}", hint="`fedmr-merge rules list` shows the built-in layer rules"
         ) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise RuleError(f"{path}: line {line}: not UTF-8", hint="save it as UTF-8") from error
     return parse_rules(text, str(path), name or path.stem)
 
 

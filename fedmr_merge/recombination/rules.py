@@ -205,7 +205,10 @@ def _segments(rule: str, shapes: Shapes) -> Grouping:
     """N contiguous runs of tensors, in natural order of their names, as even in number as can be."""
     count = rule.removeprefix("segments:")
     if not count.isdecimal() or not 1 <= int(count) <= len(shapes):
-        raise RuleError(f"layer rule {rule!r}: write segments:N, N from 1 to the number of tensors, {len(shapes)}")
+        raise RuleError(
+            f"layer rule {rule!r}: N of segments:N is a number from 1 to that of the tensors, {len(shapes)}",
+            hint=f"write for example segments:{min(4, len(shapes))}",
+        )
     names = sorted(shapes, key=natural_order)
     runs = {name: f"segment.{position * int(count) // len(names)}" for position, name in enumerate(names)}
     return Grouping(rule, f"{count} contiguous runs of {len(names)} tensors", _collect(runs, names))

@@ -47,6 +47,10 @@ _STAGING = ".staging-"
 _MARK = "store.json"
 _FORMAT_VERSION = 1
 _WHAT_IS_A_STORE = "a store is the folder .fedmr-merge-store beside an output"
+_WHAT_IS_IN_A_MARK = (
+    f'in a store of this version it holds {{"format_version": {_FORMAT_VERSION}}}: write that if it was damaged, '
+    "or name another folder"
+)
 _ANOTHER_PLACE = "choose another place with --store"
 _SHARD = re.compile(r"(?P<folder>[0-9a-f]{2})/(?P=folder)[0-9a-f]{62}\.safetensors")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -150,9 +154,11 @@ def _is_store(folder: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(mark, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise OutputError(
+            mark, f"cannot be read: {getattr(error, 'strerror', None) or error}", hint=_WHAT_IS_IN_A_MARK
+        ) from error
     if not isinstance(content, dict) or content.get("format_version") != _FORMAT_VERSION:
-        raise OutputError(mark, f"not the mark of a store of format version {_FORMAT_VERSION}")
+        raise OutputError(mark, f"not the mark of a store of format version {_FORMAT_VERSION}", hint=_WHAT_IS_IN_A_MARK)
     return True
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.header_json import unpack
+from fedmr_merge.checkpoint.inputs import lies_in
 from fedmr_merge.checkpoint.source import INDEX, Checkpoint, leads_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
-from fedmr_merge.errors import VerificationError
+from fedmr_merge.errors import OutputError, VerificationError
 from fedmr_merge.recombination.lineage import read_lineage
 from fedmr_merge.recombination.lineage_sources import Source, hash_file
 from fedmr_merge.recombination.verify import check_outputs, original_entries
@@ -31,11 +32,15 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
     """Rebuild the inputs of a recombination from its outputs, byte for byte, in the folder `target`.
 
     What was not hashed when it was written is compared with nothing: `proved` tells. Raises VerificationError when an
-    output is missing or is not what was written, OutputError when `target` exists or cannot be written.
+    output is missing or is not what was written, OutputError when `target` exists, lies in `out` or cannot be written.
     """
     target = Path(target)
     refuse_existing(target)
     lineage = read_lineage(out)
+    if lies_in(target, lineage.folder):
+        raise OutputError(
+            target, f"lies in the output that is read, {lineage.folder}", hint="choose another place with -o"
+        )
     if len(lineage.outputs) < lineage.plan.slots:
         raise VerificationError(
             f"{lineage.folder}: only some slots were written; undo needs all {lineage.plan.slots}",

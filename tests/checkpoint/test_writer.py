@@ -109,6 +109,17 @@ def test_what_a_killed_process_left_is_removed_next_time_and_a_living_one_is_lef
     assert entries(tmp_path) == {"out"}
 
 
+@pytest.mark.parametrize("name", ["o[1]x", "o*", "o?", "[!a]"])
+def test_a_name_is_no_pattern(name: str, tmp_path: Path) -> None:
+    """What another output left is not touched, nor is what this one left forgotten."""
+    for left in (name, "o5abc", "o1x", "o1", "b"):
+        (tmp_path / f".{left}.staging-0123456789abcdef").mkdir()
+    with staged_output(tmp_path / name) as staging:
+        staging.write_bytes(b"1")
+    others = {f".{left}.staging-0123456789abcdef" for left in ("o5abc", "o1x", "o1", "b")}
+    assert entries(tmp_path) == {name, *others}
+
+
 def test_text_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"ü": 1})

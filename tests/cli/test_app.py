@@ -182,3 +182,92 @@ def test_an_output_within_an_input_is_refused(models: Path) -> None:
     assert done.returncode == 2
     assert "lies in an input" in done.stderr
     assert not (models / "model0" / "sub").exists()
+
+
+SHELL = f"{sys.executable} -m fedmr_merge"
+
+
+def shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of shell in which FM stands for the program."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "FM": SHELL} | environment
+    return subprocess.run(["bash", "-c", line], cwd=cwd, env=variables, capture_output=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+)
+def test_no_output_fails_by_its_encoding(environment: dict[str, str], models: Path) -> None:
+    done = shell("$FM recombine ckpts/* --dry-run", models, **environment)
+    assert done.returncode == 0, done.stderr
+    assert b"source slot of slot 0, 1, \\u2026" in done.stdout
+
+
+@pytest.mark.parametrize(("command", "code"), [("rules list", 1), ("recombine ckpts/* --dry-run", 1), ("--version", 2)])
+def test_output_that_cannot_be_written_is_one_line(command: str, code: int, models: Path) -> None:
+    done = shell(f"$FM {command} > /dev/full", models)
+    assert done.returncode == code
+    assert done.stderr.startswith(b"error: ")
+    assert b"No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert shell(f"$FM {command} > /dev/full 2> /dev/full", models).returncode == code
+
+
+def test_streams_that_are_closed_are_no_fault(models: Path) -> None:
+    for line in ("$FM recombine ckpts/* --dry-run >&-", "$FM recombine ckpts/* --dry-run >&- 2>&- <&-"):
+        done = shell(line, models)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert shell("$FM recombine absent/* >&- 2>&-", models).returncode == 2
+
+
+def test_an_input_that_a_lineage_could_not_name_is_refused_before_anything_is_copied(models: Path) -> None:
+    for line in ("$'m\\xff.safetensors' ckpts/m1.safetensors", "ckpts/m1.safetensors $'m\\xff.safetensors' --dry-run"):
+        done = shell(f"cp ckpts/m0.safetensors $'m\\xff.safetensors'; $FM recombine {line}", models)
+        assert done.returncode == 2
+        assert done.stderr.startswith(b"error: m\\udcff.safetensors: its path is not UTF-8")
+        assert not (models / "recombined").exists()
+    assert shell("$FM recombine ckpts/* -o $'o\\xff' && $FM verify $'o\\xff'", models).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in a file system")
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(name: str, models: Path) -> None:
+    (models / "folder").mkdir()
+    os.mkfifo(models / "folder" / name)
+    done = shell("$FM inspect folder", models)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: folder/{name}: not a file, but a pipe".encode())
+
+
+def test_too_many_open_files_has_a_hint_that_helps(models: Path) -> None:
+    done = shell("ulimit -n 5; $FM recombine ckpts/m0.safetensors ckpts/m1.safetensors", models)
+    assert done.returncode == 2
+    assert b"Too many open files" in done.stderr
+    assert b"hint: let a process have more open files: `ulimit -n 4096`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        ("OSError(28, 'No space left on device', 'some/file')", "error: some/file: No space left on device"),
+        ("OSError(28, 'No space left on device')", "error: No space left on device"),
+        ("RecursionError()", "error: what was read is nested too deeply"),
+        ("MemoryError()", "error: out of memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_and_a_bug_a_traceback(raised: str, line: str, models: Path) -> None:
+    program = (
+        "import sys\nfrom fedmr_merge.recombination import verify\nfrom fedmr_merge.cli import main\n"
+        "def fail(*_, **__): raise {}\nverify.verify = fail\nmain(sys.argv[1:])"
+    )
+
+    def verify(raised: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program.format(raised), "verify", "ckpts", *more]
+        return subprocess.run(command, cwd=models, capture_output=True, text=True, check=False)
+
+    done = verify(raised)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == line
+    assert len(done.stderr.splitlines()) == 2
+    assert "Traceback" in verify(raised, "--debug").stderr
+    assert "Traceback" in verify("KeyError()").stderr

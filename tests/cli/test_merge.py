@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +101,18 @@ def test_a_plan_leaves_nothing_to_draw(option: list[str], run: Run, sources: lis
     assert not (tmp_path / "recombined").exists()
 
 
+def test_a_plan_that_names_a_group_twice_is_refused(run: Run, sources: list[str], tmp_path: Path) -> None:
+    assert run("recombine", *sources, "-o", "a")[0] == 0
+    assert run("recombine", *sources, "--dry-run", "--save-plan", "plan.json")[0] == 0
+    for file in ("plan.json", "a/lineage.json"):
+        text = (tmp_path / file).read_text()
+        (tmp_path / file).write_text(re.sub('("permutations": *{)', r'\1"head": [0, 1, 2], ', text, count=1))
+        code, _, errors = run("recombine", *sources, "--plan", file, "-o", "b")
+        assert code == 2
+        assert errors.startswith(f"error: --plan {file}: it names 'head' twice\nhint: ")
+        assert not (tmp_path / "b").exists()
+
+
 def test_a_plan_moves_no_pinned_group(run: Run, sources: list[str], tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
         'rules: [{match: "head.*", group: head, recombine: pin}, {match: "**", group: rest}]'
@@ -163,6 +176,22 @@ def test_dry_run_refuses_the_outputs_that_are_refused(run: Run, tmp_path: Path) 
         assert words in refused[2]
         assert run("recombine", "a", "b", *options, "--dry-run") == refused
         assert refused[:2] == (2, "")
+        assert tree(tmp_path) == before
+
+
+def test_a_plan_is_not_saved_in_an_input_nor_models_rebuilt_in_the_output_read(run: Run, tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        write_folder(tmp_path / name, model(i, LINEAR))
+    assert run("recombine", "a", "b", "-o", "merged")[0] == 0
+    before = tree(tmp_path)
+    for command, words in (
+        (["recombine", "a", "b", "--dry-run", "--save-plan", "a/plan.json"], "a/plan.json: lies in an input, a"),
+        (["undo", "merged", "-o", "merged/slot-00/again"], "merged/slot-00/again: lies in the output that is read, m"),
+        (["undo", "merged", "-o", "merged/again"], "merged/again: lies in the output that is read, merged\nhint: "),
+    ):
+        code, out, errors = run(*command)
+        assert (code, out) == (2, "")
+        assert errors.startswith(f"error: {words}")
         assert tree(tmp_path) == before
 
 
@@ -335,7 +364,11 @@ def test_require_finite_without_a_mean_is_refused_and_not_ignored(run: Run, sour
         (["verify", "ckpts"], "lineage.json: cannot be read"),
         (["undo", "ckpts", "-o", "x"], "lineage.json: cannot be read"),
         (["store", "gc", "nowhere"], "no such store"),
+        (["recombine", "ckpts/*", "--slots", "0,0"], "name each output slot once, found [0, 0]"),
+        (["recombine", "ckpts/*", "--rule", "segments:0"], "segments:N is a number from 1 to that of the tensors, 15"),
         (["inspect", "ckpts"], "3 weight files and no index"),
+        (["inspect", "ckpts/*"], "ckpts/*: matches 3 models, ckpts/m0.safetensors, ckpts/m1.safetensors, ckpts/m2"),
+        (["rules", "explain", "ckpts/m*"], "ckpts/m*: matches 3 models, ckpts/m0.safetensors"),
         (["rules", "check", "nowhere.yaml", "ckpts/*"], "nowhere.yaml: cannot be read"),
     ],
 )
@@ -348,8 +381,32 @@ def test_errors_are_one_line_with_exit_code_2(
     assert out == ""
     assert words in errors
     assert errors.startswith("error: ")
-    assert len(errors.splitlines()) <= 2
+    assert "\nhint: " in errors
+    assert len(errors.splitlines()) == 2
     assert tree(tmp_path) == before
+
+
+def test_files_that_are_damaged_are_named_with_a_hint(run: Run, sources: list[str], tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", model(0), {"config.json": "{"})
+    write_folder(tmp_path / "b", model(1), {"config.json": "{}"})
+    (tmp_path / "rules.yaml").write_bytes(b'rules:\n- {match: "**",\n   group: \xff}\n')
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "store.json").write_text("{")
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "store.json").write_text('{"format_version": 2}')
+    stored = ("recombine", *sources, "--layout", "store", "--store")
+    for command, words in (
+        (("recombine", "a", "b"), "a/config.json: not valid JSON: "),
+        (("recombine", *sources, "--rule", "rules.yaml"), "rules.yaml: line 3: not UTF-8\n"),
+        ((*stored, "damaged"), "damaged/store.json: cannot be read: "),
+        (("store", "gc", "damaged"), "damaged/store.json: cannot be read: "),
+        ((*stored, "newer"), "newer/store.json: not the mark of a store of format version 1\n"),
+    ):
+        code, out, errors = run(*command)
+        assert (code, out) == (2, "")
+        error, hint = errors.splitlines()
+        assert f"{error}\n".startswith(f"error: {words}")
+        assert hint.startswith("hint: ")
 
 
 @pytest.mark.parametrize(
@@ -371,6 +428,17 @@ def test_usage_faults_are_one_line_with_a_hint_and_exit_code_2(
     error, hint = errors.splitlines()
     assert error.startswith(f"error: {message}")
     assert hint == f"hint: `{command} --help` shows how it is used"
+
+
+def test_a_loop_of_links_is_no_crash(run: Run, sources: list[str], tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").symlink_to("model.safetensors")
+    for inputs in (["loop", "ckpts/m0.safetensors"], ["ckpts/m0.safetensors", "model"]):
+        for command in (["recombine"], ["recombine", "--dry-run"], ["average"], ["plan"]):
+            code, _, errors = run(*command, *inputs)
+            assert code == 2
+            assert errors.startswith(("error: loop: no such file", "error: model/model.safetensors: cannot be read"))
 
 
 def test_a_group_of_commands_alone_shows_its_help(run: Run) -> None:

@@ -268,3 +268,15 @@ def test_leftovers_of_killed_pushes_are_removed(model: Path) -> None:
     with stage(model):
         assert not old.exists()
         assert new.exists()  # somebody may be pushing it
+
+
+def test_leftovers_of_another_folder_are_left_alone(model: Path) -> None:
+    """The name of a folder is no pattern."""
+    named = model.rename(model.with_name("mode[l]"))
+    own, other = model.parent / ".mode[l].push-old", model.parent / ".model.push-old"
+    for leftover in (own, other):
+        leftover.mkdir()
+        os.utime(leftover, (0, 0))
+    with stage(named):
+        assert not own.exists()
+        assert other.exists()

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.recombination.mean_options import MeanOptions
-from fedmr_merge.recombination.planning import OutputOptions, plan_recombination
+from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
 
 MEGABYTE = 1 << 20
 TENSOR = 16 * MEGABYTE
@@ -97,6 +98,20 @@ def test_files_beside_the_weights_may_be_of_any_size(tmp_path: Path) -> None:
     options = ["-o", str(tmp_path / "out"), "--no-global", "--slots", "1"]
     assert run(["recombine", *sources, *options], 150 * MEGABYTE) < 150 * 10**6
     assert (tmp_path / "out" / "slot-01" / "train.txt").stat().st_size == 200 * MEGABYTE
+
+
+def test_a_plan_of_many_rounds_takes_no_more_memory_than_one_of_two(tmp_path: Path) -> None:
+    for slot in range(2):
+        header = build_header((f"layers.{i}.weight", "U8", (1,), 1) for i in range(2000))
+        (tmp_path / f"{slot}.safetensors").write_bytes(header + bytes(2000))
+    sources = sorted(map(str, tmp_path.iterdir()))
+    peaks = []
+    for rounds in (2, 2, 30):  # the first one imports and caches
+        tracemalloc.start()
+        plan_recombination(sources, PlanOptions(rounds=rounds), OutputOptions(mean=None))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.05 * peaks[1]
 
 
 def test_average_holds_less_than_400_megabytes_and_keeps_to_a_lower_bound(sources: list[str]) -> None:
