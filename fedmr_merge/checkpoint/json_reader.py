@@ -96,6 +96,8 @@ class JsonReader:
 
     def _skip_space(self) -> int:
         """Return where the next character that is no space stands; the end of the text where there is none."""
+        if self._text[self._at : self._at + 1] > " ":  # most often there is none
+            return self._at
         while True:
             at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches nothing, too
             if at < len(self._text):
