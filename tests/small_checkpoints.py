@@ -49,7 +49,9 @@ def finite_bytes(dtype: str, shape: tuple[int, ...], generator: np.random.Genera
         return generator.integers(0, 2, count, np.uint8).tobytes()
     if dtype == "F8_E4M3":
         return generator.integers(0, 0x7F, count, np.uint8).tobytes()
-    return generator.integers(0, 100, count).astype({"I64": "<i8", "I32": "<i4", "U8": "u1"}[dtype]).tobytes()
+    return (
+        generator.integers(0, 100, count).astype({"I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}[dtype]).tobytes()
+    )
 
 
 def model(seed: int, layout: Mapping[str, tuple[str, tuple[int, ...]]] = MIXED) -> dict[str, Raw]:

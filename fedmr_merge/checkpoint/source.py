@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -325,7 +325,7 @@ def _sidecars(folder: Path, *, deep: bool) -> Iterator[str]:
     inner = [folder / CHAT_TEMPLATES] if (folder / CHAT_TEMPLATES).is_dir() else []
     inner += [folder / place for place in module_folders(folder) if not _weights_in(folder / place)]
     beside = (path for place in (folder, *inner) for path in place.iterdir())
-    for path in _all_files(folder) if deep else beside:
+    for path in _all_files(folder, _components(folder)) if deep else beside:
         if is_sidecar(path.name):
             name = path.relative_to(folder).as_posix()
             if any(part.startswith(".") for part in PurePosixPath(name).parts):
@@ -333,9 +333,12 @@ def _sidecars(folder: Path, *, deep: bool) -> Iterator[str]:
             if name.endswith(INDEX) or path.name in _NOT_SIDECARS or _is_pickle_index(path.name):
                 continue
             if path.is_file():
-                _inside(folder, name)
+                if not os.access(_inside(folder, name), os.R_OK):
+                    raise CheckpointError(path, "cannot be read", hint="ask for the right to read it, or remove it")
                 yield name
                 continue
+            if path.exists() and not path.is_dir():
+                raise CheckpointError(path, "not a file, but a pipe or a device", hint="write what it gives to a file")
         elif not deep or path.suffix:  # in a pipeline a link of no suffix could be one to a component
             continue
         if path.is_symlink() and not path.exists():
@@ -343,20 +346,32 @@ def _sidecars(folder: Path, *, deep: bool) -> Iterator[str]:
             raise CheckpointError(path, reason, hint="fetch the model again, or remove the link if it is of no use")
 
 
-def _all_files(folder: Path) -> Iterator[Path]:
-    """Yield what lies in a folder and in the folders in it, also where links of the folder lead, but for folders."""
-    within: dict[Path, frozenset[Path]] = {folder: frozenset({folder.resolve()})}
+def _components(folder: Path) -> Collection[str] | None:
+    """Return the names of a pipeline's components, None where nothing tells them."""
+    index = _read_json(folder / PIPELINE) if (folder / PIPELINE).is_file() else None
+    return index.keys() if isinstance(index, dict) else None
+
+
+def _all_files(folder: Path, components: Collection[str] | None) -> Iterator[Path]:
+    """Yield what lies in a pipeline's folder and in the folders in it.
+
+    Links are followed too, but one behind the other only where they lead to files: links between many folders would
+    lead everywhere by more ways than can be counted. Raises CheckpointError where a component is a link that leads out.
+    """
+    within = [(folder, False)]
     while within:
-        place, above = within.popitem()
+        place, is_linked = within.pop()
         for path in place.iterdir():
             if not path.is_dir():
                 yield path
-            elif not path.name.startswith("."):
-                if path.is_symlink():
+            elif not path.is_symlink():
+                if not path.name.startswith("."):
+                    within.append((path, is_linked))
+            elif not is_linked and not folder.resolve().is_relative_to(target := path.resolve()):
+                if target.is_relative_to(folder.resolve()):
+                    within.append((path, True))
+                elif components is None or path.name in components:
                     _inside(folder, path.relative_to(folder).as_posix())
-                target = path.resolve()
-                if target not in above:  # else a link to where it lies itself
-                    within[path] = above | {target}
 
 
 def is_sidecar(name: str) -> bool:

@@ -37,7 +37,8 @@ def verify(
     from fedmr_merge.errors import VerificationError
     from fedmr_merge.recombination.verify import verify as prove
 
-    total = sum(path.stat().st_size for path in out.rglob("*.safetensors")) if out.is_dir() else 0
+    found = out.rglob("*.safetensors") if out.is_dir() else ()
+    total = sum(path.stat().st_size for path in found if path.is_file())
     with console.bytes_progress("verifying", total) as progress:
         result = prove(out, expand(against) if against else None, progress=progress)
     for line in result.warnings:

@@ -9,7 +9,7 @@ Integer and bool tensors have no mean: slot 0's copy is kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,17 @@ from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwr
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.recombination.layout import OutputFile, OutputModel, lay_out
 from fedmr_merge.recombination.matching import match_checkpoints
-from fedmr_merge.recombination.mean_options import CODES, KEPT, NO_MEAN, TORCH_NAMES, MeanOptions, NotFinite, out_dtype
+from fedmr_merge.recombination.mean_options import (
+    CODES,
+    CODES_SUFFIX,
+    KEPT,
+    NO_MEAN,
+    SCALES,
+    TORCH_NAMES,
+    MeanOptions,
+    NotFinite,
+    out_dtype,
+)
 
 if TYPE_CHECKING:
     from fedmr_merge.recombination.number_formats import Array
@@ -97,13 +107,23 @@ def check_mean(checkpoints: Sequence[Checkpoint], options: MeanOptions) -> None:
     options.check(len(checkpoints))
     options.plan_work()
     for name, entry in checkpoints[0].tensors.items():
-        if entry.dtype in NO_MEAN or (entry.dtype in KEPT and name.rpartition(".")[2] == CODES):
+        if entry.dtype in NO_MEAN or _are_codes(name, entry.dtype, checkpoints[0].tensors):
             raise PlanError(
                 f"{name}: {entry.dtype} numbers are codes with a scale beside them and have no mean",
                 hint="recombine with --no-global, or convert the models to a float dtype first",
             )
         if entry.dtype not in KEPT and (entry.dtype == "C64") != (out_dtype(entry, options) == "C64"):
             raise PlanError(f"{name}: {entry.dtype} cannot be written as {options.out_dtype}, one of them is complex")
+
+
+def _are_codes(name: str, dtype: str, names: Container[str]) -> bool:
+    """Whether integers or 8-bit floats are codes, by what quantisation names what it keeps beside them."""
+    if dtype not in KEPT and not dtype.startswith("F8"):
+        return False
+    if dtype in KEPT and name.rpartition(".")[2] == CODES:
+        return True
+    scales = (name.removesuffix(CODES_SUFFIX) + scale for scale in SCALES)
+    return any(scale in names for scale in (*scales, f"{name.rpartition('.')[0]}.SCB"))
 
 
 def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | None = None) -> OutputModel:

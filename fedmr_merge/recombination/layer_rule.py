@@ -56,7 +56,12 @@ def layers_from_names(shapes: Shapes) -> tuple[dict[str, str], int]:
     others: set[str] = set()  # modules with tensors that no normalisation has
     for name in shapes:
         adapter = _LORA.fullmatch(name) if ".lora_" in name else None
-        module, _, leaf = (adapter["module"], "", "lora") if adapter else name.rpartition(".")
+        if adapter:
+            module, leaf = adapter["module"], "lora"
+        elif ".weight." in name and f"{(module := name.partition('.weight.')[0])}.weight" in shapes:
+            leaf = "quantised"  # what bitsandbytes keeps beside a weight's codes: weight.absmax, weight.quant_map …
+        else:
+            module, _, leaf = name.rpartition(".")
         layers[name] = names.setdefault(module or name, module or name)
         if leaf not in _NORM_LEAVES:
             others.add(layers[name])

@@ -9,6 +9,7 @@ back. One line per output tensor, so that it can be read by people and grepped:
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import zlib
 from array import array
@@ -18,9 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import fedmr_merge
+from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.checkpoint.header_json import CHUNK_BYTES
 from fedmr_merge.checkpoint.json_reader import JsonReader
-from fedmr_merge.checkpoint.source import leads_out
+from fedmr_merge.checkpoint.source import INDEX, leads_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import replaced_file
 from fedmr_merge.errors import CheckpointError, PlanError, VerificationError
@@ -180,7 +182,7 @@ def read_lineage(out: str | Path) -> Lineage:
     folder = Path(out)
     path = folder / LINEAGE_FILE
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             content = dict(_members(stream, Origins))
     except OSError as error:
         raise VerificationError(
@@ -313,7 +315,7 @@ def _follow(lineage: Lineage, origin: TensorOrigin) -> list[TracedOrigin]:
             return chain
         source = model.place(lineage.folder).resolve()
         # A model that is a folder may have been named by the weight file in it.
-        folder = next((p for p in source.parents[:2] if p not in seen and (p / LINEAGE_FILE).is_file()), None)
+        folder = next((p for p in source.parents[:2] if p not in seen and os.access(p / LINEAGE_FILE, os.F_OK)), None)
         if folder is None:
             return chain
         seen.add(folder)
@@ -335,4 +337,5 @@ def _follow(lineage: Lineage, origin: TensorOrigin) -> list[TracedOrigin]:
 def _placed(lineage: Lineage, origin: TensorOrigin) -> TracedOrigin:
     source = lineage.sources[origin.source_slot]
     place = source.path if source.hub is not None else str(source.place(lineage.folder))
-    return TracedOrigin(origin, f"{place}/{origin.source_file}" if source.is_folder else place)
+    folder = place[: -len(PurePosixPath(place).name) - 1] if place.endswith(INDEX) else place
+    return TracedOrigin(origin, f"{folder}/{origin.source_file}" if source.is_folder else place)

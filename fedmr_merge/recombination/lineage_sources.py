@@ -74,8 +74,8 @@ class Source:
         """Whether it can be read; the cache may hold a part of a repository only."""
         place = self.place(folder)
         if self.hub is None or not self.is_folder:
-            return place.exists()
-        return all((place / name).exists() for name in (*self.indexes, *(file.name for file in self.files)))
+            return os.access(place, os.F_OK)  # False also where a folder above may not be entered
+        return all(os.access(place / name, os.F_OK) for name in (*self.indexes, *(file.name for file in self.files)))
 
 
 def recorded_place(checkpoint: Checkpoint, out: Path) -> str:

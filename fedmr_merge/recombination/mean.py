@@ -17,7 +17,7 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import CheckpointError
 from fedmr_merge.recombination.layout import OutputFile
 from fedmr_merge.recombination.mean_options import KEPT, MeanOptions, NotFinite, out_dtype
-from fedmr_merge.recombination.number_formats import Array, accumulator, decode, encode
+from fedmr_merge.recombination.number_formats import LARGEST, Array, accumulator, decode, encode
 
 Entries = Sequence[Mapping[str, TensorEntry]]
 
@@ -203,6 +203,8 @@ def _overflown(numbers: Array, raw: Array, dtype: str) -> int:
     """Return how many of these numbers are finite, and are not in the dtype that they were written in."""
     if DTYPE_BITS[dtype] // 8 >= numbers.itemsize:
         return 0
+    if dtype in LARGEST:  # what is larger becomes the largest number
+        return int(np.count_nonzero(np.isfinite(numbers) & (np.abs(numbers) > LARGEST[dtype])))
     written = np.empty(numbers.size, accumulator(dtype, double=False))
     decode(raw, dtype, written)
     return int(np.count_nonzero(np.isfinite(numbers) & ~np.isfinite(written)))

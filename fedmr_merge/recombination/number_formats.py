@@ -25,6 +25,9 @@ _FLOAT8 = {
     "F8_E5M2FNUZ": (5, 2, 16, False, True),
 }
 
+#: The largest numbers that are rounded to the largest of a dtype, where what is larger becomes that as well.
+LARGEST = {"F8_E4M3": 464.0}
+
 
 def accumulator(dtype: str, double: bool) -> np.dtype[Any]:
     """Return what a mean of this dtype is added up in: float32, float64 for float64 or on request, complex for

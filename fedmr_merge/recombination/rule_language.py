@@ -23,6 +23,7 @@ from pathlib import Path
 
 import yaml
 
+from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.errors import RuleError
 
 #: What a pattern that matches every name is compiled to, captured or not.
@@ -151,7 +152,8 @@ def _capture(body: str, seen: set[str]) -> str:
 def read_rule_file(path: Path, name: str | None = None) -> RuleSet:
     """Read a rule file. Raises RuleError with every fault and its line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as stream:
+            text = stream.read().decode("utf-8")
     except OSError as error:
         raise RuleError(
             f"{path}: cannot be read: {error.strerror}", hint="`fedmr-merge rules list` shows the built-in layer rules"

@@ -115,6 +115,29 @@ def test_components_that_are_links_within_the_pipeline_are_followed(tmp_path: Pa
     assert not any("round/tokenizer/" in name for name in found), "a link to where it lies itself ends there"
 
 
+def test_links_between_many_folders_are_not_followed_every_way(tmp_path: Path) -> None:
+    names = [f"part{i}" for i in range(9)]
+    for name in names:
+        write(tmp_path / name / "model.safetensors", model(0))
+        write_sidecars(tmp_path / name, {"config.json": "{}"})
+        for other in set(names) - {name}:
+            (tmp_path / name / other).symlink_to(f"../{other}")
+    assert len(open_checkpoint(tmp_path).sidecars) == 9 * 9
+
+
+def test_a_link_that_leads_out_matters_where_it_is_a_component(tmp_path: Path) -> None:
+    folder = tmp_path / "pipe"
+    write(folder / "unet" / "model.safetensors", model(0))
+    write_sidecars(tmp_path / "elsewhere", {"prompts.txt": "x"})
+    for name in ("samples", "scheduler"):
+        (folder / name).symlink_to("../elsewhere")
+    write_sidecars(folder, {"model_index.json": '{"unet": []}'})
+    assert open_checkpoint(folder).sidecars == ("model_index.json",)
+    write_sidecars(folder, {"model_index.json": '{"unet": [], "scheduler": []}'})
+    with pytest.raises(CheckpointError, match="scheduler: a link that leads out"):
+        open_checkpoint(folder)
+
+
 def test_a_model_s_folder_may_be_a_link_into_the_hub_s_cache(tmp_path: Path) -> None:
     repo = tmp_path / "models--org--name"
     write(repo / "blobs" / "aaaa", model(0))

@@ -230,11 +230,21 @@ def test_an_input_that_a_lineage_could_not_name_is_refused_before_anything_is_co
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in a file system")
-@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
-def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(name: str, models: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("model.safetensors", "inspect folder"),
+        ("model.safetensors.index.json", "inspect folder"),
+        ("config.json", "inspect folder"),
+        ("lineage.json", "verify folder"),
+        ("rules.yaml", "recombine ckpts/* --rule folder/rules.yaml"),
+    ],
+)
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(name: str, command: str, models: Path) -> None:
     (models / "folder").mkdir()
+    (models / "ckpts" / "m0.safetensors").rename(models / "folder" / "a.safetensors")
     os.mkfifo(models / "folder" / name)
-    done = shell("$FM inspect folder", models)
+    done = shell(f"$FM {command}", models)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: folder/{name}: not a file, but a pipe".encode())
 

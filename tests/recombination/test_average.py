@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.recombination import mean_options
 from fedmr_merge.recombination.average import average
 from fedmr_merge.recombination.mean_options import MeanOptions, NotFinite
-from fedmr_merge.recombination.planning import OutputOptions
+from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.verify import verify
 
@@ -264,6 +265,13 @@ def test_a_mean_too_large_for_its_dtype_is_counted_and_refused(dtype: str, out: 
     assert not (tmp_path / "other.safetensors").exists()
 
 
+def test_what_the_largest_8_bit_float_stands_for_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", {"w": floats([464.0, -464.5, 1000.0, 448.0])})
+    same = shutil.copy(path, tmp_path / "b.safetensors")
+    found = average([path, same], tmp_path / "out.safetensors", options=MeanOptions(out_dtype="F8_E4M3"))
+    assert found == [NotFinite("w", None, 2)]
+
+
 @pytest.mark.parametrize("zero", [0, 1])
 def test_a_model_of_weight_0_adds_nothing_and_is_looked_at(zero: int, tmp_path: Path) -> None:
     values = {zero: [float("nan"), float("inf"), 3.0], 1 - zero: [1.0, 2.0, -0.0]}
@@ -307,15 +315,30 @@ def test_codes_of_blocks_have_no_mean(dtype: str, tmp_path: Path) -> None:
         average(paths, tmp_path / "out")
 
 
-def test_integer_codes_have_no_mean_but_are_recombined(tmp_path: Path) -> None:
-    layout = {"q.qweight": ("I32", (4, 4)), "q.qzeros": ("I32", (1, 4)), "q.scales": ("F16", (1, 4))}
+@pytest.mark.parametrize(
+    ("codes", "dtype", "beside"),
+    [
+        ("qweight", "I32", "scales"),
+        ("weight", "U8", "weight.absmax"),
+        ("weight", "I8", "SCB"),
+        ("weight", "I8", "weight_scale"),
+        ("weight", "F8_E4M3", "weight_scale_inv"),
+        ("weight_packed", "I32", "weight_scale"),
+    ],
+)
+def test_codes_have_no_mean_but_are_recombined_with_their_scales(
+    codes: str, dtype: str, beside: str, tmp_path: Path
+) -> None:
+    layout = {f"{name}.{last}": (kind, (4,)) for name in "pq" for last, kind in ((codes, dtype), (beside, "F32"))}
     paths = [write(tmp_path / f"{i}.safetensors", model(i, layout)) for i in range(2)]
     for merge in (average, recombine):
-        with pytest.raises(PlanError, match=r"q\.qweight: I32 numbers are codes .* have no mean") as caught:
+        with pytest.raises(PlanError, match=rf"p\.{codes}: {dtype} numbers are codes .* have no mean") as caught:
             merge(paths, tmp_path / "out")
         assert "--no-global" in str(caught.value.hint)
-    recombine(paths, tmp_path / "out", output=OutputOptions(mean=None))
-    assert verify(tmp_path / "out").faults == []
+    for rule in ("layer", "module"):
+        done = recombine(paths, tmp_path / rule, PlanOptions(rule), OutputOptions(mean=None))
+        assert [group.name for group in done.work.grouping.groups] == ["p", "q"]
+        assert verify(tmp_path / rule).faults == []
 
 
 def test_an_output_that_exists(tmp_path: Path) -> None:

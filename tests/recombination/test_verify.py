@@ -13,6 +13,7 @@ from small_checkpoints import LINEAR, MIXED, floats, model, read, tree, write, w
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.cli.app import main
 from fedmr_merge.errors import OutputError, VerificationError
 from fedmr_merge.recombination.lineage import trace
 from fedmr_merge.recombination.mean_options import MeanOptions
@@ -474,3 +475,15 @@ def test_folders_outlive_their_move(tmp_path: Path) -> None:
     (tmp_path / "work").rename(tmp_path / "moved")
     assert verify(tmp_path / "moved" / "out").skipped == []
     assert [tree(p) for p in undo(tmp_path / "moved" / "out", tmp_path / "back").paths] == expected
+
+
+def test_a_link_that_leads_nowhere_is_a_fault_like_any_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recombine([write(tmp_path / f"{i}.safetensors", model(i)) for i in range(2)], tmp_path / "out")
+    (tmp_path / "out" / "slot-01.safetensors").unlink()
+    (tmp_path / "out" / "slot-01.safetensors").symlink_to("/gone")
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", str(tmp_path / "out")])
+    assert caught.value.code != 0
+    assert "hint: recombine the inputs again" in capsys.readouterr().err
