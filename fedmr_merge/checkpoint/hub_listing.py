@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
-from fedmr_merge.checkpoint.source import PICKLE_HINT, PICKLE_SUFFIXES, WEIGHTS, is_missed, is_sidecar
+from fedmr_merge.checkpoint.folder import PICKLE_HINT, PICKLE_SUFFIXES, WEIGHTS
+from fedmr_merge.checkpoint.sidecars import is_missed, is_sidecar
 from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from fedmr_merge.checkpoint.folder import INDEX, PIPELINE, STANDARD_NAMES, WEIGHTS
 from fedmr_merge.checkpoint.header import header_length
 from fedmr_merge.checkpoint.hub_listing import (
     HubFile,
@@ -28,15 +29,7 @@ from fedmr_merge.checkpoint.hub_listing import (
     places,
     refuse_pickles,
 )
-from fedmr_merge.checkpoint.source import (
-    CHAT_TEMPLATES,
-    INDEX,
-    MODULES,
-    PIPELINE,
-    STANDARD_NAMES,
-    WEIGHTS,
-    named_folders,
-)
+from fedmr_merge.checkpoint.sidecars import CHAT_TEMPLATES, MODULES, named_folders
 from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:

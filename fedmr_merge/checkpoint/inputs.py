@@ -12,19 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedmr_merge.checkpoint.folder import INDEX, PIPELINE, WEIGHTS
 from fedmr_merge.checkpoint.header import parse_header
-from fedmr_merge.checkpoint.source import (
-    INDEX,
-    MODULES,
-    PIPELINE,
-    WEIGHTS,
-    Checkpoint,
-    WeightFile,
-    checkpoint_of,
-    component_prefix,
-    named_folders,
-    open_checkpoint,
-)
+from fedmr_merge.checkpoint.sidecars import MODULES, named_folders
+from fedmr_merge.checkpoint.source import Checkpoint, WeightFile, checkpoint_of, component_prefix, open_checkpoint
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import CheckpointError, HubError, OutputError
 

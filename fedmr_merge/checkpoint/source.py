@@ -12,47 +12,31 @@ Opening reads headers only. Layouts:
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from fedmr_merge.checkpoint.folder import (
+    INDEX,
+    PICKLE_SUFFIXES,
+    PIPELINE,
+    STANDARD_NAMES,
+    WEIGHTS,
+    inside,
+    names_in,
+    read_json,
+    refuse_pickle,
+    weights_in,
+)
 from fedmr_merge.checkpoint.header import Header, read_header
 from fedmr_merge.checkpoint.shard_index import read_weight_map
+from fedmr_merge.checkpoint.sidecars import find_sidecars, is_missed, module_folders
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.errors import CheckpointError
-
-WEIGHTS = ".safetensors"
-INDEX = ".safetensors.index.json"
-#: What libraries call the one weight file of a folder, in the order in which it is looked for.
-STANDARD_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
-PIPELINE = "model_index.json"  #: says that a folder is a pipeline of components
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-PICKLE_HINT = (
-    "convert it once where you trust it: "
-    '`python -c "import torch, safetensors.torch as s; '
-    "s.save_file(torch.load('IN', weights_only=True), 'OUT.safetensors')\"`"
-)
-#: Files that are carried along beside the weights; everything else of a folder stays behind.
-SIDECAR_SUFFIXES = (
-    *(".json", ".jsonl", ".txt", ".jinja", ".yaml", ".yml", ".py"),
-    *(".model", ".tiktoken", ".vocab", ".spm", ".codes", ".bpe", ".tokenizer"),  # of tokenizers
-)
-#: Files that nobody misses beside recombined weights: hidden ones, what is for people, logs, and the same weights for
-#: other libraries.
-_NOT_MISSED = re.compile(
-    r"\..*|readme.*|events\.out\..*|.*\.(?:md|rst|pdf|html|ipynb|png|jpe?g|gif|svg|webp|wav|mp[34]|log|lock|"
-    r"h5|msgpack|ot|onnx|gguf|tflite|xml)",
-    re.IGNORECASE,
-)
-CHAT_TEMPLATES = "additional_chat_templates"  #: transformers' folder of more templates
-MODULES = "modules.json"  #: sentence-transformers' list of a model's modules, some in folders of their own
-_NOT_SIDECARS = ("lineage.json", "verification.json")
 
 
 def component_prefix(name: str) -> str:
@@ -126,7 +110,7 @@ class Checkpoint:
 
         Raises CheckpointError when it is not JSON.
         """
-        return _read_json(self.path / name) if name in self.sidecars else None
+        return read_json(self.path / name) if name in self.sidecars else None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -151,31 +135,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint_of(path, False, (weights,), (), ())
 
 
-def refuse_pickle(path: Path) -> None:
-    """Raise CheckpointError when a file's name says that it holds pickled weights."""
-    if path.suffix in PICKLE_SUFFIXES:
-        raise CheckpointError(
-            path, "pickled weights can run code when they are loaded and are refused", hint=PICKLE_HINT
-        )
-
-
 def _open_folder(folder: Path, named_index: str | None = None) -> Checkpoint:
     is_pipeline = (folder / PIPELINE).is_file()
     if not is_pipeline and _indexes(folder) == [named_index]:
         named_index = None  # the folder says as much
-    names, indexes = _component_names(folder) if is_pipeline and not named_index else ([], [])
+    names, indexes = _pipeline_weights(folder) if is_pipeline and not named_index else ([], [])
     if not names:
         names, index = _weight_names(folder, named_index)
         indexes = [index] if index else []
     if not names:
-        names, indexes = _component_names(folder)
+        names, indexes = _pipeline_weights(folder)
     if not names:
         _explain_no_weights(folder)
-    places = ((name, _inside(folder, name)) for name in names)
+    places = ((name, inside(folder, name)) for name in names)
     files = tuple(WeightFile(name, path, read_header(path)) for name, path in places)
-    sidecars = tuple(sorted(_sidecars(folder, deep=all(file.prefix for file in files))))
+    sidecars = tuple(sorted(find_sidecars(folder, deep=all(file.prefix for file in files))))
     checkpoint = checkpoint_of(folder, True, files, sidecars, tuple(indexes))
-    beside = {f"{prefix}{name}" for prefix in _prefixes(files) for name in _names(folder / prefix)}
+    beside = {f"{prefix}{name}" for prefix in _prefixes(files) for name in names_in(folder / prefix)}
     checkpoint = replace(
         checkpoint,
         left_out=tuple(sorted(_weights_beside(folder, files, beside) - set(names))),
@@ -206,7 +182,7 @@ def checkpoint_of(
     return Checkpoint(path, is_folder, files, tensors, metadata, sidecars, indexes)
 
 
-def _component_names(folder: Path) -> tuple[list[str], list[str]]:
+def _pipeline_weights(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of a pipeline's weight files and of its indexes, component by component.
 
     Raises CheckpointError for a component whose only weights are pickled: without it the pipeline would not load.
@@ -238,7 +214,7 @@ def _weight_names(folder: Path, named_index: str | None = None) -> tuple[list[st
     if indexes:
         shards = dict.fromkeys(shard for _, shard in read_weight_map(folder / indexes[0]))
         for shard in shards:
-            refuse_pickle(_inside(folder, shard))
+            refuse_pickle(inside(folder, shard))
             if "/" in shard:
                 raise CheckpointError(folder / indexes[0], f"shard {shard} must lie beside its index")
             if not (folder / shard).exists():
@@ -288,129 +264,6 @@ def _check_index(checkpoint: Checkpoint, index_name: str) -> None:
         )
 
 
-def leads_out(name: str) -> bool:
-    """Whether a file name from somebody else's JSON could name something outside the folder it stands for."""
-    parts = PurePosixPath(name).parts
-    return not parts or name.startswith("/") or "\\" in name or any(part in ("..", ".") for part in parts)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a file of a folder; a name or a link that leads out of the folder is refused."""
-    if leads_out(name):
-        raise CheckpointError(folder, f"file name {name!r} leads out of the folder")
-    if "\0" in name or name != name.encode(errors="ignore").decode():
-        raise CheckpointError(folder, f"{name!r} is no file name")
-    path = folder / name
-    if not any(map(os.path.islink, (path, *(folder / parent for parent in PurePosixPath(name).parents[:-1])))):
-        return path  # what to follow links would tell, at a tenth of the price
-    target = Path(os.path.realpath(path))  # which takes a loop of links as it is
-    if not any(target.is_relative_to(root) for root in _trusted_roots(folder)):
-        raise CheckpointError(
-            path,
-            f"a link that leads out of the folder, to {target}",
-            hint="copy the folder with what its links lead to",
-        )
-    return path
-
-
-def _trusted_roots(folder: Path) -> Iterator[Path]:
-    yield (resolved := folder.resolve())
-    # The Hub's cache keeps snapshots/COMMIT/NAME as a link into blobs/ of the same repository.
-    for parent in (*folder.absolute().parents, *resolved.parents):
-        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
-            yield (parent.parent / "blobs").resolve()
-
-
-def _sidecars(folder: Path, *, deep: bool) -> Iterator[str]:
-    inner = [folder / CHAT_TEMPLATES] if (folder / CHAT_TEMPLATES).is_dir() else []
-    inner += [folder / place for place in module_folders(folder) if not _weights_in(folder / place)]
-    beside = (path for place in (folder, *inner) for path in place.iterdir())
-    for path in _all_files(folder, _components(folder)) if deep else beside:
-        if is_sidecar(path.name):
-            name = path.relative_to(folder).as_posix()
-            if any(part.startswith(".") for part in PurePosixPath(name).parts):
-                continue
-            if name.endswith(INDEX) or path.name in _NOT_SIDECARS or _is_pickle_index(path.name):
-                continue
-            if path.is_file():
-                if not os.access(_inside(folder, name), os.R_OK):
-                    raise CheckpointError(path, "cannot be read", hint="ask for the right to read it, or remove it")
-                yield name
-                continue
-            if path.exists() and not path.is_dir():
-                raise CheckpointError(path, "not a file, but a pipe or a device", hint="write what it gives to a file")
-        elif not deep or path.suffix:  # in a pipeline a link of no suffix could be one to a component
-            continue
-        if path.is_symlink() and not path.exists():
-            reason = f"a link to {path.readlink()}, where there is nothing"
-            raise CheckpointError(path, reason, hint="fetch the model again, or remove the link if it is of no use")
-
-
-def _components(folder: Path) -> Collection[str] | None:
-    """Return the names of a pipeline's components, None where nothing tells them."""
-    index = _read_json(folder / PIPELINE) if (folder / PIPELINE).is_file() else None
-    return index.keys() if isinstance(index, dict) else None
-
-
-def _all_files(folder: Path, components: Collection[str] | None) -> Iterator[Path]:
-    """Yield what lies in a pipeline's folder and in the folders in it.
-
-    Links are followed too, but one behind the other only where they lead to files: links between many folders would
-    lead everywhere by more ways than can be counted. Raises CheckpointError where a component is a link that leads out.
-    """
-    within = [(folder, False)]
-    while within:
-        place, is_linked = within.pop()
-        for path in place.iterdir():
-            if not path.is_dir():
-                yield path
-            elif not path.is_symlink():
-                if not path.name.startswith("."):
-                    within.append((path, is_linked))
-            elif not is_linked and not folder.resolve().is_relative_to(target := path.resolve()):
-                if target.is_relative_to(folder.resolve()):
-                    within.append((path, True))
-                elif components is None or path.name in components:
-                    _inside(folder, path.relative_to(folder).as_posix())
-
-
-def is_sidecar(name: str) -> bool:
-    """Whether a file of this name belongs to a model beside its weights."""
-    # Mistral's tokenizers end in their version, tokenizer.model.v3.
-    return name.endswith(SIDECAR_SUFFIXES) or name.startswith(("LICENSE", "NOTICE", "tokenizer.model."))
-
-
-def is_missed(name: str) -> bool:
-    """Whether a file that does not come along may be missed by who does not know it: it is no weights, which have
-    messages of their own, and not evidently of no use.
-    """
-    name = name.rpartition("/")[2]
-    return not (is_sidecar(name) or name.endswith((WEIGHTS, *PICKLE_SUFFIXES)) or _NOT_MISSED.fullmatch(name))
-
-
-def module_folders(folder: Path) -> list[str]:
-    """Return the folders of a model's folder that its modules.json names, where it has one."""
-    if not (folder / MODULES).is_file():
-        return []
-    return [name for name in named_folders(_read_json(folder / MODULES)) if (folder / name).is_dir()]
-
-
-def named_folders(modules: Any) -> list[str]:
-    """Return the folders that the content of a modules.json names."""
-    listed = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
-    return sorted(
-        {path for path in listed if isinstance(path, str) and path and "/" not in path and not leads_out(path)}
-    )
-
-
-def _names(folder: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
-
-
-def _weights_in(folder: Path) -> list[str]:
-    return [name for name in _names(folder) if name.endswith((WEIGHTS, *PICKLE_SUFFIXES))]
-
-
 def _prefixes(files: Sequence[WeightFile]) -> set[str]:
     return {"", *(file.prefix for file in files)}
 
@@ -421,12 +274,8 @@ def _weights_beside(folder: Path, files: Sequence[WeightFile], beside: set[str])
     """
     modules = (name for name in module_folders(folder) if f"{name}/" not in _prefixes(files))
     return {name for name in beside if name.endswith(WEIGHTS)}.union(
-        f"{place}/{name}" for place in modules for name in _weights_in(folder / place)
+        f"{place}/{name}" for place in modules for name in weights_in(folder / place)
     )
-
-
-def _is_pickle_index(name: str) -> bool:
-    return name.endswith(".bin.index.json")
 
 
 def _pickles(folder: Path) -> list[Path]:
@@ -439,14 +288,3 @@ def _explain_no_weights(folder: Path) -> None:
     raise CheckpointError(
         folder, "no .safetensors file in this folder", hint="name a .safetensors file or a model's folder"
     )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            path, f"not valid JSON: {error}", hint="fetch it again, or mend it: it would be copied as it is"
-        ) from error

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from fedmr_merge.checkpoint.folder import INDEX, WEIGHTS
 from fedmr_merge.checkpoint.hub_listing import HubFile
-from fedmr_merge.checkpoint.source import INDEX, WEIGHTS
 from fedmr_merge.errors import HubError, PushError
 from fedmr_merge.publish.push_plan import PushPlan, decide, plan_push, prepared
 from fedmr_merge.publish.remote import Remote, check_account, look, remote_files

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
+from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS
 from fedmr_merge.checkpoint.hub_listing import HubFile, git_blob_digest
-from fedmr_merge.checkpoint.source import PICKLE_SUFFIXES, WEIGHTS
 from fedmr_merge.errors import HubError
 
 _PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import SourceWatch
+from fedmr_merge.checkpoint.folder import STANDARD_NAMES, WEIGHTS
 from fedmr_merge.checkpoint.header import new_header
 from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.inputs import open_inputs, refuse_inside
-from fedmr_merge.checkpoint.source import STANDARD_NAMES, WEIGHTS, Checkpoint
+from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
+from fedmr_merge.checkpoint.folder import STANDARD_NAMES
 from fedmr_merge.checkpoint.header import Header, new_header
-from fedmr_merge.checkpoint.source import STANDARD_NAMES, Checkpoint, WeightFile, component_prefix
+from fedmr_merge.checkpoint.source import Checkpoint, WeightFile, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.checkpoint.writer import write_json
 from fedmr_merge.errors import CheckpointError, PlanError, RuleError

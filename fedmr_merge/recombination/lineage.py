@@ -19,10 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import fedmr_merge
+from fedmr_merge.checkpoint.folder import INDEX, leads_out
 from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.checkpoint.header_json import CHUNK_BYTES
 from fedmr_merge.checkpoint.json_reader import JsonReader
-from fedmr_merge.checkpoint.source import INDEX, leads_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import replaced_file
 from fedmr_merge.errors import CheckpointError, PlanError, VerificationError

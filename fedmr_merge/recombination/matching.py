@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from fedmr_merge.checkpoint.source import PIPELINE, Checkpoint
+from fedmr_merge.checkpoint.folder import PIPELINE
+from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import Difference, LayerMismatchError, PlanError
 

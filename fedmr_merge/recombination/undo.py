@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
+from fedmr_merge.checkpoint.folder import INDEX, leads_out
 from fedmr_merge.checkpoint.header_json import unpack
 from fedmr_merge.checkpoint.inputs import lies_in
-from fedmr_merge.checkpoint.source import INDEX, Checkpoint, leads_out
+from fedmr_merge.checkpoint.source import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import OutputError, VerificationError
