@@ -35,20 +35,21 @@ import torch
 import usual_loop
 from PIL import Image
 
+from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedmr import FedMR
 from fedmr_merge.federated.catalogue import ARCHITECTURES
-from fedmr_merge.federated.clients import Partition
-from fedmr_merge.federated.data import ImageData
-from fedmr_merge.federated.divergence import find_diverged
-from fedmr_merge.federated.engines.loop import Loop
-from fedmr_merge.federated.engines.vmap import Vmap
+from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.federation import Federation, Training, open_federation
-from fedmr_merge.federated.local_training import LocalTraining, train_cohort
-from fedmr_merge.federated.protocol import Algorithm, initial_state
+from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
-from fedmr_merge.recipe.checkpoints import Place, Saved, save_state
+from fedmr_merge.federated.training.divergence import find_diverged
+from fedmr_merge.federated.training.engines.loop import Loop
+from fedmr_merge.federated.training.engines.vmap import Vmap
+from fedmr_merge.federated.training.local_training import LocalTraining, train_cohort
 from fedmr_merge.recipe.run import sensible_threads
+from fedmr_merge.runs.checkpoints import Place, Saved, save_state
 
 CLIENTS, EXAMPLES, BATCH, LR, MOMENTUM = 10, 500, 50, 0.01, 0.9
 

@@ -11,10 +11,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "open_checkpoint": "fedmr_merge.checkpoint.source",
-    "draw_plan": "fedmr_merge.recombination.plan",
+    "open_checkpoint": "fedmr_merge.checkpoint.open",
+    "draw_plan": "fedmr_merge.layers.plan",
     "recombine": "fedmr_merge.recombination.recombine",
-    "average": "fedmr_merge.recombination.average",
+    "average": "fedmr_merge.merging.average",
     "load_model": "fedmr_merge.publish.load",
 }
 

@@ -1,7 +1,8 @@
 """Plug-ins are files: the modules of a folder are its plug-ins, a module's name is the plug-in's name.
 
 Algorithms, data sets, partitions and architectures are found this way. Underscores in a file's name read as hyphens
-in a recipe; files whose name starts with an underscore hold what several plug-ins share.
+in a recipe; `base.py` holds their base class, and files whose name starts with an underscore hold what several plug-ins
+share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def plugin_names(package: str) -> tuple[str, ...]:
     """Return the names of the plug-ins in a package, sorted; none of them is imported."""
     folder = importlib.import_module(package)
     names = (module.name for module in pkgutil.iter_modules(folder.__path__))
-    return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
+    return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_") and name != "base"))
 
 
 def load_plugin(package: str, name: str, base: type[T]) -> type[T]:

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from fedmr_merge.checkpoint.header import build_header
-from fedmr_merge.checkpoint.hub_http import Patience
+from fedmr_merge.hub.http import Patience
 
 CARD = "---\nlicense: mit\nlibrary_name: fedmr-merge\n---\n# A model\n"
 #: Waits for nothing: what fails fails at once, and what is tried again is tried again at once.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmr_merge.checkpoint.header import FileIdentity, file_identity
-from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import CheckpointError
 

@@ -12,6 +12,8 @@ from fedmr_merge.errors import CheckpointError
 
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"  #: of a model that this package writes
+CONFIG_FILE = "config.json"  #: beside it: what is needed to rebuild it
 #: What libraries call the one weight file of a folder, in the order in which it is looked for.
 STANDARD_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
 PIPELINE = "model_index.json"  #: says that a folder is a pipeline of components

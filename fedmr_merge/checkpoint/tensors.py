@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedmr_merge.checkpoint.header import build_header, read_header
-from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.writer import sync
 
 _DTYPES = {

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.cli import console
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
-from fedmr_merge.recombination.rules import natural_order
+from fedmr_merge.layers.rules import natural_order
 
 Checkpoints = Annotated[
     list[str],
@@ -54,7 +54,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 def open_one(argument: str) -> Checkpoint:
     """Open the one model that an argument names, by its headers. Raises UsageError for a glob that matches several."""
-    from fedmr_merge.checkpoint.inputs import open_inputs
+    from fedmr_merge.hub.inputs import open_inputs
 
     found = expand([argument])
     _refuse_several(argument, found)
@@ -73,7 +73,7 @@ def _refuse_several(argument: str, found: Sequence[str]) -> None:
 @contextlib.contextmanager
 def fetching(inputs: Sequence[str]) -> Iterator[Progress | None]:
     """Give what to call with the bytes that are fetched from the Hub; shows them, where there are such inputs."""
-    from fedmr_merge.checkpoint.inputs import is_on_hub
+    from fedmr_merge.hub.inputs import is_on_hub
 
     if not any(map(is_on_hub, inputs)):
         yield None

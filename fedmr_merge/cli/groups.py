@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.cli import console
-from fedmr_merge.recombination.rules import Grouping
+from fedmr_merge.layers.rules import Grouping
 
 
 def show_groups(checkpoint: Checkpoint, grouping: Grouping, *, tensors: bool = False) -> None:

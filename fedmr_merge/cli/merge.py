@@ -28,9 +28,9 @@ from fedmr_merge.cli.groups import perhaps_tied, show_groups, show_perhaps_tied
 from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
-    from fedmr_merge.checkpoint.source import Checkpoint
-    from fedmr_merge.recombination.mean_options import MeanOptions, NotFinite
-    from fedmr_merge.recombination.plan import RecombinationPlan
+    from fedmr_merge.checkpoint.open import Checkpoint
+    from fedmr_merge.layers.plan import RecombinationPlan
+    from fedmr_merge.merging.options import MeanOptions, NotFinite
     from fedmr_merge.recombination.planning import Recombination
 
 Weights = Annotated[str | None, typer.Option(help="Weights of the models in the mean, e.g. 0.5,0.25,0.25.")]
@@ -104,8 +104,8 @@ def recombine(
     lives on in one and only one new model. OUT gets one model per slot, the mean in OUT/global, and OUT/lineage.json
     with the origin of every tensor.
     """
-    from fedmr_merge.checkpoint.inputs import refuse_inside, refuse_twice
     from fedmr_merge.checkpoint.writer import refuse_existing
+    from fedmr_merge.hub.inputs import refuse_inside, refuse_twice
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
     from fedmr_merge.recombination.recombine import check_target, execute
 
@@ -185,7 +185,7 @@ def recombine(
 
 def _read_plan(path: Path | None) -> RecombinationPlan | None:
     from fedmr_merge.checkpoint.json_reader import named_once
-    from fedmr_merge.recombination.plan import RecombinationPlan
+    from fedmr_merge.layers.plan import RecombinationPlan
 
     if path is None:
         return None
@@ -202,7 +202,7 @@ def _read_plan(path: Path | None) -> RecombinationPlan | None:
 def _mean_options(weights: str | None, accumulate: str, out_dtype: str | None, max_memory: str | None) -> MeanOptions:
     import os
 
-    from fedmr_merge.recombination.mean_options import MeanOptions
+    from fedmr_merge.merging.options import MeanOptions
 
     # numpy's linear algebra is not used here; starting its threads would cost more than a small merge.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -261,8 +261,8 @@ def _refuse_without_mean(options: MeanOptions, require_finite: bool) -> None:
 
 
 def _show_plan(work: Recombination, out: Path) -> None:
+    from fedmr_merge.recombination.layouts.store import forecast, store_folder
     from fedmr_merge.recombination.recombine import free_bytes
-    from fedmr_merge.recombination.store import forecast, store_folder
 
     rows = [
         [
@@ -299,8 +299,8 @@ def _refuse_provisional(work: Recombination) -> None:
 
 
 def _save_plan(plan: RecombinationPlan, path: Path) -> None:
+    from fedmr_merge.checkpoint.output import dumps
     from fedmr_merge.checkpoint.writer import staged_output
-    from fedmr_merge.recombination.layout import dumps
 
     content = plan.to_json()
     groups = ",\n".join(f"  {dumps(group)}: {dumps(sources)}" for group, sources in content["permutations"].items())
@@ -335,10 +335,10 @@ def average(
     OUT becomes a folder with model.safetensors, or with shards as the first input has them; named ….safetensors, the
     one file where the mean is one.
     """
-    from fedmr_merge.checkpoint.inputs import open_inputs, refuse_twice
     from fedmr_merge.checkpoint.writer import refuse_existing
-    from fedmr_merge.recombination.average import average as take_average
-    from fedmr_merge.recombination.average import plan_mean
+    from fedmr_merge.hub.inputs import open_inputs, refuse_twice
+    from fedmr_merge.merging.average import average as take_average
+    from fedmr_merge.merging.average import plan_mean
 
     refuse_existing(out)
     options = _mean_options(weights, accumulate, out_dtype, max_memory)
@@ -385,10 +385,10 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreCo
     From their headers and configurations alone: of models on the Hub no weights are fetched. Shows the models and their
     layer groups, or everything that does not match.
     """
-    from fedmr_merge.checkpoint.inputs import open_inputs, refuse_twice
-    from fedmr_merge.recombination.matching import match_checkpoints
+    from fedmr_merge.checkpoint.matching import match_checkpoints
+    from fedmr_merge.hub.inputs import open_inputs, refuse_twice
+    from fedmr_merge.layers.rules import compared_files
     from fedmr_merge.recombination.planning import group_checkpoints
-    from fedmr_merge.recombination.rules import compared_files
 
     named = expand(checkpoints)
     opened = open_inputs(named, headers_only=True, configs=compared_files(rule))

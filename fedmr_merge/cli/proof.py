@@ -94,7 +94,7 @@ def lineage(
 
     Through every recombination in a row whose lineage is still there.
     """
-    from fedmr_merge.recombination.lineage import trace
+    from fedmr_merge.lineage.model import trace
 
     ends: dict[str, None] = {}
     for chain in trace(out, tensor, slot):
@@ -111,7 +111,7 @@ def collect(
     store: Annotated[Path, typer.Argument(help="The store's folder.")] = Path(".fedmr-merge-store"),
 ) -> None:
     """Remove the shards that no output links to any more."""
-    from fedmr_merge.recombination.store import collect_garbage
+    from fedmr_merge.recombination.layouts.store import collect_garbage
 
     shards, nbytes = collect_garbage(store)
     console.say(f"{store}: removed {console.plural(shards, 'shard')}, {console.size(nbytes)}")

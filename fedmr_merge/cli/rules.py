@@ -17,7 +17,7 @@ app = typer.Typer(help="Layer rules: list, explain, check.", no_args_is_help=Tru
 @app.command("list")
 def list_rules() -> None:
     """List the built-in layer rules."""
-    from fedmr_merge.recombination.rules import describe_rules
+    from fedmr_merge.layers.rules import describe_rules
 
     console.table(("rule", "layer groups"), [list(row) for row in describe_rules()])
 
@@ -42,10 +42,10 @@ def check(
     """Check a rule file against checkpoints: every tensor matched, by one rule only (but for a fallback at the
     end), no rule idle; what `ties` and `require_equal` name is there.
     """
-    from fedmr_merge.checkpoint.inputs import open_inputs
     from fedmr_merge.errors import RuleError
-    from fedmr_merge.recombination.rule_language import read_rule_file
-    from fedmr_merge.recombination.rules import check_require_equal, check_rule_file
+    from fedmr_merge.hub.inputs import open_inputs
+    from fedmr_merge.layers.rule_language import read_rule_file
+    from fedmr_merge.layers.rules import check_require_equal, check_rule_file
 
     faults: dict[str, list[str]] = {}  # with the checkpoints that have them
     checked = open_inputs(expand(checkpoints), headers_only=True, configs=read_rule_file(rule_file).require_equal)

@@ -132,7 +132,7 @@ def _follow(run: Run, folder: Path, again: str) -> None:
 
 
 def _warn_of_missing_classes(federation: Federation) -> None:
-    from fedmr_merge.federated.clients import missing_classes
+    from fedmr_merge.federated.data.partition import missing_classes
 
     for name in missing_classes(federation.partition, federation.data):
         console.complain("warning", f"no client has an example of class {name}: no model will learn it")

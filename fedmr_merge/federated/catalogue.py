@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Generic, TypeVar
 
-from fedmr_merge.federated.architecture import Architecture
-from fedmr_merge.federated.clients import PartitionMethod
-from fedmr_merge.federated.data import DataSet
+from fedmr_merge.federated.algorithms.base import Algorithm
+from fedmr_merge.federated.data.datasets.base import DataSet
+from fedmr_merge.federated.data.partitions.base import PartitionMethod
+from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin
-from fedmr_merge.federated.protocol import Algorithm
 from fedmr_merge.plugins import load_plugin, plugin_names
 
 P = TypeVar("P", bound=Plugin)
@@ -59,6 +59,6 @@ def _with_argument(cls: type[Any], argument: str) -> type[Any]:
 
 
 ALGORITHMS = Catalogue("fedmr_merge.federated.algorithms", Algorithm)
-DATA_SETS = Catalogue("fedmr_merge.federated.datasets", DataSet, {"hub": "ORG/NAME"})
-PARTITIONS = Catalogue("fedmr_merge.federated.partitions", PartitionMethod)
+DATA_SETS = Catalogue("fedmr_merge.federated.data.datasets", DataSet, {"hub": "ORG/NAME"})
+PARTITIONS = Catalogue("fedmr_merge.federated.data.partitions", PartitionMethod)
 ARCHITECTURES = Catalogue("fedmr_merge.federated.models", Architecture, {"torchvision": "NAME"})

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Weights
-from fedmr_merge.federated.data import ImageData
+from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.forward import Forward
+from fedmr_merge.federated.training.forward import Forward
 
 _BATCH_SIZE = 200
 """The same everywhere: another one could round otherwise. Larger ones leave a CPU's caches, smaller ones a GPU idle."""

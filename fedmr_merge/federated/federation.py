@@ -13,11 +13,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from fedmr_merge.errors import DataError, TrainingError
-from fedmr_merge.federated.architecture import Architecture, Classifier
-from fedmr_merge.federated.clients import Partition
-from fedmr_merge.federated.data import ImageData
-from fedmr_merge.federated.forward import Forward
-from fedmr_merge.federated.privacy import Privacy, require_accountant, require_no_statistics
+from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.models.base import Architecture, Classifier
+from fedmr_merge.federated.training.forward import Forward
+from fedmr_merge.federated.training.privacy import Privacy, require_accountant, require_no_statistics
 from fedmr_merge.seeds import generator
 
 _CORES = torch.get_num_threads()  # before anything sets another number: those of the machine, or OMP_NUM_THREADS

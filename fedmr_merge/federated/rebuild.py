@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
-from fedmr_merge.federated.architecture import Architecture, Classifier, image_shape_of
 from fedmr_merge.federated.catalogue import ARCHITECTURES
+from fedmr_merge.federated.models.base import Architecture, Classifier, image_shape_of
 from fedmr_merge.options import Faults, check_options
 
 _MAX_SIDE = 4096

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.engines.loop import Loop
-from fedmr_merge.federated.engines.vmap import Vmap
+from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.evaluation import evaluate
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.freed_memory import keep_freed_memory
-from fedmr_merge.federated.local_training import Engine, LocalTraining, train_cohort
-from fedmr_merge.federated.privacy import spent_epsilon
-from fedmr_merge.federated.protocol import Algorithm, State, Trained
-from fedmr_merge.recombination.plan import RecombinationPlan
+from fedmr_merge.federated.protocol import State, Trained
+from fedmr_merge.federated.training.engines.loop import Loop
+from fedmr_merge.federated.training.engines.vmap import Vmap
+from fedmr_merge.federated.training.freed_memory import keep_freed_memory
+from fedmr_merge.federated.training.local_training import Engine, LocalTraining, train_cohort
+from fedmr_merge.federated.training.privacy import spent_epsilon
+from fedmr_merge.layers.plan import RecombinationPlan
 
 _SAMPLED_ROUNDS = "privacy: rounds with uniformly drawn clients"
 """Key of a state's facts: what privacy has been spent on, besides the number of rounds."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.errors import HubError
+from fedmr_merge.resources import resource_folder
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -35,7 +36,7 @@ def render_card(template: str, facts: Mapping[str, Any]) -> str:
     from jinja2.sandbox import SandboxedEnvironment
 
     environment = SandboxedEnvironment(
-        loader=jinja2.PackageLoader("fedmr_merge", "cards"),
+        loader=jinja2.FileSystemLoader(resource_folder("cards")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -22,9 +22,9 @@ import yaml
 
 from fedmr_merge.checkpoint.header import read_header
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
+from fedmr_merge.lineage.model import LINEAGE_FILE, read_lineage
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.staging import Staging
-from fedmr_merge.recombination.lineage import LINEAGE_FILE, read_lineage
 
 _PATH = re.compile(r"(?:(?<=file://)|(?<![\w.~:/\\-]))/[\w.@+~-]+(?:/[\w.@+~-]+)+")
 _WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\{1,2}[\w.~-]+\\[\w\\.~-]+")

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from fedmr_merge.checkpoint.folder import WEIGHTS
-from fedmr_merge.checkpoint.hub_listing import parse_hub
-from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import HubError
+from fedmr_merge.hub.listing import parse_hub
 
 TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")
 _SLOT = "slot-*"

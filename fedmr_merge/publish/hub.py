@@ -17,16 +17,16 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.folder import INDEX, WEIGHTS
-from fedmr_merge.checkpoint.hub_listing import HubFile
 from fedmr_merge.errors import HubError, PushError
+from fedmr_merge.hub.listing import HubFile
+from fedmr_merge.hub.remote import Remote, check_account, look, remote_files
 from fedmr_merge.publish.push_plan import PushPlan, decide, plan_push, prepared
-from fedmr_merge.publish.remote import Remote, check_account, look, remote_files
 from fedmr_merge.publish.staging import PushFile, Staging
 
 if TYPE_CHECKING:
-    from fedmr_merge.checkpoint.hub_client import Hub
-    from fedmr_merge.checkpoint.hub_http import Patience
     from fedmr_merge.checkpoint.writer import Progress
+    from fedmr_merge.hub.client import Hub
+    from fedmr_merge.hub.http import Patience
 
 __all__ = ["PushPlan", "PushResult", "plan_push", "push_folder", "refuse_faults"]
 
@@ -72,8 +72,8 @@ def push_folder(
     the Hub could not be reached or the push broke off; everything is still on disk, and its hint holds the command that
     finishes the push.
     """
-    from fedmr_merge.checkpoint.hub_client import open_hub  # imports huggingface_hub
-    from fedmr_merge.checkpoint.hub_errors import UnreachedError
+    from fedmr_merge.hub.client import open_hub  # imports huggingface_hub
+    from fedmr_merge.hub.errors import UnreachedError
 
     decided = decide(folder, repo_id, private, revision, create_pr, message, tag, license, endpoint)
     with prepared(decided) as (plan, staging):

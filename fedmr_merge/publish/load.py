@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmr_merge.checkpoint.hub_listing import parse_hub
-from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.checkpoint.folder import CONFIG_FILE
+from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import CheckpointError
+from fedmr_merge.hub.listing import parse_hub
 
 if TYPE_CHECKING:
-    from fedmr_merge.federated.architecture import Classifier
+    from fedmr_merge.federated.models.base import Classifier
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 _MAX_CONFIG_BYTES = 64 << 20
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 
@@ -82,6 +81,6 @@ def _folder(source: str | Path, endpoint: str | None, token: str | None) -> Path
         raise CheckpointError(path, "is a file; a model is a folder with config.json and safetensors")
     if isinstance(source, Path) or parse_hub(source) is None:
         raise CheckpointError(source, "no such folder", hint="name a folder, or org/name[@revision][/subfolder]")
-    from fedmr_merge.checkpoint.hub_source import fetch, resolve_hub
+    from fedmr_merge.hub.snapshot import fetch, resolve_hub
 
     return fetch(resolve_hub(source, endpoint=endpoint, token=token), token=token)

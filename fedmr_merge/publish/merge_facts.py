@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedmr_merge.checkpoint.hub_listing import parse_origin
+from fedmr_merge.checkpoint.output import dumps
 from fedmr_merge.errors import FedmrMergeError
+from fedmr_merge.hub.listing import parse_origin
+from fedmr_merge.lineage.model import LINEAGE_FILE, Lineage, read_lineage
 from fedmr_merge.publish.facts import TAGS, read_json
-from fedmr_merge.recombination.layout import dumps
-from fedmr_merge.recombination.lineage import LINEAGE_FILE, Lineage, read_lineage
 
 #: In a lineage that is published: where a source lay that is not on the Hub.
 UNPUBLISHED = "unpublished"

@@ -19,17 +19,17 @@ from typing import Any, Literal
 
 import yaml
 
-from fedmr_merge.checkpoint.hub_listing import parse_hub
+from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.checkpoint.tensors import save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
-from fedmr_merge.federated.architecture import checkpoint_metadata, model_config
 from fedmr_merge.federated.catalogue import DATA_SETS
 from fedmr_merge.federated.evaluation import evaluate_by_class
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
+from fedmr_merge.hub.listing import parse_hub
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.facts import read_json
-from fedmr_merge.publish.load import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.recombination.planning import slot_name
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from fedmr_merge import __version__
 from fedmr_merge.errors import HubError
+from fedmr_merge.lineage.model import LINEAGE_FILE
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.card_merge import addressed, licensed, split_card
 from fedmr_merge.publish.checks import Machine, find_faults
@@ -19,7 +20,6 @@ from fedmr_merge.publish.licences import check_licence
 from fedmr_merge.publish.merge_facts import published_lineage
 from fedmr_merge.publish.staging import PushFile, Staging, pushed_folder, stage
 from fedmr_merge.publish.write_card import make_card
-from fedmr_merge.recombination.lineage import LINEAGE_FILE
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?")
 _BAD_REF = re.compile(r"[\s~^:?*\[\\\x00-\x1f\x7f]|\.\.|//|@\{|^[/.-]|[/.]$|\.lock$")
@@ -119,7 +119,7 @@ def decide(
     endpoint: str | None,
 ) -> PushPlan:
     """Return a plan without its files. Raises HubError for names and options that make no push."""
-    from fedmr_merge.checkpoint.hub_client import choose_endpoint  # imports huggingface_hub
+    from fedmr_merge.hub.client import choose_endpoint  # imports huggingface_hub
 
     _check_names(repo_id, {"--revision": revision, "--tag": tag})
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):

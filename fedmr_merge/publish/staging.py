@@ -19,8 +19,8 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS
-from fedmr_merge.checkpoint.hub_listing import HubFile, git_blob_digest
 from fedmr_merge.errors import HubError
+from fedmr_merge.hub.listing import HubFile, git_blob_digest
 
 _PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")
 _LEFTOVER_SECONDS = 24 * 3600

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedmr_merge.checkpoint.inputs import open_inputs
 from fedmr_merge.checkpoint.tensors import load_checkpoint
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.clients import Partition
+from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches, require_recalibration_batches
 from fedmr_merge.federated.federation import Federation, open_federation
 from fedmr_merge.federated.initialisation import initial_state_from
 from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds
+from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.publish.publication import evaluation_json
-from fedmr_merge.recipe.checkpoints import CheckpointWriter, Place, Saved, find_checkpoints, load_state
 from fedmr_merge.recipe.publishing import Publisher
-from fedmr_merge.recipe.run_folder import RunFolder, describe_environment
 from fedmr_merge.recipe.schema import Evaluate, Publish, Recalibrate, Recipe, TrainingStage
+from fedmr_merge.runs.checkpoints import CheckpointWriter, Place, Saved, find_checkpoints, load_state
+from fedmr_merge.runs.folder import RunFolder, describe_environment
 
 #: Of one forward pass of a batch. Below it threads wait for each other longer than they compute.
 _FLOPS_WORTH_THREADS = 1e9
@@ -149,7 +149,7 @@ class Run:
         self.recipe = recipe
         self.folder = RunFolder(out)
         try:
-            self.folder.check(recipe, fresh=fresh)
+            self.folder.check(recipe.to_yaml(), fresh=fresh)
             self.folder.remove_leftovers()
             saved = None if fresh else self.folder.read_json("partition.json")
             self.federation = prepare(recipe, Partition.from_json(saved) if saved else None)

@@ -28,14 +28,14 @@ from annotated_types import Ge
 from pydantic import AfterValidator, Field
 
 from fedmr_merge.errors import RecipeError
-from fedmr_merge.federated.architecture import Architecture
+from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
-from fedmr_merge.federated.clients import PartitionMethod
 from fedmr_merge.federated.criteria import Until
-from fedmr_merge.federated.data import DataSet
+from fedmr_merge.federated.data.datasets.base import DataSet
+from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.federated.federation import Training
+from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin
-from fedmr_merge.federated.protocol import Algorithm
 from fedmr_merge.options import Faults, check_options, mapping
 from fedmr_merge.publish.licences import check_licence
 from fedmr_merge.recipe.text import apply_setting, read_recipe_text

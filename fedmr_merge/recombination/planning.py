@@ -10,19 +10,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from fedmr_merge.checkpoint.inputs import open_inputs
-from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.matching import match_checkpoints
+from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.checkpoint.output import ADAPTER, OutputFile, OutputModel, base_name, lay_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import PlanError
-from fedmr_merge.recombination.average import check_mean, mean_layout
-from fedmr_merge.recombination.layer_rule import trainer_layers
-from fedmr_merge.recombination.layout import ADAPTER, OutputFile, OutputModel, base_name, lay_out
-from fedmr_merge.recombination.matching import match_checkpoints
-from fedmr_merge.recombination.mean_options import MeanOptions
-from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan, draw_plan
-from fedmr_merge.recombination.rules import Grouping, apply_rule, compared_files, pin_groups, tie_groups
-from fedmr_merge.recombination.ties import find_ties
+from fedmr_merge.hub.inputs import open_inputs
+from fedmr_merge.layers.layer_rule import trainer_layers
+from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
+from fedmr_merge.layers.rules import Grouping, apply_rule, compared_files, pin_groups, tie_groups
+from fedmr_merge.layers.ties import find_ties
+from fedmr_merge.merging.average import check_mean, mean_layout
+from fedmr_merge.merging.options import MeanOptions
 
 #: Measured: Python with what a recombination imports, and what each name adds to that, once and for each model, and
 #: each weight file.

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fedmr_merge.checkpoint.copying import SourceWatch, assemble, assemble_hashed
-from fedmr_merge.checkpoint.inputs import lies_in, refuse_inside
-from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.hashing import Digests, hash_tensors
+from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.checkpoint.output import OutputFile
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output
 from fedmr_merge.errors import OutputError
-from fedmr_merge.recombination.average import write_mean
-from fedmr_merge.recombination.hashing import Digests, hash_tensors
-from fedmr_merge.recombination.layout import OutputFile
-from fedmr_merge.recombination.lineage import LINEAGE_FILE, TensorOrigin, write_lineage
-from fedmr_merge.recombination.lineage_sources import describe_source, recorded_place
-from fedmr_merge.recombination.mean_options import NotFinite
-from fedmr_merge.recombination.plan import FORMAT_VERSION as PLAN_VERSION
-from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan
+from fedmr_merge.hub.inputs import lies_in, refuse_inside
+from fedmr_merge.layers.plan import FORMAT_VERSION as PLAN_VERSION
+from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan
+from fedmr_merge.lineage.model import LINEAGE_FILE, TensorOrigin, write_lineage
+from fedmr_merge.lineage.parents import describe_source, recorded_place
+from fedmr_merge.merging.average import write_mean
+from fedmr_merge.merging.options import NotFinite
+from fedmr_merge.recombination.layouts.store import StoreReport, check_store, store_folder, write_in_store
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, Recombination, plan_recombination
-from fedmr_merge.recombination.store import StoreReport, check_store, store_folder, write_in_store
 
 GLOBAL = "global"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.folder import INDEX, leads_out
 from fedmr_merge.checkpoint.header_json import unpack
-from fedmr_merge.checkpoint.inputs import lies_in
-from fedmr_merge.checkpoint.source import Checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import OutputError, VerificationError
-from fedmr_merge.recombination.lineage import read_lineage
-from fedmr_merge.recombination.lineage_sources import Source, hash_file
+from fedmr_merge.hub.inputs import lies_in
+from fedmr_merge.lineage.model import read_lineage
+from fedmr_merge.lineage.parents import Source, hash_file
 from fedmr_merge.recombination.verify import check_outputs, original_entries
 
 

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import SourceWatch
-from fedmr_merge.checkpoint.inputs import open_inputs
-from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.hashing import Digests, hash_tensors
+from fedmr_merge.checkpoint.matching import tensor_differences
+from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.output import OutputFile
 from fedmr_merge.checkpoint.tensor_table import TensorEntry, positions
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import Difference, FedmrMergeError, VerificationError
-from fedmr_merge.recombination.hashing import Digests, hash_tensors
-from fedmr_merge.recombination.layout import OutputFile
-from fedmr_merge.recombination.lineage import Lineage, mean_tensors, read_lineage, record_hashes
-from fedmr_merge.recombination.lineage_sources import hash_file
-from fedmr_merge.recombination.matching import tensor_differences
+from fedmr_merge.hub.inputs import open_inputs
+from fedmr_merge.lineage.model import Lineage, mean_tensors, read_lineage, record_hashes
+from fedmr_merge.lineage.parents import hash_file
 
 if TYPE_CHECKING:
-    from fedmr_merge.recombination.number_formats import Array
+    from fedmr_merge.merging.number_formats import Array
 
 
 @dataclass
@@ -302,7 +302,7 @@ def _take_mean_again(
     watch: SourceWatch,
     result: Verification,
 ) -> None:
-    from fedmr_merge.recombination.mean import for_each_piece  # imports numpy
+    from fedmr_merge.merging.engine import for_each_piece  # imports numpy
 
     wrong: list[str] = []
     for file in mean.files:

@@ -16,7 +16,7 @@ from small_checkpoints import model, write
 
 from fedmr_merge.checkpoint import copying
 from fedmr_merge.checkpoint.copying import BUFFER_BYTES, Segment, SourceWatch, assemble, assemble_hashed
-from fedmr_merge.checkpoint.source import Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.errors import CheckpointError
 
 SEGMENTS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 50), st.integers(0, 50)), max_size=12)

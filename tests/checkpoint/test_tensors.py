@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.checkpoint.tensors import load_tensors, save_tensors
 from fedmr_merge.errors import CheckpointError
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmr_merge.federated.architecture import Architecture, Classifier
-from fedmr_merge.federated.clients import Partition
-from fedmr_merge.federated.data import ImageData
+from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.federation import Federation, Training, open_federation
+from fedmr_merge.federated.models.base import Architecture, Classifier
 from fedmr_merge.federated.models.cnn import Cnn
 from fedmr_merge.federated.protocol import State
 

@@ -5,7 +5,7 @@ import torch
 from small_federation import Normalised, make_data, make_federation
 
 from fedmr_merge.errors import DataError, TrainingError
-from fedmr_merge.federated.clients import Partition
+from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.federation import Training, open_federation
 from fedmr_merge.federated.models.cnn import Cnn
 

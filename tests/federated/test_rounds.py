@@ -6,13 +6,13 @@ from small_federation import digest, make_data, make_federation
 
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.independent import Independent
-from fedmr_merge.federated.clients import Partition
-from fedmr_merge.federated.engines.loop import Loop
+from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.federation import Training, open_federation
-from fedmr_merge.federated.local_training import LocalTraining, train_cohort
 from fedmr_merge.federated.models.cnn import Cnn
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import begin_stage, run_rounds
+from fedmr_merge.federated.training.engines.loop import Loop
+from fedmr_merge.federated.training.local_training import LocalTraining, train_cohort
 
 
 def test_every_round_has_batches_of_its_own():

@@ -17,10 +17,10 @@ from hub_models import ONCE, QUICK, weights, write_model
 from hub_server import PHASES, HubServer
 from huggingface_hub import constants
 
-from fedmr_merge.checkpoint.hub_errors import Passing, root_cause
-from fedmr_merge.checkpoint.hub_http import Client, Patience
-from fedmr_merge.checkpoint.hub_source import fetch, resolve_hub
 from fedmr_merge.errors import HubError, PushError
+from fedmr_merge.hub.errors import Passing, root_cause
+from fedmr_merge.hub.http import Client, Patience
+from fedmr_merge.hub.snapshot import fetch, resolve_hub
 from fedmr_merge.publish.hub import PushResult, push_folder
 
 REPO = "alice/digits"

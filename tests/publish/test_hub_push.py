@@ -10,8 +10,8 @@ import pytest
 from hub_models import QUICK, weights, write_cohort, write_model
 from hub_server import HubServer
 
-from fedmr_merge.checkpoint.hub_source import expand_hub, fetch, resolve_hub
 from fedmr_merge.errors import HubError
+from fedmr_merge.hub.snapshot import expand_hub, fetch, resolve_hub
 from fedmr_merge.publish.hub import PushResult, plan_push, push_folder
 
 REPO = "alice/digits"

@@ -10,8 +10,8 @@ from hub_models import QUICK, weights, write_model
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from fedmr_merge.checkpoint.hub_source import fetch, resolve_hub
 from fedmr_merge.errors import HubError
+from fedmr_merge.hub.snapshot import fetch, resolve_hub
 from fedmr_merge.publish.hub import push_folder
 
 if importlib.util.find_spec("hf_xet") is None:

@@ -271,7 +271,7 @@ def test_snippet_of_the_card_gives_the_accuracy_that_the_card_claims(
         "import json, torch\n"
         "from huggingface_hub import hf_hub_download\n"
         f"p = json.load(open(hf_hub_download({REPO!r}, 'config.json')))['preprocess']\n"
-        "from fedmr_merge.federated.datasets.digits import Digits\n"
+        "from fedmr_merge.federated.data.datasets.digits import Digits\n"
         "data = Digits().load()\n"
         "images = data.test_images.float() / 255\n"
         "images = (images - torch.tensor(p['mean']).view(-1, 1, 1)) / torch.tensor(p['std']).view(-1, 1, 1)\n"

@@ -17,7 +17,7 @@ from small_run import RECIPE, command, follow
 
 from fedmr_merge.checkpoint.tensors import load_tensors
 from fedmr_merge.errors import HubError
-from fedmr_merge.federated.datasets.digits import Digits
+from fedmr_merge.federated.data.datasets.digits import Digits
 from fedmr_merge.publish.checks import card_faults
 from fedmr_merge.publish.hub import plan_push
 from fedmr_merge.publish.load import load_model

@@ -17,10 +17,10 @@ from small_checkpoints import tree
 
 from fedmr_merge.checkpoint.tensors import load_tensors
 from fedmr_merge.errors import FedmrMergeError, RunError, TrainingError
+from fedmr_merge.layers.plan import RecombinationPlan
 from fedmr_merge.publish.load import load_model
 from fedmr_merge.recipe.run import RoundDone, Run
 from fedmr_merge.recipe.schema import Recipe, parse_recipe
-from fedmr_merge.recombination.plan import RecombinationPlan
 from fedmr_merge.recombination.planning import PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 

@@ -19,7 +19,7 @@ from small_checkpoints import LINEAR, file_bytes, model, tree, write, write_shar
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
-from fedmr_merge.recombination.average import average
+from fedmr_merge.merging.average import average
 from fedmr_merge.recombination.planning import OutputOptions, plan_recombination
 from fedmr_merge.recombination.recombine import execute, recombine
 from fedmr_merge.recombination.verify import verify
@@ -148,8 +148,8 @@ AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from fedmr_merge.errors import OutputError
-from fedmr_merge.recombination import mean
-from fedmr_merge.recombination.average import average
+from fedmr_merge.merging import engine
+from fedmr_merge.merging.average import average
 from fedmr_merge.recombination.planning import plan_recombination
 from fedmr_merge.recombination.recombine import check_target, recombine
 def dry_run(sources, out):
@@ -192,18 +192,24 @@ def test_a_source_that_is_cut_or_grows_or_is_replaced_after_the_plan(hashed: boo
 
 
 WHILE_READ = {
-    "recombine.assemble_hashed": lambda sources, out: recombine(sources, out, output=OutputOptions(mean=None)),
-    "recombine.assemble": lambda sources, out: recombine(sources, out, output=OutputOptions(mean=None, hash=False)),
-    "recombine.write_mean": recombine,
-    "store.assemble": lambda sources, out: recombine(sources, out, output=OutputOptions(mean=None, in_store=True)),
-    "average.write_mean": average,
+    "recombination.recombine.assemble_hashed": lambda sources, out: recombine(
+        sources, out, output=OutputOptions(mean=None)
+    ),
+    "recombination.recombine.assemble": lambda sources, out: recombine(
+        sources, out, output=OutputOptions(mean=None, hash=False)
+    ),
+    "recombination.recombine.write_mean": recombine,
+    "recombination.layouts.store.assemble": lambda sources, out: recombine(
+        sources, out, output=OutputOptions(mean=None, in_store=True)
+    ),
+    "merging.average.write_mean": average,
 }
 
 
 @pytest.mark.parametrize("step", WHILE_READ)
 def test_a_source_that_changes_while_it_is_read(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [write(tmp_path / f"{i}.safetensors", model(i, LINEAR)) for i in range(3)]
-    place = f"fedmr_merge.recombination.{step}"
+    place = f"fedmr_merge.{step}"
     original = pkgutil.resolve_name(place)
 
     def meddle(*arguments: object, **more: object) -> object:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedmr_merge.checkpoint.header import build_header
-from fedmr_merge.recombination.mean_options import MeanOptions
+from fedmr_merge.merging.options import MeanOptions
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
 
 MEGABYTE = 1 << 20

@@ -31,13 +31,13 @@ from small_checkpoints import (
     write_sidecars,
 )
 
-from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, OutputError, PlanError
-from fedmr_merge.recombination.average import average
-from fedmr_merge.recombination.plan import RecombinationPlan, draw_plan
+from fedmr_merge.layers.plan import RecombinationPlan, draw_plan
+from fedmr_merge.layers.rules import group_tensors
+from fedmr_merge.merging.average import average
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
 from fedmr_merge.recombination.recombine import recombine, recombine_stacked
-from fedmr_merge.recombination.rules import group_tensors
 from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify
 

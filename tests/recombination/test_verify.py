@@ -12,11 +12,11 @@ import pytest
 from small_checkpoints import LINEAR, MIXED, floats, model, read, tree, write, write_folder, write_sharded
 
 from fedmr_merge.checkpoint.header import build_header
-from fedmr_merge.checkpoint.source import open_checkpoint
+from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.cli.app import main
 from fedmr_merge.errors import OutputError, VerificationError
-from fedmr_merge.recombination.lineage import trace
-from fedmr_merge.recombination.mean_options import MeanOptions
+from fedmr_merge.lineage.model import trace
+from fedmr_merge.merging.options import MeanOptions
 from fedmr_merge.recombination.planning import (
     HASHED_AT_ONCE_BYTES,
     OutputOptions,

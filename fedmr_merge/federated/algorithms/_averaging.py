@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.protocol import Algorithm, State, Trained
+from fedmr_merge.federated.protocol import State, Trained
 
 
 @dataclass(frozen=True)

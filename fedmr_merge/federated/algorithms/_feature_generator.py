@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fedmr_merge.federated.cohort import Cohort, Weights
-from fedmr_merge.federated.forward import Forward
+from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.seeds import derive_seed
 
 _PARAMETERS = ("hidden.weight", "hidden.bias", "out.weight", "out.bias")

@@ -13,9 +13,10 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.protocol import Algorithm, State, Trained
+from fedmr_merge.federated.protocol import State, Trained
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.algorithms.base import Algorithm, distinct_models
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.protocol import Algorithm, State, Trained, distinct_models
+from fedmr_merge.federated.protocol import State, Trained
 
 
 @dataclass(frozen=True)

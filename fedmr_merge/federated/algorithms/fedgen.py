@@ -16,8 +16,8 @@ from fedmr_merge.federated.algorithms._averaging import Averaging
 from fedmr_merge.federated.algorithms._feature_generator import FeatureGenerator, draws
 from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.forward import Forward
 from fedmr_merge.federated.protocol import Batch, Context, State, Trained
+from fedmr_merge.federated.training.forward import Forward
 
 _SAMPLED = 1000  # generated features with labels drawn from p̂ that a round has for its clients
 _PER_CLASS = 20  # and of each class

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.algorithms.base import Algorithm, distinct_models
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.protocol import Algorithm, State, Trained, distinct_models
-from fedmr_merge.recombination.plan import LayerGroup, RecombinationPlan, draw_plan
+from fedmr_merge.federated.protocol import State, Trained
+from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
+from fedmr_merge.layers.rules import group_tensors
 from fedmr_merge.recombination.recombine import recombine_stacked
-from fedmr_merge.recombination.rules import group_tensors
 
 _STATISTICS = "buffers"
 

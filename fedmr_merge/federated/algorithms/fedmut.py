@@ -10,10 +10,11 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.protocol import Algorithm, State, Trained
-from fedmr_merge.recombination.rules import group_tensors
+from fedmr_merge.federated.protocol import State, Trained
+from fedmr_merge.layers.rules import group_tensors
 
 _MUTATIONS = "mutations"  # key of a state's facts: rounds of this stage that ended with one
 

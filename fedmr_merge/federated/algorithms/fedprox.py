@@ -11,8 +11,8 @@ from torch import Tensor
 from fedmr_merge.federated.algorithms._averaging import Averaging
 from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.forward import Forward
 from fedmr_merge.federated.protocol import Batch, Context, State
+from fedmr_merge.federated.training.forward import Forward
 
 
 @dataclass(frozen=True)

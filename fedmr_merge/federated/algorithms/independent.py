@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedmr_merge.federated.algorithms.base import Algorithm, distinct_models
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.protocol import Algorithm, State, Trained, distinct_models
+from fedmr_merge.federated.protocol import State, Trained
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from fedmr_merge.federated.algorithms._averaging import Averaging
 from fedmr_merge.federated.algorithms._client_memory import recall, remembering
 from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.forward import Forward
 from fedmr_merge.federated.protocol import Batch, Context, State, Trained
+from fedmr_merge.federated.training.forward import Forward
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from annotated_types import Gt
 from torch import Tensor
 
 from fedmr_merge.federated.algorithms._client_memory import recall, remembering
+from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.forward import Forward
-from fedmr_merge.federated.protocol import Algorithm, Batch, Context, State, Trained
+from fedmr_merge.federated.protocol import Batch, Context, State, Trained
+from fedmr_merge.federated.training.forward import Forward
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmr_merge.federated.architecture import Architecture, Classifier
+from fedmr_merge.federated.models.base import Architecture, Classifier
 
 
 @dataclass(frozen=True)

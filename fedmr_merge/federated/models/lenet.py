@@ -9,8 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmr_merge.federated.architecture import Architecture, Classifier
 from fedmr_merge.federated.models._narrow import pooled_relu
+from fedmr_merge.federated.models.base import Architecture, Classifier
 
 _WIDTHS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
     "lenet5": ((6, 16), (120, 84)),

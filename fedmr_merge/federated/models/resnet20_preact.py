@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmr_merge.federated.architecture import Architecture, Classifier
+from fedmr_merge.federated.models.base import Architecture, Classifier
 
 _EXPANSION = 4
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.architecture import Architecture, Classifier
 from fedmr_merge.federated.models._torchvision import torchvision
-from fedmr_merge.recombination.layer_rule import layers_from_names
+from fedmr_merge.federated.models.base import Architecture, Classifier
+from fedmr_merge.layers.layer_rule import layers_from_names
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch.func import grad_and_value, vmap
 
 from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.federated.cohort import Cohort
-from fedmr_merge.federated.local_training import LocalTraining
 from fedmr_merge.federated.protocol import Batch, Context, State, initial_state
 from fedmr_merge.federated.rounds import run_rounds
+from fedmr_merge.federated.training.local_training import LocalTraining
 
 
 @pytest.fixture(params=ALGORITHMS.names())

@@ -9,9 +9,9 @@ from fedmr_merge.federated.algorithms._feature_generator import FeatureGenerator
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedgen import FedGen
 from fedmr_merge.federated.cohort import Cohort
-from fedmr_merge.federated.forward import Forward
 from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import run_rounds
+from fedmr_merge.federated.training.forward import Forward
 
 
 def run(federation, algorithm, rounds):

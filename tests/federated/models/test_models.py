@@ -7,15 +7,15 @@ import torch
 from small_federation import make_data
 
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.architecture import checkpoint_metadata, image_shape_of, model_config
 from fedmr_merge.federated.catalogue import ARCHITECTURES
+from fedmr_merge.federated.models.base import checkpoint_metadata, image_shape_of, model_config
 from fedmr_merge.federated.models.cnn import Cnn
 from fedmr_merge.federated.models.lenet import LeNet
 from fedmr_merge.federated.models.resnet20 import ResNet20
 from fedmr_merge.federated.models.resnet20_preact import ResNet20Preact
 from fedmr_merge.federated.models.vgg16 import Vgg16
-from fedmr_merge.recombination.layer_rule import layers_from_names
-from fedmr_merge.recombination.rules import group_tensors
+from fedmr_merge.layers.layer_rule import layers_from_names
+from fedmr_merge.layers.rules import group_tensors
 
 NAMES = tuple("torchvision:resnet18" if name == "torchvision:NAME" else name for name in ARCHITECTURES.names())
 

@@ -7,14 +7,14 @@ import torch
 from small_federation import make_data, make_partition
 
 from fedmr_merge.federated.algorithms.independent import Independent
-from fedmr_merge.federated.augmentation import Augmentation
 from fedmr_merge.federated.catalogue import ARCHITECTURES
 from fedmr_merge.federated.cohort import Cohort
-from fedmr_merge.federated.engines.loop import Loop
-from fedmr_merge.federated.engines.vmap import Vmap
+from fedmr_merge.federated.data.augmentation import Augmentation
 from fedmr_merge.federated.federation import Training, open_federation
-from fedmr_merge.federated.local_training import LocalTraining
 from fedmr_merge.federated.protocol import Context
+from fedmr_merge.federated.training.engines.loop import Loop
+from fedmr_merge.federated.training.engines.vmap import Vmap
+from fedmr_merge.federated.training.local_training import LocalTraining
 
 slow = pytest.mark.slow
 

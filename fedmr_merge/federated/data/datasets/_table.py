@@ -1,0 +1,196 @@
+"""Tables of images in the layout of the Hub's data sets: from local parquet files, from the Hub or from its cache."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedmr_merge.errors import AbsentDataError, DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fedmr_merge.federated.data.datasets._images import Pixels
+
+_TIMEOUT_SECONDS = 10
+_INSTALL = "pip install 'fedmr-merge[data]'"
+
+
+def read_local(path: Path, split: str, columns: Sequence[str]) -> pa.Table:
+    """Read these columns of a split from parquet files: SPLIT-….parquet, SPLIT.parquet or SPLIT/….parquet in `path` or
+    one folder below it.
+
+    Nothing else is read, written or downloaded. Raises DataError.
+    """
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DataError("reading parquet files needs pyarrow", hint=_INSTALL) from error
+    files = _parquet_files(path, split)
+    try:
+        _require(columns, pq.read_schema(files[0]).names, str(files[0]))
+        return pq.read_table(files, columns=list(columns), partitioning=None)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as parquet: {_line(error)}") from error
+
+
+def has_parquet(path: Path) -> bool:
+    """Whether there is a parquet file in the folder or below it."""
+    return next(path.rglob("*.parquet"), None) is not None
+
+
+def _parquet_files(path: Path, split: str) -> list[Path]:
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such folder", hint="set data.path to a folder with parquet files")
+    found = sorted(
+        file
+        for file in path.rglob("*.parquet")
+        if file.stem == split or file.name.startswith(f"{split}-") or file.parent.name == split
+    )
+    if not found:
+        raise DataError(f"{path}: there is no parquet file of the split {split!r}", hint=f"such as {split}.parquet")
+    if len({file.parent for file in found}) > 1:
+        folders = ", ".join(sorted({str(file.parent.relative_to(path)) for file in found}))
+        raise DataError(f"{path}: the split {split!r} is in several folders: {folders}", hint="set data.path to one")
+    return found
+
+
+def read_hub(repo: str, config: str | None, split: str, columns: Sequence[str]) -> pa.Table:
+    """Read these columns of a split of the Hub's data set, from the cache where it is there. Raises DataError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"the Hub's data set {repo} needs the library `datasets`", hint=_INSTALL) from error
+    try:
+        with _the_cache_alone_where_there_is_no_network():
+            found = datasets.load_dataset(repo, config, split=split)
+    except (OSError, ValueError) as error:
+        raise AbsentDataError(
+            f"the Hub's data set {repo} cannot be loaded: {_line(error)}",
+            hint=f"`hf download {repo} --repo-type dataset --local-dir DIR` where there is a network, then data.path",
+        ) from error
+    _require(columns, found.column_names, repo)
+    table: pa.Table = found.with_format("arrow")[:]
+    return table.select(list(columns)).replace_schema_metadata(found.features.arrow_schema.metadata)
+
+
+@contextmanager
+def _the_cache_alone_where_there_is_no_network() -> Iterator[None]:
+    """Let the libraries look into their cache alone when the Hub does not answer: they would ask it for half a minute
+    first, with a line of warning for each time.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    places: tuple[Any, ...] = (datasets.config, constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    offline = not _hub_answers()
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or offline
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _hub_answers() -> bool:
+    import httpx2
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS)
+    except (httpx2.HTTPError, OSError):
+        return False
+    return True
+
+
+def _require(columns: Sequence[str], found: Sequence[str], source: str) -> None:
+    for column in columns:
+        if column not in found:
+            raise DataError(
+                f"{source}: there is no column {column!r}, there are {', '.join(found)}",
+                hint="is it the data set that data.name says? Columns of hub:ORG/NAME and parquet are named in `data`",
+            )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def values(table: pa.Table, column: str) -> np.ndarray:
+    """Return a column of numbers or texts. Raises DataError when a value is missing."""
+    found = table.column(column)
+    if found.null_count:
+        raise DataError(f"column {column!r} has {found.null_count} empty entries")
+    array: np.ndarray = found.to_numpy()
+    return array
+
+
+def class_names(table: pa.Table, column: str) -> tuple[str, ...] | None:
+    """Return the names of the classes as the table's own description of a column of labels gives them."""
+    metadata = (table.schema.metadata or {}).get(b"huggingface")
+    if metadata is None:
+        return None
+    features: dict[str, Any] = json.loads(metadata)["info"]["features"]
+    names = features.get(column, {}).get("names")
+    return tuple(names) if names else None
+
+
+def decode(table: pa.Table, column: str, *, size: int | None = None, colour: bool | None = None) -> Pixels:
+    """Decode a column of images: uint8 [examples, channels, height, width].
+
+    `size` resizes them to squares; `colour` is that of the first image when it is None. Raises DataError when an entry
+    is no image, or when their sizes differ.
+    """
+    images: Pixels | None = None
+    for row, encoded in enumerate(_encoded(table, column)):
+        pixels = _decode(encoded, f"column {column!r}, row {row}", size, colour)
+        if images is None:
+            colour = pixels.shape[0] == 3
+            images = np.empty((table.num_rows, *pixels.shape), dtype=np.uint8)
+        if pixels.shape != images.shape[1:]:
+            first, other = ("x".join(map(str, shape[1:])) for shape in (images.shape[1:], pixels.shape))
+            raise DataError(f"images differ in size, {first} and {other}", hint="set data.size")
+        images[row] = pixels
+    return np.empty((0, 1, 1, 1), dtype=np.uint8) if images is None else images
+
+
+def _encoded(table: pa.Table, column: str) -> Iterator[Any]:
+    """Yield the bytes of every image file, without a copy."""
+    import pyarrow as pa
+
+    for chunk in table.column(column).chunks:
+        files = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
+        if not (pa.types.is_binary(files.type) or pa.types.is_large_binary(files.type)):
+            raise DataError(f"column {column!r} holds no images")
+        for scalar in files:
+            if not scalar.is_valid:
+                raise DataError(f"column {column!r} has entries without an image")
+            yield scalar.as_buffer()
+
+
+def _decode(encoded: Any, place: str, size: int | None, colour: bool | None) -> Pixels:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise DataError("decoding images needs pillow", hint=_INSTALL) from error
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                raise DataError(f"{place}: more than 8 bits a pixel are not read")
+            if colour is None:
+                colour = image.mode not in ("1", "L")
+            picture = image.convert("RGB" if colour else "L")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{place}: not an image that can be read") from error
+    if size is not None and picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    return pixels.transpose(2, 0, 1) if colour else pixels[None]

@@ -1,0 +1,17 @@
+"""What a data set is: the base of the plug-ins in this folder."""
+
+from __future__ import annotations
+
+from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.plugin import Plugin
+
+
+class DataSet(Plugin):
+    """Base of the data sets in `datasets/`, one file each; the dataclass fields are the options."""
+
+    def load(self) -> ImageData:
+        """Load the data into main memory; the same bytes every time.
+
+        Raises DataError when it is not there, saying what to download and where to put it.
+        """
+        raise NotImplementedError

@@ -1,0 +1,120 @@
+"""FEMNIST: handwritten digits and letters with their writers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Gt, Lt
+
+from fedmr_merge.errors import DataError
+from fedmr_merge.federated.data.datasets._columns import local_folder
+from fedmr_merge.federated.data.datasets._hold_out import hold_out
+from fedmr_merge.federated.data.datasets._images import ImageDataSet, Numbers, Part, Pixels, numbered
+from fedmr_merge.federated.data.datasets._table import decode, has_parquet, read_hub, read_local, values
+from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.seeds import generator
+
+_REPO = "flwrlabs/femnist"
+_COLUMNS = ("image", "writer_id", "character")
+_TEST_SHARE = 0.1
+_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Femnist(ImageDataSet):
+    """28x28 grey images of 62 characters by thousands of writers (Caldas et al. 2018, LEAF), for `natural`.
+
+    A writer's examples are divided into a training and a test part: as LEAF did it, or, where there is no such
+    division (on the Hub), with a tenth for testing.
+    """
+
+    path: str | None = None
+    """A folder with LEAF's JSON files in `train/` and `test/`, or with the parquet files of the Hub's flwrlabs/femnist;
+    `null` loads it from the Hub or its cache."""
+    writers: Annotated[int, Ge(1)] | None = None  #: how many writers, drawn by lot; `null` for all
+    min_examples: Annotated[int, Ge(2)] = 100  #: a writer with fewer, both parts together, is left out
+    test_share: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Share of every writer's examples that is held out; `null` for LEAF's own division, or a tenth."""
+    padding: Annotated[int, Ge(0)] = 0  #: white pixels added on every side; 2 make the 32x32 that vgg16 needs
+
+    def load(self) -> ImageData:
+        """Return the data; the natural client of an example is its writer."""
+        folder = None if self.path is None else local_folder(self.path)
+        if folder is not None and (folder / "train").is_dir() and list((folder / "train").glob("*.json")):
+            images, labels, names, test = _read_leaf(folder)
+            kept = self._kept(names)
+            images, labels = images[kept], labels[kept]
+            test = test[kept] if self.test_share is None else self._held_out(names[kept])
+        else:
+            if folder is None:
+                table = read_hub(_REPO, None, "train", _COLUMNS)
+            elif folder.is_dir() and has_parquet(folder):
+                table = read_local(folder, "train", _COLUMNS)
+            else:
+                raise DataError(
+                    f"{folder}: there is no femnist, neither LEAF's JSON files in train/ and test/ nor parquet files",
+                    hint=f"`hf download {_REPO} --repo-type dataset --local-dir {folder}`, or LEAF's preprocess.sh",
+                )
+            names = values(table, "writer_id").astype(str)
+            # Only what is kept is decoded: a twentieth of the data set is what the paper trains on.
+            kept = self._kept(names)
+            table = table.take(kept)
+            images, labels = decode(table, "image", colour=False), values(table, "character").astype(np.int64)
+            test = self._held_out(names[kept])
+        writers = numbered(names[kept])[0]
+        images = np.pad(images, [(0, 0), (0, 0), *[(self.padding, self.padding)] * 2], constant_values=255)
+        return self.assemble(
+            Part(images[~test], labels[~test], writers[~test]), Part(images[test], labels[test]), _CLASSES
+        )
+
+    def _kept(self, names: np.ndarray) -> Numbers:
+        """Return the examples of the writers that are kept, by index."""
+        numbers, writers = numbered(names)
+        enough = np.flatnonzero(np.bincount(numbers) >= self.min_examples)
+        wanted = len(enough) if self.writers is None else self.writers
+        if not 0 < wanted <= len(enough):
+            raise DataError(
+                f"{len(enough)} of {len(writers)} writers have at least {self.min_examples} examples"
+                + ("" if self.writers is None else f", {wanted} are asked for"),
+                hint="lower data.min_examples" + ("" if self.writers is None else " or data.writers"),
+            )
+        # A fixed seed, as for what is held out.
+        chosen = generator(0, "femnist: writers").permutation(enough)[:wanted]
+        return np.flatnonzero(np.isin(numbers, chosen))
+
+    def _held_out(self, names: np.ndarray) -> np.ndarray:
+        return hold_out(numbered(names)[0], self.test_share or _TEST_SHARE, "femnist: held-out part")
+
+
+def _read_leaf(folder: Path) -> tuple[Pixels, Numbers, np.ndarray, np.ndarray]:
+    """Return images, labels, writers and whether it is for testing, for every example of LEAF's two parts."""
+    images, labels, writers, test = [], [], [], []
+    for is_test, part in enumerate(("train", "test")):
+        for file in sorted((folder / part).glob("*.json")):
+            for writer, pixels, characters in _read_users(file):
+                images.append(pixels)
+                labels += characters
+                writers += [writer] * len(characters)
+                test += [bool(is_test)] * len(characters)
+    if True not in test:
+        raise DataError(f"{folder / 'test'}: there are no JSON files", hint="run LEAF's preprocess.sh with -t sample")
+    return np.concatenate(images), np.array(labels, dtype=np.int64), np.array(writers), np.array(test)
+
+
+def _read_users(file: Path) -> Iterator[tuple[str, Pixels, list[int]]]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        for writer, data in content["user_data"].items():
+            # 0 is black and 1 is white: the scale of the other data sets is 0..255.
+            pixels = np.rint(np.array(data["x"], dtype=np.float64) * 255).astype(np.uint8).reshape(-1, 1, 28, 28)
+            characters = [int(label) for label in data["y"]]
+            if len(characters) != len(pixels):
+                raise ValueError(f"writer {writer} has {len(pixels)} images and {len(characters)} labels")
+            yield writer, pixels, characters
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not a file of LEAF's FEMNIST: {error}") from error

@@ -1,0 +1,130 @@
+"""What an architecture is, which tensors of a model form a layer, and what `config.json` says to rebuild it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedmr_merge.checkpoint.output import LAYERS_KEY
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.plugin import Plugin
+from fedmr_merge.seeds import derive_seed
+
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+class Classifier(nn.Module):
+    """Base of the modules that architectures build: a head on top of features."""
+
+    channels_last: ClassVar[bool] = True
+    """Whether a CPU is fastest with images whose channels lie last in memory; most convolutions and poolings are."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images [batch, channels, height, width] to features [batch, width], the input of the last layer."""
+        raise NotImplementedError
+
+    def head(self, features: Tensor) -> Tensor:
+        """Map features [batch, width] to logits [batch, classes]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to logits."""
+        return self.head(self.features(images))
+
+
+class Architecture(Plugin):
+    """Base of the architectures in `models/`, one file each; the dataclass fields are the options."""
+
+    normalisation_first: ClassVar[bool] = False
+    """Whether a normalisation precedes the convolution or linear layer it belongs to (pre-activation networks)."""
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+        """Return a module for images of shape (channels, height, width), initialised from torch's global generator.
+
+        Raises TrainingError when the images are too small for it. Use `initialise` for a module with seeded weights.
+        """
+        raise NotImplementedError
+
+    def initialise(self, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Classifier:
+        """Build the module on the CPU with the initial weights of this seed, without touching the global generator."""
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(derive_seed(seed, "initial weights"))
+            return self.build(image_shape, num_classes)
+
+    def require_size(self, image_shape: tuple[int, int, int], smallest: int) -> None:
+        """Raise TrainingError when an image is less than `smallest` pixels high or wide."""
+        _, height, width = image_shape
+        if min(height, width) < smallest:
+            raise TrainingError(
+                f"model {self.name} needs images of at least {smallest}x{smallest} pixels, these are {height}x{width}",
+                hint="choose another model",
+            )
+
+    def layers(self, module: nn.Module) -> dict[str, str]:
+        """Return the layer of every tensor of the module's state dict.
+
+        A convolution or linear layer starts a layer, named as its module; a normalisation, statistics included, joins
+        the layer before it, or the one after it where `normalisation_first`. Any other module that owns tensors is a
+        layer by itself.
+        """
+        owners = list(_owners(module))
+        joined = _join(reversed(owners) if self.normalisation_first else iter(owners))
+        return {tensor: joined[name] for name, _, tensors in owners for tensor in tensors}
+
+
+def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[str]]]:
+    """Yield, in order of definition, each submodule that owns tensors of the state dict: name, module, tensors."""
+    saved = module.state_dict().keys()
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        tensors = [prefix + tensor for tensor, _ in own if prefix + tensor in saved]
+        if tensors:
+            yield name, part, tensors
+
+
+def _join(owners: Iterator[tuple[str, nn.Module, list[str]]]) -> dict[str, str]:
+    """Return the layer of every owner, each normalisation's being that of the owner before it in this order."""
+    layer_of: dict[str, str] = {}
+    early: list[str] = []
+    layer = ""
+    for name, part, tensors in owners:
+        if not isinstance(part, _NORMALISATIONS):
+            # Tensors that the model itself owns have no module's name.
+            layer = name or tensors[0]
+        elif not layer:
+            early.append(name)
+            continue
+        layer_of[name] = layer
+    # With no layer on its own side, a normalisation joins the nearest on the other; alone in a model, it is a layer.
+    first = next(iter(layer_of.values()), early[0] if early else "")
+    return layer_of | dict.fromkeys(early, first)
+
+
+def checkpoint_metadata(architecture: Architecture, module: nn.Module) -> dict[str, str]:
+    """Return the metadata of a safetensors file that holds such a model: its format and its layers."""
+    return {"format": "pt", LAYERS_KEY: json.dumps(architecture.layers(module), sort_keys=True)}
+
+
+def model_config(architecture: Architecture, data: ImageData) -> dict[str, Any]:
+    """Return the content of `config.json`: all that is needed to rebuild the module and to feed it."""
+    return {
+        "format_version": 1,
+        "library_name": "fedmr-merge",
+        "architecture": architecture.name,
+        "arch_args": architecture.options(),
+        "num_classes": data.num_classes,
+        "preprocess": data.preprocess(),
+        "label_names": list(data.class_names),
+    }
+
+
+def image_shape_of(preprocess: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (channels, height, width) from the `preprocess` of a `config.json`."""
+    height, width = preprocess["size"]
+    return len(preprocess["mean"]), int(height), int(width)

@@ -1,0 +1,162 @@
+"""What the engines share: a method's loss on one batch, and the step that follows from its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.algorithms.base import Algorithm
+from fedmr_merge.federated.cohort import Weights
+from fedmr_merge.federated.federation import Federation, Training
+from fedmr_merge.federated.protocol import Batch, Context
+from fedmr_merge.federated.training.forward import Forward
+from fedmr_merge.federated.training.local_training import LocalTraining
+
+Loss = Callable[[Weights, Batch, Context], Tensor]
+
+
+class LossOf:
+    """The loss that clients train on, made once for a method and kept from round to round: compiling takes long."""
+
+    def __init__(self, *, mapped: bool) -> None:
+        """Make losses of one client, or, mapped, of as many as are stacked in their arguments."""
+        self._mapped = mapped
+        self._made: tuple[Forward, Algorithm, Loss] | None = None
+
+    def __call__(self, task: LocalTraining, forward: Forward) -> Loss:
+        """Return the loss of a task with this forward, at the precision and compiled as its `training` says."""
+        algorithm = task.algorithm
+        if self._made is None or self._made[0] is not forward or self._made[1] is not algorithm:
+            self._made = (forward, algorithm, self._make(task.federation, algorithm, forward))
+        return self._made[2]
+
+    def _make(self, federation: Federation, algorithm: Algorithm, forward: Forward) -> Loss:
+        training = federation.training
+
+        def loss(weights: Weights, batch: Batch, context: Context) -> Tensor:
+            return algorithm.objective(forward, weights, batch, context)
+
+        made: Loss = loss
+        if self._mapped:
+            # A model that draws at random, e.g. by dropout, draws for each client.
+            made = vmap(loss, in_dims=(0, 0, Context(shared=None, own=0)), randomness="different")  # type: ignore[arg-type]
+        if training.compile:
+            made = _compiled(made, federation.device)
+        return _in_bf16(made, federation.device) if training.precision == "bf16" else made
+
+
+def _compiled(loss: Loss, device: torch.device) -> Loss:
+    """Compile a loss; on a GPU its kernels are recorded as CUDA graphs, one for every shape of its arguments.
+
+    That is right although weights change in place between two steps: a graph reads its arguments from addresses of its
+    own, to which those that do not stay where they were are copied first; and where it would itself write to them (the
+    statistics of a batch normalisation), torch records none. Loss and gradients lie in memory that the next step
+    reuses; by then they have been read.
+    """
+    on_gpu = device.type == "cuda"
+    compiled = torch.compile(loss, mode="reduce-overhead" if on_gpu else "default")
+
+    def call(weights: Weights, batch: Batch, context: Context) -> Tensor:
+        try:
+            if on_gpu:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return compiled(weights, batch, context)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise TrainingError(
+                f"training.compile: torch.compile failed: {str(error).strip().splitlines()[0]}",
+                hint="set training.compile to false",
+            ) from error
+
+    return call
+
+
+def _in_bf16(loss: Loss, device: torch.device) -> Loss:
+    def in_bf16(weights: Weights, batch: Batch, context: Context) -> Tensor:
+        # All threads share one cache of rounded weights, which each empties as it leaves: with it, whether gradients
+        # of a weight that is used twice are added up in bfloat16 or float32 would be a matter of luck.
+        with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
+            return loss(weights, batch, context)
+
+    return in_bf16
+
+
+@contextmanager
+def tensor_cores(federation: Federation) -> Iterator[None]:
+    """Let a GPU round the factors of float32 products to TF32, or not, as `training.precision` says."""
+    if federation.device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    # torch's default allows it in convolutions.
+    matmul.allow_tf32 = cudnn.allow_tf32 = federation.training.precision == "tf32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def own_draws(federation: Federation) -> Iterator[None]:
+    """Keep what a model draws at random in training, e.g. by dropout, away from torch's global generators."""
+    devices = [federation.device] if federation.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def sgd_step(
+    parameters: Sequence[Tensor], momenta: Sequence[Tensor], gradients: Sequence[Tensor], training: Training
+) -> None:
+    """Take one step of SGD in place: v ← βv + (g + λw), w ← w − ηv, in one pass over the memory."""
+    with torch.no_grad():
+        torch._fused_sgd_(
+            list(parameters),
+            # The kernel reads memory in order, and a convolution's gradient may have its channels last.
+            [gradient.contiguous() for gradient in gradients],
+            list(momenta) if training.momentum else [],
+            weight_decay=training.weight_decay,
+            momentum=training.momentum,
+            lr=training.lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+
+
+def zero_momenta(parameters: Sequence[Tensor], training: Training) -> list[Tensor]:
+    """Return where the parameters' momenta start; nothing where there is no momentum."""
+    return [torch.zeros_like(parameter) for parameter in parameters] if training.momentum else []
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradients of a loss; a parameter that it does not depend on has one of zero."""
+    return torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+
+def lone_example(error: ValueError, clients: Sequence[int]) -> ValueError | TrainingError:
+    """Return what to raise for an error of a local step of clients: torch's own words for a lone value say little."""
+    if "more than 1 value per channel" not in str(error):
+        return error
+    who = f"client {clients[0]} has" if len(clients) == 1 else f"clients {', '.join(map(str, clients))} have"
+    return TrainingError(
+        f"{who} a batch of one example, of which the model's batch normalisation sees a single value per channel",
+        hint="change training.batch_size, so that no client's last batch is of one example, or raise min_examples",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is that memory ran out; on a CPU torch has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def sliced(families: Mapping[str, Weights], start: int, stop: int) -> dict[str, dict[str, Tensor]]:
+    """Return slots `start` to `stop` - 1 of every tensor; views."""
+    return {
+        family: {name: tensor[start:stop] for name, tensor in tensors.items()} for family, tensors in families.items()
+    }

@@ -1,0 +1,177 @@
+"""Each client by itself, on a CPU one client a core: the best there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.training.engines._step import (
+    LossOf,
+    gradients_of,
+    is_out_of_memory,
+    lone_example,
+    own_draws,
+    sgd_step,
+    tensor_cores,
+    zero_momenta,
+)
+from fedmr_merge.federated.training.forward import Forward
+from fedmr_merge.federated.training.local_training import Engine, LocalTraining
+from fedmr_merge.seeds import derive_seed
+
+
+class Loop(Engine):
+    """Trains the models of a cohort each by itself, as many at a time as there are cores.
+
+    Torch's own threads share the work of single operations instead, and wait for each other at the end of each. A
+    client a core takes less of both times, and the bytes do not depend on how many cores there are.
+    """
+
+    def __init__(self) -> None:
+        self._seats: list[_Seat] = []
+        self._draws: bool | None = None
+
+    def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
+        """Return the trained cohort and each client's mean loss."""
+        federation = task.federation
+        if not self._seats or self._seats[0].forward is not federation.training_forward:
+            self._seats, self._draws = [_Seat(federation.training_forward)], None
+        trained = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            for name, tensor in task.cohort.tensors.items()
+        }
+        with tensor_cores(federation), own_draws(federation):
+            alone = self._must_be_alone(task)
+            together = 1 if alone else min(federation.cores, task.cohort.slots)
+            while len(self._seats) < together:
+                self._seats.append(_Seat(federation.new_training_forward()))
+            with _operation_threads(1 if alone else task.cohort.slots) as threads:
+                return Cohort(trained), self._train_all(task, trained, together, threads)
+
+    def _must_be_alone(self, task: LocalTraining) -> bool:
+        """Whether clients have to train one after the other."""
+        if task.federation.device.type != "cpu" or task.federation.training.compile:
+            return True
+        if self._draws is None:
+            self._draws = self._seats[0].draws(task)
+        # Torch has one generator for all threads: a model that draws from it, e.g. by dropout, needs it to itself.
+        return self._draws
+
+    def _train_all(
+        self, task: LocalTraining, trained: Mapping[str, Tensor], together: int, threads: int
+    ) -> list[float]:
+        """Train every slot, so many together, each with this many of torch's threads; return their mean losses."""
+        free: SimpleQueue[_Seat] = SimpleQueue()
+        for seat in self._seats[:together]:
+            free.put(seat)
+        interrupted = threading.Event()
+
+        def train(slot: int) -> float:
+            seat = free.get()
+            try:
+                return seat.train(task, slot, trained, interrupted)
+            finally:
+                free.put(seat)
+
+        slots = range(task.cohort.slots)
+        if together == 1:
+            return [train(slot) for slot in slots]
+        pool = ThreadPoolExecutor(together, initializer=torch.set_num_threads, initargs=(threads,))
+        try:
+            return list(pool.map(train, slots))
+        finally:
+            interrupted.set()
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _operation_threads(models: int) -> Iterator[int]:
+    """Divide the threads of torch's operations among so many models, whether they train side by side or in turn: sums
+    are added up in another order with another number.
+    """
+    before = torch.get_num_threads()
+    each = max(1, before // models)
+    torch.set_num_threads(each)
+    try:
+        yield each
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Seat:
+    """Where one client at a time trains: a module and its memory.
+
+    Every model is trained in such memory, so that it trains to the same bytes in whatever slot it lies: a kernel may
+    round otherwise at another alignment.
+    """
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        self._loss_of = LossOf(mapped=False)
+
+    def train(
+        self, task: LocalTraining, slot: int, trained: Mapping[str, Tensor], interrupted: threading.Event
+    ) -> float:
+        """Train the model of a slot and write it into `trained`; return the mean loss."""
+        client = task.clients[slot]
+        torch.manual_seed(derive_seed(task.federation.seed, "local training", task.round, client))
+        with _told(task, client):
+            loss = self._train(task, slot, interrupted)
+        for name, tensor in self.forward.own.items():
+            trained[name][slot].copy_(tensor.detach())
+        return loss
+
+    def _train(self, task: LocalTraining, slot: int, interrupted: threading.Event) -> float:
+        federation, training = task.federation, task.federation.training
+        weights = self._place(task, slot)
+        parameters = [weights[name] for name in federation.trainable]
+        momenta = zero_momenta(parameters, training)
+        loss_of, context = self._loss_of(task, self.forward), task.context_of(slot)
+        total = torch.zeros((), dtype=torch.float64, device=federation.device)
+        for indices in task.schedule(slot):
+            if interrupted.is_set():
+                break
+            loss = loss_of(weights, task.batch(indices), context)
+            sgd_step(parameters, momenta, gradients_of(loss, parameters), training)
+            total += loss.detach() * len(indices)
+        return float(total) / (training.local_epochs * task.examples[slot])
+
+    def _place(self, task: LocalTraining, slot: int) -> dict[str, Tensor]:
+        weights = self.forward.own
+        with torch.no_grad():
+            for name, tensor in task.cohort.slot(slot).items():
+                weights[name].copy_(tensor)
+        return weights
+
+    def draws(self, task: LocalTraining) -> bool:
+        """Whether the loss draws at random: to compute it moves torch's generator."""
+        slot = max(range(task.cohort.slots), key=task.examples.__getitem__)
+        before = torch.get_rng_state()
+        with _told(task, task.clients[slot]):
+            batch = task.batch(task.schedule(slot)[0])
+            self._loss_of(task, self.forward)(self._place(task, slot), batch, task.context_of(slot))
+        return not torch.equal(before, torch.get_rng_state())
+
+
+@contextmanager
+def _told(task: LocalTraining, client: int) -> Iterator[None]:
+    """Say in this package's words, and of which client, what can go wrong in a local step."""
+    try:
+        yield
+    except ValueError as error:
+        raise lone_example(error, [client]) from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory while client {client} trained in round {task.round}",
+            hint="lower training.batch_size, or training.threads, the clients that a CPU trains at a time",
+        ) from error

@@ -1,0 +1,193 @@
+"""The whole cohort at once: the best on a GPU.
+
+Models and their statistics are stacked, [clients, ...], and a local step is one pass over as many clients as have a
+batch of the same size to go through. No batch is padded or masked, so that batch normalisation sees what it sees in
+`loop`. Clients are sorted by their number of full batches: those that are still busy in an epoch are always the first
+ones, and a step works on a slice of the stack, in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.protocol import Context
+from fedmr_merge.federated.training.engines._step import (
+    Loss,
+    LossOf,
+    gradients_of,
+    is_out_of_memory,
+    lone_example,
+    own_draws,
+    sgd_step,
+    sliced,
+    tensor_cores,
+    zero_momenta,
+)
+from fedmr_merge.federated.training.local_training import Engine, LocalTraining
+from fedmr_merge.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Step:
+    """A local step of the clients `start` to `stop` - 1 of a sorted part of a cohort."""
+
+    start: int
+    stop: int
+    size: int  #: of each client's batch
+
+
+def plan_steps(sizes: Sequence[int], batch_size: int) -> tuple[Step, ...]:
+    """Return the steps of an epoch for clients of these numbers of examples, sorted as `processing_order` has them.
+
+    Full batches first, all clients that have one left together; then the last, smaller batches, together where
+    neighbours have as many examples left.
+    """
+    full = [size // batch_size for size in sizes]
+    steps = [Step(0, sum(count > done for count in full), batch_size) for done in range(full[0])]
+    start = 0
+    for stop in range(1, len(sizes) + 1):
+        left = sizes[start] % batch_size
+        if stop == len(sizes) or sizes[stop] % batch_size != left:
+            if left:
+                steps.append(Step(start, stop, left))
+            start = stop
+    return tuple(steps)
+
+
+def processing_order(sizes: Sequence[int], batch_size: int) -> tuple[int, ...]:
+    """Return the slots, those with the most full batches first, like remainders side by side."""
+    return tuple(sorted(range(len(sizes)), key=lambda slot: (-(sizes[slot] // batch_size), sizes[slot], slot)))
+
+
+class Vmap(Engine):
+    """Trains the models of a cohort together, in as many parts as memory asks for."""
+
+    def __init__(self, fitting: int | None = None) -> None:
+        """Train at most `fitting` clients at once, where an earlier round found that no more fit into memory."""
+        self._loss_of = LossOf(mapped=True)
+        self.fitting = fitting
+
+    def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
+        """Return the trained cohort and each client's mean loss."""
+        trained = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            for name, tensor in task.cohort.tensors.items()
+        }
+        losses = torch.empty(task.cohort.slots, dtype=torch.float64, device=task.federation.device)
+        left = processing_order(task.examples, task.federation.training.batch_size)
+        with tensor_cores(task.federation), own_draws(task.federation):
+            while left:
+                part = left[: self.fitting or task.federation.training.cohort_chunk or len(left)]
+                if not self._train_part(task, part, trained, losses):
+                    self._make_parts_smaller(task, part)
+                    continue
+                left = left[len(part) :]
+        return Cohort(trained), losses.tolist()
+
+    def _make_parts_smaller(self, task: LocalTraining, part: Sequence[int]) -> None:
+        if len(part) == 1:
+            raise TrainingError(
+                f"out of memory while client {task.clients[part[0]]} trained alone in round {task.round}",
+                hint="lower training.batch_size",
+            )
+        self.fitting = (len(part) + 1) // 2
+        if task.federation.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _train_part(self, task: LocalTraining, part: Sequence[int], trained: dict[str, Tensor], losses: Tensor) -> bool:
+        """Train the slots of a part and write down their models and losses; return False when memory ran out.
+
+        What was dispatched is never written to, so that a part can be trained again, in smaller ones.
+        """
+        first = task.clients[part[0]]
+        torch.manual_seed(derive_seed(task.federation.seed, "local training", task.round, first))
+        try:
+            weights, means = _Part(task, part).train(self._loss_of(task, task.federation.training_forward))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        rows = list(part)
+        for name, tensor in weights.items():
+            trained[name][rows] = tensor.detach()
+        losses[rows] = means
+        return True
+
+
+class _Part:
+    """The models of some slots, stacked in processing order, while they are trained."""
+
+    def __init__(self, task: LocalTraining, part: Sequence[int]) -> None:
+        federation = task.federation
+        rows = torch.tensor(part, device=federation.device)
+        self._task = task
+        self._clients = [task.clients[slot] for slot in part]
+        self._sizes = [task.examples[slot] for slot in part]
+        self._orders = [task.orders(slot) for slot in part]
+        self._weights = {name: tensor.index_select(0, rows) for name, tensor in task.cohort.tensors.items()}
+        self._own = {
+            family: {name: tensor.index_select(0, rows) for name, tensor in tensors.items()}
+            for family, tensors in task.context.own.items()
+        }
+        self._momenta = zero_momenta([self._weights[name] for name in federation.trainable], federation.training)
+        self._totals = torch.zeros(len(part), dtype=torch.float64, device=federation.device)
+
+    def train(self, loss_of: Loss) -> tuple[dict[str, Tensor], Tensor]:
+        """Train to the end; return the stacked models and their mean losses."""
+        training = self._task.federation.training
+        windows: dict[tuple[int, int], _Window] = {}
+        for step, indices in self._batches():
+            window = windows.get((step.start, step.stop))
+            if window is None:
+                window = windows[step.start, step.stop] = self._window(step.start, step.stop)
+            try:
+                losses = loss_of(window.weights, self._task.batch(indices), window.context)
+            except ValueError as error:
+                raise lone_example(error, self._clients[step.start : step.stop]) from error
+            # The clients share no tensor: the gradient of the sum is that of each client's own loss.
+            sgd_step(window.parameters, window.momenta, gradients_of(losses.sum(), window.parameters), training)
+            window.totals.add_(losses.detach(), alpha=step.size)
+        examples = torch.tensor(self._sizes, dtype=torch.float64, device=self._totals.device)
+        return self._weights, self._totals / (training.local_epochs * examples)
+
+    def _batches(self) -> Iterator[tuple[Step, Tensor]]:
+        """Yield every step with its examples, [clients, batch]."""
+        training = self._task.federation.training
+        for epoch in range(training.local_epochs):
+            done = [0] * len(self._sizes)
+            steps, batches = plan_steps(self._sizes, training.batch_size), []
+            for step in steps:
+                for client in range(step.start, step.stop):
+                    batches.append(self._orders[client][epoch, done[client] : done[client] + step.size])
+                    done[client] += step.size
+            # One transfer an epoch.
+            indices = torch.cat(batches).to(self._totals.device)
+            for step in steps:
+                count = (step.stop - step.start) * step.size
+                yield step, indices[:count].view(-1, step.size, *indices.shape[1:])
+                indices = indices[count:]
+
+    def _window(self, start: int, stop: int) -> _Window:
+        trainable = self._task.federation.trainable
+        weights = {name: tensor[start:stop] for name, tensor in self._weights.items()}
+        parameters = [weights[name].requires_grad_() for name in trainable]
+        momenta = [momentum[start:stop] for momentum in self._momenta]
+        context = Context(self._task.context.shared, sliced(self._own, start, stop))
+        return _Window(weights, parameters, momenta, context, self._totals[start:stop])
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A slice of the stack that steps work on: views, so that what they write is in the stack."""
+
+    weights: dict[str, Tensor]
+    parameters: list[Tensor]
+    momenta: list[Tensor]
+    context: Context
+    totals: Tensor  #: sums of losses over examples

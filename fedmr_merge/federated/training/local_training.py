@@ -1,0 +1,113 @@
+"""Local training: K models at K clients, by an engine.
+
+Every engine sees the same batches in the same order and takes the same steps, so that they agree to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedmr_merge.federated.algorithms.base import Algorithm
+from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.protocol import Batch, Context, Trained
+from fedmr_merge.federated.training.divergence import find_diverged, replace_diverged
+from fedmr_merge.federated.training.privacy import privatise
+from fedmr_merge.seeds import derive_seed
+
+
+@dataclass(frozen=True, eq=False)
+class LocalTraining:
+    """The local training of one round: what an engine is asked to do."""
+
+    federation: Federation
+    algorithm: Algorithm
+    cohort: Cohort  #: the dispatched models; an engine never writes to them
+    context: Context
+    clients: tuple[int, ...]  #: the client of slot i
+    round: int
+
+    def orders(self, slot: int) -> Tensor:
+        """Return the order in which a slot's client goes through its examples, on the CPU: int64 [epochs, examples].
+
+        Where the data set is augmented, a row of four (see `Augmentation.draw`) stands for each example.
+        """
+        federation, client = self.federation, self.clients[slot]
+        indices = torch.tensor(federation.partition.clients[client])
+        epochs = []
+        for epoch in range(federation.training.local_epochs):
+            order = federation.generator("batches", self.round, client, epoch).permutation(len(indices))
+            rng = federation.generator("augmentation", self.round, client, epoch)
+            epochs.append(federation.data.augmentation.draw(indices[torch.from_numpy(order)], rng))
+        return torch.stack(epochs)
+
+    def schedule(self, slot: int) -> tuple[Tensor, ...]:
+        """Return the examples of every local step of a slot's client, by index, in order.
+
+        Every epoch goes once through the client's examples in an order of its own; its last batch may be smaller.
+        """
+        orders = self.orders(slot).to(self.federation.device)
+        batch_size = self.federation.training.batch_size
+        return tuple(batch for order in orders for batch in torch.split(order, batch_size))
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Return the training examples of `orders`, normalised; they may be stacked, [batch] or [slots, batch]."""
+        data = self.federation.data
+        images, indices = data.training_examples(indices)
+        images = data.normalise(images)
+        if images.dim() == 4:
+            images = self.federation.training_forward.laid_out(images)
+        return Batch(images, data.train_labels[indices], indices)
+
+    def context_of(self, slot: int) -> Context:
+        """Return the context as the client of a slot sees it."""
+        own = {
+            family: {name: tensor[slot] for name, tensor in tensors.items()}
+            for family, tensors in self.context.own.items()
+        }
+        return Context(self.context.shared, own)
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        """How many examples the client of every slot holds."""
+        sizes = self.federation.partition.sizes
+        return tuple(sizes[client] for client in self.clients)
+
+
+class Engine:
+    """Base of the engines."""
+
+    fitting: int | None = None
+    """How many clients at once memory was found to have room for; None until it ran out."""
+
+    def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
+        """Return the trained cohort, and for every slot the objective's mean over the examples it went through."""
+        raise NotImplementedError
+
+
+def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = False) -> Trained:
+    """Let an engine train the cohort, deal with clients that diverged, and make private what the others send.
+
+    Raises TrainingError, with the client's number, when a client diverges and `on_divergence` is `fail`, or when all
+    do.
+    """
+    cohort, losses = engine.train(task)
+    federation, training = task.federation, task.federation.training
+    diverged = find_diverged(cohort, losses, task.clients, task.round, training)
+    if training.privacy is not None:
+        noise_seed = derive_seed(federation.seed, "privacy noise", task.round)
+        cohort = privatise(training.privacy, task.cohort, cohort, federation.trainable, task.clients, noise_seed)
+    trained = Trained(
+        cohort=cohort,
+        clients=task.clients,
+        examples=task.examples,
+        steps=tuple(training.local_epochs * -(-size // training.batch_size) for size in task.examples),
+        losses=tuple(losses),
+    )
+    if diverged:
+        trained = replace_diverged(trained, diverged, task.cohort, training.on_divergence, own_models)
+    return trained

@@ -1,0 +1,1 @@
+"""The Hub, both ways: asking it, listing it, reading models from it."""

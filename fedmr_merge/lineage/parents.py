@@ -1,0 +1,163 @@
+"""The models that went into a recombination, as its lineage describes them: enough to write them again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmr_merge.checkpoint.header import Header, parse_header
+from fedmr_merge.checkpoint.header_json import CHUNK_BYTES, pack, unpack
+from fedmr_merge.checkpoint.open import Checkpoint, component_prefix
+from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
+from fedmr_merge.errors import CheckpointError
+from fedmr_merge.hub.listing import file_hash
+
+if TYPE_CHECKING:
+    from fedmr_merge.hub.listing import HubRef
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One weight file of a source: enough to write it again."""
+
+    name: str
+    header: Header
+
+    @property
+    def prefix(self) -> str:
+        return component_prefix(self.name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model that went in."""
+
+    slot: int
+    path: str  #: relative to the lineage file, or `org/name@commit` on the Hub
+    is_folder: bool
+    files: tuple[SourceFile, ...]
+    indexes: Mapping[str, bytes]  #: shard index → its text, compressed
+    sidecars: Mapping[str, str]  #: its other files → their SHA-256
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """Its tensors, as its headers list them."""
+        tables = [file.header.tensors for file in self.files]
+        return JoinedTables((file.prefix + name for file in self.files for name in file.header.tensors), tables)
+
+    @cached_property
+    def hub(self) -> HubRef | None:
+        """What it is called on the Hub; None where it was a file or folder."""
+        from fedmr_merge.hub.listing import parse_origin
+
+        return parse_origin(self.path)
+
+    def place(self, folder: Path) -> Path:
+        """Return where it lies, as people write it: `b` for `a/../b`, unless a link makes that another place.
+
+        `folder` is the lineage's. A model on the Hub lies in the cache, if it is on this machine at all.
+        """
+        if self.hub is not None:
+            from fedmr_merge.hub.snapshot import cached_place
+
+            return cached_place(self.hub)
+        short, real = Path(os.path.normpath(folder / self.path)), _real_place(folder / self.path)
+        return short if _real_place(short) == real else real
+
+    def is_there(self, folder: Path) -> bool:
+        """Whether it can be read; the cache may hold a part of a repository only."""
+        place = self.place(folder)
+        if self.hub is None or not self.is_folder:
+            return os.access(place, os.F_OK)  # False also where a folder above may not be entered
+        return all(os.access(place / name, os.F_OK) for name in (*self.indexes, *(file.name for file in self.files)))
+
+
+def recorded_place(checkpoint: Checkpoint, out: Path) -> str:
+    """Return what a lineage in the folder `out` calls a source. Raises CheckpointError where that is no text."""
+    place = checkpoint.origin or os.path.relpath(_real_place(checkpoint.place), _real_place(out))
+    try:
+        place.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            checkpoint.path,
+            "its path is not UTF-8, and a lineage could not name it",
+            hint="rename it, or name it by a link whose path is UTF-8",
+        ) from error
+    return place
+
+
+def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Return the JSON of one source.
+
+    Its headers and indexes are kept, compressed, so that `undo` writes them again byte for byte. Its other files are
+    in the outputs, where `undo` looks for them by their SHA-256.
+    """
+    licence = {"license": checkpoint.licence} if checkpoint.origin else {}
+    return {
+        "slot": slot,
+        "path": recorded_place(checkpoint, out),
+        **licence,
+        "is_folder": checkpoint.is_folder,
+        "files": [
+            {
+                "name": file.name,
+                "bytes": file.header.file_bytes,
+                "header": _as_text(file.header.packed),
+            }
+            for file in checkpoint.files
+        ],
+        "indexes": {name: _pack_file(checkpoint.path / name) for name in checkpoint.indexes},
+        "sidecars": {name: hash_file(checkpoint.path / name) for name in checkpoint.sidecars},
+    }
+
+
+def _real_place(path: Path) -> Path:
+    """Return a path without links above it, so that `..` leads where it seems to; its own name is kept, link or not."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+def _pack_file(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return _as_text(pack(iter(lambda: stream.read(CHUNK_BYTES), b"")).content)
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _as_text(packed: bytes) -> str:
+    return base64.b64encode(packed).decode("ascii")
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file. Raises CheckpointError when it cannot be read."""
+    try:
+        return file_hash(path, hashlib.sha256())
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+
+
+def read_source(content: Mapping[str, Any]) -> Source:
+    """Read what `describe_source` gave. Raises an error of any kind where it is damaged."""
+    files = tuple(map(_read_file, content["files"]))
+    indexes = {name: base64.b64decode(text) for name, text in content["indexes"].items()}
+    return Source(
+        slot=int(content["slot"]),
+        path=str(content["path"]),
+        is_folder=bool(content["is_folder"]),
+        files=files,
+        indexes=indexes,
+        sidecars=dict(content["sidecars"]),
+    )
+
+
+def _read_file(content: Mapping[str, Any]) -> SourceFile:
+    name = str(content["name"])
+    return SourceFile(
+        name, parse_header(unpack(base64.b64decode(content["header"])), Path(name), int(content["bytes"]))
+    )

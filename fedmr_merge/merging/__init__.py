@@ -1,0 +1,1 @@
+"""Values: K models become one."""

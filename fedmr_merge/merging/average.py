@@ -1,0 +1,200 @@
+"""K checkpoints → the global model: their mean, tensor by tensor in pieces that fit a cache, whatever the size of the
+models.
+
+Floats are added up in float32 (float64 for float64 tensors or on request) in the order of the slots and divided once;
+every number depends on its own K numbers alone, so that the result is the same bit for bit for any number of threads.
+Integer and bool tensors have no mean: slot 0's copy is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmr_merge.checkpoint.copying import SourceWatch
+from fedmr_merge.checkpoint.folder import STANDARD_NAMES, WEIGHTS
+from fedmr_merge.checkpoint.header import new_header
+from fedmr_merge.checkpoint.header_json import DTYPE_BITS
+from fedmr_merge.checkpoint.matching import match_checkpoints
+from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.checkpoint.output import OutputFile, OutputModel, lay_out
+from fedmr_merge.checkpoint.tensor_table import TensorEntry
+from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output
+from fedmr_merge.errors import CheckpointError, OutputError, PlanError
+from fedmr_merge.hub.inputs import open_inputs, refuse_inside
+from fedmr_merge.merging.options import (
+    CODES,
+    CODES_SUFFIX,
+    KEPT,
+    NO_MEAN,
+    SCALES,
+    TORCH_NAMES,
+    MeanOptions,
+    NotFinite,
+    out_dtype,
+)
+
+if TYPE_CHECKING:
+    from fedmr_merge.merging.number_formats import Array
+
+
+def average(
+    checkpoints: Sequence[str | Path | Checkpoint],
+    out: str | Path,
+    *,
+    options: MeanOptions | None = None,
+    require_finite: bool = False,
+    max_shard_bytes: int | None = None,
+    ignore_config: Collection[str] = (),
+    progress: Progress | None = None,
+) -> list[NotFinite]:
+    """Write the mean of K checkpoints of one architecture to `out`: a file where it is named `….safetensors`, else a
+    folder.
+
+    `ignore_config` names keys of the configuration that may differ. Returns the NaN and infinite numbers that were met.
+    Raises CheckpointError, LayerMismatchError, PlanError (weights that do not fit, dtypes that have no mean, a memory
+    bound that cannot be kept) or OutputError.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    options = options or MeanOptions()
+    plan = partial(plan_mean, out=out, options=options, max_shard_bytes=max_shard_bytes, ignore_config=ignore_config)
+    opened = open_inputs(checkpoints, plan)
+    model = plan(opened)
+    watch = SourceWatch(opened)
+    with staged_output(out) as staging:
+        target = staging
+        if not model.is_folder and out.suffix != WEIGHTS:
+            staging.mkdir()
+            target = staging / STANDARD_NAMES[0]
+        found = write_mean(opened, model, target, options, watch, progress, require_finite=require_finite)
+        watch.check()
+    return found
+
+
+def plan_mean(
+    checkpoints: Sequence[Checkpoint],
+    out: Path,
+    options: MeanOptions,
+    max_shard_bytes: int | None = None,
+    ignore_config: Collection[str] = (),
+) -> OutputModel:
+    """Return the mean to write, from the models' headers alone. Raises what `average` raises for them."""
+    match_checkpoints(checkpoints, ignore_config=ignore_config)
+    check_mean(checkpoints, options)
+    refuse_unwritable(out)
+    refuse_inside(out, checkpoints, "-o")
+    model = mean_layout(checkpoints[0], options, max_shard_bytes)
+    return _one_file(model, out) if out.suffix == WEIGHTS else model
+
+
+def _one_file(model: OutputModel, out: Path) -> OutputModel:
+    names = [file.name for file in model.files]
+    if len(names) > 1 or model.files[0].prefix:
+        raise OutputError(
+            out,
+            f"names one file, and the mean is a folder with {', '.join(names[:2])}{' …' if len(names) > 2 else ''}",
+            hint="name a folder with -o, or give a --max-shard-size that holds the whole mean",
+        )
+    return replace(model, is_folder=False)
+
+
+def check_mean(checkpoints: Sequence[Checkpoint], options: MeanOptions) -> None:
+    """Raise PlanError when no mean can be taken of these checkpoints with these options."""
+    options.check(len(checkpoints))
+    options.plan_work()
+    for name, entry in checkpoints[0].tensors.items():
+        if entry.dtype in NO_MEAN or _are_codes(name, entry.dtype, checkpoints[0].tensors):
+            raise PlanError(
+                f"{name}: {entry.dtype} numbers are codes with a scale beside them and have no mean",
+                hint="recombine with --no-global, or convert the models to a float dtype first",
+            )
+        if entry.dtype not in KEPT and (entry.dtype == "C64") != (out_dtype(entry, options) == "C64"):
+            raise PlanError(f"{name}: {entry.dtype} cannot be written as {options.out_dtype}, one of them is complex")
+
+
+def _are_codes(name: str, dtype: str, names: Container[str]) -> bool:
+    """Whether integers or 8-bit floats are codes, by what quantisation names what it keeps beside them."""
+    if dtype not in KEPT and not dtype.startswith("F8"):
+        return False
+    if dtype in KEPT and name.rpartition(".")[2] == CODES:
+        return True
+    scales = (name.removesuffix(CODES_SUFFIX) + scale for scale in SCALES)
+    return any(scale in names for scale in (*scales, f"{name.rpartition('.')[0]}.SCB"))
+
+
+def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | None = None) -> OutputModel:
+    """Lay the mean out like a model, with the headers that its dtypes ask for."""
+    model = lay_out(donor, donor.tensors, max_shard_bytes=max_shard_bytes)
+    if options.out_dtype is None:
+        return model
+    files = tuple(_in_dtype(file, options) for file in model.files)
+    return replace(model, files=files, torch_dtype=TORCH_NAMES[options.out_dtype])
+
+
+def _in_dtype(file: OutputFile, options: MeanOptions) -> OutputFile:
+    tensors = []
+    for name, entry in file.header.tensors.items():
+        dtype = out_dtype(entry, options)
+        tensors.append((name, dtype, entry.shape, entry.parameters * DTYPE_BITS[dtype] // 8))
+    return replace(file, header=new_header(tensors, file.header.metadata, Path(file.name)))
+
+
+def write_mean(
+    checkpoints: Sequence[Checkpoint],
+    model: OutputModel,
+    target: Path,
+    options: MeanOptions,
+    watch: SourceWatch,
+    progress: Progress | None = None,
+    *,
+    require_finite: bool = False,
+) -> list[NotFinite]:
+    """Write the mean at `target`, laid out as `model`.
+
+    Raises CheckpointError for NaN and infinite numbers where asked to.
+    """
+    model.prepare(target)
+    found: list[NotFinite] = []
+    entries = [checkpoint.tensors for checkpoint in checkpoints]
+    for file in model.files:
+        found += _write_file(file, entries, model.file_path(target, file), options, watch, progress)
+    if found and require_finite:
+        place, words = found[0].told([checkpoint.source for checkpoint in checkpoints])
+        raise CheckpointError(
+            place,
+            words + (f", and so do {len(found) - 1} more" if len(found) > 1 else ""),
+            hint="choose a larger --out-dtype, or run without --require-finite"
+            if found[0].slot is None
+            else "leave out the model, or run without --require-finite",
+        )
+    return found
+
+
+def _write_file(
+    file: OutputFile,
+    entries: Sequence[Mapping[str, TensorEntry]],
+    path: Path,
+    options: MeanOptions,
+    watch: SourceWatch,
+    progress: Progress | None,
+) -> list[NotFinite]:
+    from fedmr_merge.merging.engine import for_each_piece  # imports numpy
+
+    with path.open("xb", buffering=0) as stream:
+        for part in file.header.pieces:
+            stream.write(part)
+
+        def write(position: int, raw: Array) -> None:
+            view = memoryview(raw.data)
+            while view:
+                written = os.pwrite(stream.fileno(), view, position)
+                view, position = view[written:], position + written
+            if progress:
+                progress(raw.nbytes)
+
+        return for_each_piece(file, entries, options, watch, write)

@@ -1,0 +1,1 @@
+"""How the output of a recombination is laid out on a disk."""

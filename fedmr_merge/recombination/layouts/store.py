@@ -1,0 +1,346 @@
+"""The store layout: a model as a sharded folder whose shards, one per layer group, are links to content-addressed
+files.
+
+    .fedmr-merge-store/store.json                  what tells a store from any other folder
+    .fedmr-merge-store/ab/abcd….safetensors        one layer group of one model, read-only
+    out/slot-00/model-abcd….safetensors            the same file (hard link), named by
+    out/slot-00/model.safetensors.index.json       a plain index, as every library reads it
+
+A file's name is the SHA-256 of its header, and the header holds the SHA-256 of every tensor: the name vouches for all
+the bytes. Recombining models that are in this layout already only makes links, so that a round writes next to nothing
+whatever the size of the models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
+from fedmr_merge.checkpoint.hashing import Digests, hash_tensors
+from fedmr_merge.checkpoint.header import build_header, read_header
+from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.checkpoint.output import HASHES_KEY, LAYERS_KEY, base_name, copy_sidecars, dumps, write_index
+from fedmr_merge.checkpoint.tensor_table import TensorEntry
+from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable, sync, write_json
+from fedmr_merge.errors import CheckpointError, OutputError
+from fedmr_merge.layers.layer_rule import trainer_layers
+from fedmr_merge.layers.plan import LayerGroup
+
+if TYPE_CHECKING:
+    from fedmr_merge.recombination.planning import Recombination
+
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+_STAGING = ".staging-"
+_MARK = "store.json"
+_FORMAT_VERSION = 1
+_WHAT_IS_A_STORE = "a store is the folder .fedmr-merge-store beside an output"
+_WHAT_IS_IN_A_MARK = (
+    f'in a store of this version it holds {{"format_version": {_FORMAT_VERSION}}}: write that if it was damaged, '
+    "or name another folder"
+)
+_ANOTHER_PLACE = "choose another place with --store"
+_SHARD = re.compile(r"(?P<folder>[0-9a-f]{2})/(?P=folder)[0-9a-f]{62}\.safetensors")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class StoreReport:
+    """What writing into the store cost."""
+
+    store: Path
+    linked: int = 0  #: shards that only needed a link
+    copied_in: int = 0  #: shards that were copied from inputs in another layout
+    copied_instead: int = 0  #: shards that were copied because no link could be made
+    reason: str | None = None  #: why not
+
+
+@dataclass
+class StoreForecast:
+    """What writing into the store will cost, as far as headers tell."""
+
+    linked: int = 0  #: shards
+    copied_in: int = 0  #: those of them that no store holds as they are needed, at most
+    nbytes: int = 0  #: of their tensors
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One layer group of one model, as a content-addressed file."""
+
+    path: Path
+    address: str
+    hashes: Mapping[str, str]
+
+
+def store_folder(store: Path | None, out: Path) -> Path:
+    """Return the store that is used: the one asked for, or the one beside the output."""
+    return store or out.parent / ".fedmr-merge-store"
+
+
+def forecast(work: Recombination) -> StoreForecast:
+    """Tell from headers alone what `write_in_store` will link and copy in."""
+    found = StoreForecast()
+    for slot in work.models:
+        for source, prefix, members in _shards(work, slot):
+            found.linked += 1
+            held = _held_shard(work.checkpoints[source], prefix, members)
+            if held is None or not _is_read_only(held.path):
+                found.copied_in += 1
+                found.nbytes += sum(work.checkpoints[source].tensors[prefix + member].nbytes for member in members)
+    return found
+
+
+@contextlib.contextmanager
+def _using(store: Path, *, alone: bool) -> Iterator[None]:
+    """Hold the store: with others for writing, alone for removing."""
+    descriptor = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputError(store, "the store is in use", hint="try again when the other command is done") from error
+    finally:
+        os.close(descriptor)
+
+
+def write_in_store(
+    work: Recombination, staging: Path, store: Path, watch: SourceWatch, progress: Progress | None
+) -> tuple[StoreReport, Mapping[int, Digests]]:
+    """Write the models of a recombination as links into a store.
+
+    Returns what it cost, and the tensors' SHA-256, output slot by output slot. Raises OutputError when the store
+    cannot be written to.
+    """
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        if not _is_store(store):
+            write_json(store / _MARK, {"format_version": _FORMAT_VERSION})
+    except OSError as error:
+        raise OutputError(store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
+    with _using(store, alone=False):
+        return _write_models(work, staging, _StoreWriter(store, work.checkpoints, watch, progress))
+
+
+def check_store(store: Path) -> None:
+    """Raise OutputError where a folder is no store and cannot become one. Nothing is written."""
+    if _is_store(store):
+        return
+    try:
+        if store.is_dir() and any(not path.name.startswith(f".{_MARK}") for path in store.iterdir()):
+            raise OutputError(store, f"no store, and not empty: it has no {_MARK}", hint=_ANOTHER_PLACE)
+    except OSError as error:
+        raise OutputError(store, f"cannot be read: {error.strerror}", hint=_ANOTHER_PLACE) from error
+    refuse_unwritable(store / _MARK, "--store")
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether a folder is marked as a store. Raises OutputError where it is one of another version, or unreadable."""
+    mark = folder / _MARK
+    try:
+        content = json.loads(mark.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(
+            mark, f"cannot be read: {getattr(error, 'strerror', None) or error}", hint=_WHAT_IS_IN_A_MARK
+        ) from error
+    if not isinstance(content, dict) or content.get("format_version") != _FORMAT_VERSION:
+        raise OutputError(mark, f"not the mark of a store of format version {_FORMAT_VERSION}", hint=_WHAT_IS_IN_A_MARK)
+    return True
+
+
+def _write_models(
+    work: Recombination, staging: Path, writer: _StoreWriter
+) -> tuple[StoreReport, Mapping[int, Digests]]:
+    digests: dict[int, Digests] = {}
+    for slot in work.models:
+        donor = work.checkpoints[slot]
+        digests[slot] = Digests(donor.tensors)
+        model = staging / work.name(slot)
+        copy_sidecars(work.models[slot].sidecars_from, model, indexes=False)
+        model.mkdir(exist_ok=True)
+        weight_maps: dict[str, dict[str, str]] = {}
+        for source, prefix, members in _shards(work, slot):
+            stem = base_name(next(f.name for f in donor.files if f.prefix == prefix))
+            shard = writer.shard(source, prefix, members)
+            name = f"{stem}-{shard.address}.safetensors"
+            index = f"{prefix}{stem}.safetensors.index.json"
+            if index not in weight_maps:
+                weight_maps[index] = {}
+                (model / prefix).mkdir(parents=True, exist_ok=True)
+            writer.link(shard.path, model / prefix / name)
+            weight_maps[index] |= dict.fromkeys(members, name)
+            for member in members:
+                digests[slot][prefix + member] = bytes.fromhex(shard.hashes[member])
+        for index, weight_map in weight_maps.items():
+            prefix = index.rpartition("/")[0]
+            total = sum(donor.tensors[f"{prefix}/{m}" if prefix else m].nbytes for m in weight_map)
+            write_index(model / index, weight_map, total)
+    return writer.report, digests
+
+
+def collect_garbage(store: Path) -> tuple[int, int]:
+    """Remove the shards of a store that no output links to any more. Returns how many shards and bytes went.
+
+    Raises OutputError when the folder is no store, or is being written to.
+    """
+    if not store.is_dir():
+        raise OutputError(store, "no such store", hint=_WHAT_IS_A_STORE)
+    if not _is_store(store):
+        raise OutputError(store, f"no store: it has no {_MARK}; nothing was removed", hint=_WHAT_IS_A_STORE)
+    shards, nbytes = 0, 0
+    with _using(store, alone=True):
+        for path in store.glob("??/*.safetensors"):
+            stat = path.lstat()
+            if stat.st_nlink == 1 and _SHARD.fullmatch(path.relative_to(store).as_posix()):
+                path.unlink()
+                shards, nbytes = shards + 1, nbytes + stat.st_size
+        for leftover in store.glob(f"{_STAGING}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return shards, nbytes
+
+
+def _shards(work: Recombination, slot: int) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield (source slot, component prefix, names within the component) of every shard of an output model."""
+    donor = work.checkpoints[slot]
+    for group in work.grouping.groups:
+        source = work.plan.source(group.name, slot)
+        for prefix, members in _by_component(donor, group).items():
+            yield source, prefix, members
+
+
+def _held_shard(source: Checkpoint, prefix: str, members: Sequence[str]) -> _Shard | None:
+    """Return the file of a source that is the shard of just these tensors, with what its header says of them; None
+    where there is none.
+
+    Raises CheckpointError when its name does not vouch for its header, or the header does not hold their SHA-256.
+    """
+    file = source.files_by_path[source.tensors[prefix + members[0]].file]
+    address = file.path.stem.rpartition("-")[2]
+    if len(address) != 64 or file.header.tensors.keys() != set(members):
+        return None
+    text = file.header.metadata.get(HASHES_KEY)
+    if text is None:
+        return None
+    if address != hashlib.sha256(file.header.raw).hexdigest():
+        raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
+    try:
+        hashes: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: not valid JSON: {error}") from error
+    if (
+        not isinstance(hashes, dict)
+        or hashes.keys() != set(members)
+        or not all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in hashes.values())
+    ):
+        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: must map the name of every tensor to its SHA-256")
+    return _Shard(file.path, address, hashes)
+
+
+def _is_sound(path: Path, header: bytes, hashes: Mapping[str, str]) -> bool:
+    """Whether a shard of the store is there, holds what its name says, and cannot be changed in place."""
+    try:
+        found = read_header(path)
+        return found.raw == header and _is_read_only(path) and hash_tensors(found.tensors, SourceWatch([])) == hashes
+    except CheckpointError:
+        return False
+
+
+def _is_read_only(path: Path) -> bool:
+    return path.stat().st_mode & 0o222 == 0
+
+
+def _by_component(donor: Checkpoint, group: LayerGroup) -> dict[str, list[str]]:
+    """Return component prefix → names within it: a shard belongs to one component's folder."""
+    found: dict[str, list[str]] = {}
+    for name in group.tensors:
+        place = donor.files_by_path[donor.tensors[name].file].prefix
+        found.setdefault(place, []).append(name.removeprefix(place))
+    return found
+
+
+class _StoreWriter:
+    def __init__(
+        self, store: Path, sources: Sequence[Checkpoint], watch: SourceWatch, progress: Progress | None
+    ) -> None:
+        self.store, self.sources, self.watch, self.progress = store, sources, watch, progress
+        self.report = StoreReport(store)
+        self._sound: set[Path] = set()  # shards of the store that this process has written, or read and found right
+
+    @cached_property
+    def _layers(self) -> Sequence[Mapping[str, str]]:
+        return [trainer_layers(source) or {} for source in self.sources]
+
+    def shard(self, slot: int, prefix: str, members: Sequence[str]) -> _Shard:
+        """Return the shard that holds these tensors of a source: its own file where it is one already and cannot be
+        changed in place, else one in the store.
+        """
+        source = self.sources[slot]
+        held = _held_shard(source, prefix, members)
+        if held is not None and _is_read_only(held.path):
+            return held
+        entries = {member: source.tensors[prefix + member] for member in members}
+        hashes = hash_tensors(entries, self.watch)
+        if held is not None and hashes != held.hashes:
+            raise CheckpointError(
+                held.path,
+                "its tensors are not what its header says: the shard was changed",
+                hint="take it from a copy, or recombine with --layout same",
+            )
+        return self._copy_in(entries, hashes, self._layers[slot])
+
+    def _copy_in(
+        self, entries: Mapping[str, TensorEntry], hashes: Mapping[str, str], layers: Mapping[str, str]
+    ) -> _Shard:
+        metadata = {"format": "pt", HASHES_KEY: dumps(dict(hashes))}
+        if known := {member: layers[member] for member in entries if member in layers}:
+            metadata[LAYERS_KEY] = dumps(known)
+        header = build_header(((m, e.dtype, e.shape, e.nbytes) for m, e in entries.items()), metadata)
+        address = hashlib.sha256(header).hexdigest()
+        target = self.store / address[:2] / f"{address}.safetensors"
+        if target not in self._sound and not _is_sound(target, header, hashes):
+            try:
+                self._write(target, header, list(entries.values()))
+            except OSError as error:
+                raise OutputError(self.store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
+            self.report.copied_in += 1
+        self._sound.add(target)
+        return _Shard(target, address, hashes)
+
+    def _write(self, target: Path, header: bytes, entries: Sequence[TensorEntry]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.store))
+        try:
+            staged = room / target.name
+            assemble(staged, [header], (Segment(e.file, e.start, e.end) for e in entries), self.watch, self.progress)
+            staged.chmod(0o444)  # every model that links to it would change with it
+            sync(staged)
+            staged.rename(target)
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Link a shard into a model's folder; copy it where the file system makes no link, and remember why."""
+        try:
+            os.link(source.resolve() if source.is_symlink() else source, target)
+            self.report.linked += 1
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(source, target)
+            target.chmod(0o444)  # a later round may link to it
+            self.report.copied_instead += 1
+            self.report.reason = error.strerror

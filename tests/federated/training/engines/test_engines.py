@@ -1,0 +1,279 @@
+"""What both engines keep to: one federation trained by either is the same to rounding, whatever the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from small_federation import Normalised, digest, make_data, make_federation
+from torch import nn
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.algorithms.fedavg import FedAvg
+from fedmr_merge.federated.algorithms.fedmr import FedMR
+from fedmr_merge.federated.catalogue import ALGORITHMS
+from fedmr_merge.federated.data.augmentation import Augmentation
+from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.federation import Training, open_federation
+from fedmr_merge.federated.models.base import Architecture, Classifier
+from fedmr_merge.federated.protocol import initial_state
+from fedmr_merge.federated.rounds import begin_stage, run_rounds
+from fedmr_merge.federated.training.engines import _step
+from fedmr_merge.federated.training.engines.vmap import plan_steps, processing_order
+
+ENGINES = pytest.mark.parametrize("engine", ["loop", "vmap"])
+
+
+def unlike_federation(**training):
+    """Batches of 4: clients of 1 example, of less than a batch, of whole batches, and one that holds most of all."""
+    sizes = np.cumsum([1, 3, 4, 8, 5])
+    partition = Partition.of(np.split(np.random.default_rng(1).permutation(40), sizes))
+    options = {"clients_per_round": 5, "local_epochs": 2, "batch_size": 4, "lr": 0.02, "momentum": 0.5} | training
+    return open_federation(Normalised(), make_data(), partition, Training(**options), seed=0)
+
+
+def run(federation, algorithm, rounds=3):
+    state = algorithm.start(federation, initial_state(federation))
+    return list(run_rounds(federation, algorithm, state, first_round=1, rounds=rounds))
+
+
+def assert_alike(found, expected, rtol=1e-3, atol=1e-5):
+    for one, other in zip(found, expected, strict=True):
+        assert one.clients == other.clients
+        families = ("cohort.tensors", "global_weights", "tensors")
+        for family in families:
+            pair = [
+                result.state.cohort.tensors if "." in family else getattr(result.state, family)
+                for result in (one, other)
+            ]
+            assert pair[0].keys() == pair[1].keys()
+            for name in pair[1]:
+                torch.testing.assert_close(pair[0][name], pair[1][name], rtol=rtol, atol=atol, msg=f"{family} {name}")
+        for metric, value in other.metrics.items():
+            assert one.metrics[metric] == pytest.approx(value, rel=1e-3), metric
+
+
+@pytest.mark.parametrize("method", ALGORITHMS.names())
+def test_engines_agree_on_every_method(method):
+    algorithm = ALGORITHMS.find(method)()
+    assert_alike(run(unlike_federation(engine="vmap"), algorithm), run(unlike_federation(engine="loop"), algorithm))
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"weight_decay": 0.1}, {"batch_size": 100}, {"batch_size": 1}])
+def test_engines_agree_on_every_optimiser(options):
+    expected = run(unlike_federation(engine="loop", **options), FedMR(), 1)
+    assert_alike(run(unlike_federation(engine="vmap", **options), FedMR(), 1), expected)
+
+
+def test_engines_agree_on_changed_images():
+    found = []
+    for engine in ("vmap", "loop"):
+        plain = unlike_federation(engine=engine)
+        federation = replace(plain, data=replace(plain.data, augmentation=Augmentation(flip=True, crop=1)))
+        found.append(run(federation, FedMR(), 1))
+    assert_alike(*found)
+
+
+def test_no_client_takes_more_steps_than_its_examples_give():
+    """10, 9 and 4 examples in batches of 4: together while they can, the remainders of 2 and 1 by themselves."""
+    assert [(s.start, s.stop, s.size) for s in plan_steps((10, 9, 4), 4)] == [
+        (0, 3, 4),
+        (0, 2, 4),
+        (0, 1, 2),
+        (1, 2, 1),
+    ]
+    assert [(s.start, s.stop, s.size) for s in plan_steps((6, 6, 3), 4)] == [(0, 2, 4), (0, 2, 2), (2, 3, 3)]
+    assert [(s.start, s.stop, s.size) for s in plan_steps((2, 3), 4)] == [(0, 1, 2), (1, 2, 3)]
+    assert processing_order((3, 9, 2, 10, 8), 4) == (4, 1, 3, 2, 0)
+
+
+def test_statistics_count_each_clients_own_batches():
+    federation = unlike_federation(engine="vmap", local_epochs=2)
+    (result,) = run(federation, ALGORITHMS.find("independent")(), 1)
+    counted = result.state.cohort.tensors["norm.num_batches_tracked"].tolist()
+    sizes = [federation.partition.sizes[client] for client in result.clients]
+    assert counted == [2 * -(-size // 4) for size in sizes]
+
+
+class OutOfMemory:
+    """Stands in for a step that only has room for so many clients."""
+
+    def __init__(self, monkeypatch, room):
+        self.room, self.asked = room, []
+        self.real = _step.LossOf.__call__
+        monkeypatch.setattr(_step.LossOf, "__call__", lambda *arguments: self._loss_of(*arguments))
+
+    def _loss_of(self, *arguments):
+        loss = self.real(*arguments)
+
+        def limited(weights, batch, context):
+            clients = len(batch.labels) if batch.labels.dim() > 1 else 1
+            self.asked.append(clients)
+            if clients > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return loss(weights, batch, context)
+
+        return limited
+
+
+def test_a_cohort_that_does_not_fit_is_trained_in_parts(monkeypatch):
+    expected = run(unlike_federation(engine="loop"), FedMR(), 2)
+    memory = OutOfMemory(monkeypatch, room=2)
+    found = run(unlike_federation(engine="vmap"), FedMR(), 2)
+    assert_alike(found, expected)
+    # All 5 do not fit, then 3 do not, then 2 do; the second round knows.
+    assert len([clients for clients in memory.asked if clients > 2]) == 2
+
+
+@ENGINES
+def test_a_client_that_does_not_fit_alone_is_named(monkeypatch, engine):
+    OutOfMemory(monkeypatch, room=0)
+    with pytest.raises(TrainingError, match=r"out of memory while client \d trained") as caught:
+        run(unlike_federation(engine=engine), FedMR(), 1)
+    assert "batch_size" in caught.value.hint
+
+
+@ENGINES
+def test_other_errors_are_not_taken_for_memory(monkeypatch, engine):
+    def broken(maker, task, forward):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(_step.LossOf, "__call__", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        run(unlike_federation(engine=engine), FedMR(), 1)
+
+
+def test_cohort_chunk_trains_so_many_at_once(monkeypatch):
+    memory = OutOfMemory(monkeypatch, room=9)
+    found = run(unlike_federation(engine="vmap", cohort_chunk=2), FedMR(), 1)
+    assert max(memory.asked) == 2
+    assert_alike(found, run(unlike_federation(engine="loop"), FedMR(), 1))
+
+
+@ENGINES
+def test_bf16_rounds_products_and_keeps_weights(engine):
+    exact = run(unlike_federation(engine=engine), FedAvg(), 1)[0]
+    rounded = run(unlike_federation(engine=engine, precision="bf16"), FedAvg(), 1)[0]
+    assert digest(exact.state) != digest(rounded.state)
+    for name, tensor in rounded.state.global_weights.items():
+        assert tensor.dtype == exact.state.global_weights[name].dtype
+        torch.testing.assert_close(tensor, exact.state.global_weights[name], rtol=0.1, atol=0.02)
+
+
+@ENGINES
+def test_an_interrupt_leaves_the_state_of_the_round_before(monkeypatch, engine):
+    federation = make_federation(engine=engine)
+    state = FedMR().start(federation, initial_state(federation))
+    straight = list(run_rounds(federation, FedMR(), state, first_round=1, rounds=2))
+    rounds = run_rounds(federation, FedMR(), state, first_round=1, rounds=2)
+    first = next(rounds)
+    steps, real = [], torch._fused_sgd_
+
+    def interrupted(*args, **options):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "_fused_sgd_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(rounds)
+    assert digest(first.state) == digest(straight[0].state)
+    (again,) = run_rounds(federation, FedMR(), first.state, first_round=2, rounds=1)
+    assert digest(again.state) == digest(straight[1].state)
+
+
+@ENGINES
+def test_compile_hands_the_local_step_to_torch_compile(monkeypatch, engine):
+    """With a backend that compiles nothing: what it is asked to compile, and that it runs, is what is looked at."""
+    compiled, real = [], torch.compile
+
+    def compiling(function, mode):
+        compiled.append(function)
+        assert mode == "default"
+        return real(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    federation = unlike_federation(engine=engine, compile=True, local_epochs=1)
+    found = run(federation, FedAvg(), 2)
+    assert len(compiled) == 1  # once for all rounds
+    assert_alike(found, run(unlike_federation(engine=engine, local_epochs=1), FedAvg(), 2))
+
+
+def test_what_cannot_be_compiled_is_told_in_one_line(monkeypatch):
+    import torch._dynamo
+
+    def failing(function, **_options):
+        def call(*args):
+            raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nlong story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    with pytest.raises(TrainingError, match=r"^training\.compile: torch\.compile failed: no C\+\+ compiler$"):
+        run(unlike_federation(compile=True), FedAvg(), 1)
+
+
+@ENGINES
+@pytest.mark.slow
+def test_compiled_code_takes_the_same_steps(engine):
+    found = run(unlike_federation(engine=engine, compile=True), FedAvg(), 2)
+    assert_alike(found, run(unlike_federation(engine=engine), FedAvg(), 2))
+
+
+def test_a_split_that_memory_asked_for_is_kept_by_whoever_goes_on(monkeypatch):
+    federation = unlike_federation(engine="vmap")
+    memory = OutOfMemory(monkeypatch, room=2)
+    straight = run(federation, FedMR(), 3)
+    memory.asked.clear()
+    resumed = list(run_rounds(federation, FedMR(), straight[0].state, first_round=2, rounds=2))
+    assert max(memory.asked) == 2
+    assert digest(resumed[-1].state) == digest(straight[-1].state)
+    assert begin_stage(federation, FedAvg(), straight[-1].state).facts == straight[-1].state.facts
+
+
+class _OnePixel(Classifier):
+    """Its batch normalisation sees one value per channel of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 4)
+        self.norm = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 3)
+
+    def features(self, images):
+        return self.norm(self.conv(images)).flatten(1)
+
+    def head(self, features):
+        return self.fc(features)
+
+
+@dataclass(frozen=True)
+class OnePixel(Architecture):
+    def build(self, image_shape, num_classes):
+        return _OnePixel()
+
+
+@ENGINES
+def test_a_batch_that_cannot_be_normalised_is_told_with_its_client(engine):
+    # Batches of 4: the client of 5 examples has one left.
+    partition = Partition.of(np.split(np.arange(17), [4, 9]))
+    training = Training(clients_per_round=3, local_epochs=1, batch_size=4, engine=engine)
+    federation = open_federation(OnePixel(), make_data(), partition, training, seed=0)
+    with pytest.raises(TrainingError, match="client 1 has a batch of one example") as caught:
+        run(federation, FedAvg(), 1)
+    assert "training.batch_size" in caught.value.hint
+
+
+@pytest.mark.parametrize(("device", "mode"), [("cpu", "default"), ("cuda", "reduce-overhead")])
+def test_only_a_gpu_records_graphs(monkeypatch, device, mode):
+    asked, marked = [], []
+    monkeypatch.setattr(torch, "compile", lambda loss, *, mode: asked.append(mode) or loss)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(1))
+    compiled = _step._compiled(lambda weights, batch, context: torch.ones(()), torch.device(device))
+    compiled({}, None, None)
+    assert asked == [mode]
+    assert len(marked) == (device == "cuda")
