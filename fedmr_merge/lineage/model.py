@@ -9,6 +9,7 @@ back. One line per output tensor, so that it can be read by people and grepped:
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 import zlib
@@ -21,16 +22,14 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 import fedmr_merge
 from fedmr_merge.checkpoint.folder import INDEX, leads_out
 from fedmr_merge.checkpoint.header import open_regular
-from fedmr_merge.checkpoint.header_json import CHUNK_BYTES
+from fedmr_merge.checkpoint.header_json import CHUNK_BYTES, DTYPE_BITS
 from fedmr_merge.checkpoint.json_reader import JsonReader
 from fedmr_merge.checkpoint.matching import tensor_differences
 from fedmr_merge.checkpoint.output import dumps
-from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import replaced_file
 from fedmr_merge.errors import CheckpointError, PlanError, VerificationError
 from fedmr_merge.layers.plan import RecombinationPlan
 from fedmr_merge.lineage.parents import Source, read_source
-from fedmr_merge.merging.options import MeanOptions, out_dtype
 
 LINEAGE_FILE = "lineage.json"
 FORMAT_VERSION = 1
@@ -100,18 +99,6 @@ class Lineage:
     outputs: Mapping[int, str]  #: slot -> path in the folder
     mean: Mapping[str, Any] | None  #: the global model: path, weights, how it was added up, sha256 of every tensor
     tensors: Sequence[TensorOrigin]
-
-    @property
-    def mean_options(self) -> MeanOptions:
-        """How the global model was added up."""
-        told = self.mean or {}
-        weights = told.get("weights")
-        if weights is not None and not isinstance(weights, list):
-            raise ValueError("the weights of its mean are no list")
-        if told.get("accumulate") not in ("float32", "float64"):
-            raise ValueError(f"its mean was added up in {told.get('accumulate')!r:.40}")
-        double = told["accumulate"] == "float64"
-        return MeanOptions(tuple(weights) if weights else None, double, told.get("out_dtype"))
 
     def donor(self, slot: int) -> Source:
         """Return the source whose config and tokenizer the output of a slot got."""
@@ -265,21 +252,24 @@ def _check_tensors(lineage: Lineage) -> None:
 
 
 def _check_mean(lineage: Lineage) -> None:
-    """Raise ValueError or PlanError where the global model could not have been written so."""
+    """Raise ValueError where the global model could not have been written so."""
     if lineage.mean is None:
         return
     path, hashes = lineage.mean["path"], lineage.mean.get("sha256")
+    weights, dtype = lineage.mean.get("weights"), lineage.mean.get("out_dtype")
     if not isinstance(path, str) or leads_out(path):
-        raise ValueError(f"the name {path!r:.40} leads out of its folder, or is none")
-    lineage.mean_options.check(lineage.plan.slots)
+        raise ValueError(f"the name {path!r:.40} of its mean leads out of its folder, or is not a name")
+    if weights is not None:
+        if not isinstance(weights, list) or not all(type(w) in (int, float) and 0 <= w < math.inf for w in weights):
+            raise ValueError("the weights of its mean are not a list of numbers of 0 or more")
+        if len(weights) != lineage.plan.slots or not any(weights):
+            raise ValueError(f"the weights of its mean are not {lineage.plan.slots} numbers, one of them above 0")
+    if lineage.mean.get("accumulate") not in ("float32", "float64"):
+        raise ValueError(f"its mean was added up in {lineage.mean.get('accumulate')!r:.40}")
+    if dtype is not None and dtype not in DTYPE_BITS:
+        raise ValueError(f"its mean was written in an unknown dtype, {dtype!r:.40}")
     if hashes is not None and hashes.keys() != set(lineage.sources[0].tensors):
         raise ValueError("the SHA-256 of its mean are not those of the sources' tensors")
-
-
-def mean_tensors(lineage: Lineage) -> dict[str, TensorEntry]:
-    """Return what the tensors of the global model must be: slot 0's, in the dtype that was asked for."""
-    options = lineage.mean_options
-    return {name: entry._replace(dtype=out_dtype(entry, options)) for name, entry in lineage.sources[0].tensors.items()}
 
 
 def trace(out: str | Path, tensor: str, slot: int | None = None) -> list[list[TracedOrigin]]:

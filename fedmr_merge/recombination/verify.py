@@ -23,8 +23,9 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry, positions
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import Difference, FedmrMergeError, VerificationError
 from fedmr_merge.hub.inputs import open_inputs
-from fedmr_merge.lineage.model import Lineage, mean_tensors, read_lineage, record_hashes
+from fedmr_merge.lineage.model import Lineage, read_lineage, record_hashes
 from fedmr_merge.lineage.parents import hash_file
+from fedmr_merge.merging.options import MeanOptions, out_dtype
 
 if TYPE_CHECKING:
     from fedmr_merge.merging.number_formats import Array
@@ -274,7 +275,7 @@ def _check_mean(
     except FedmrMergeError as error:
         result.faults.append(str(error))
         return
-    if differences := tensor_differences(0, mean_tensors(lineage), mean.tensors):
+    if differences := tensor_differences(0, _mean_tensors(lineage), mean.tensors):
         result.faults += [_shown(path, difference) for difference in differences]
         return
     recorded = lineage.mean.get("sha256")
@@ -293,6 +294,20 @@ def _check_mean(
         result.skipped.append(
             "the mean: the outputs are not all there, or not what was written, and no SHA-256 of it is recorded"
         )
+
+
+def _mean_options(lineage: Lineage) -> MeanOptions:
+    """Return how the global model was taken."""
+    assert lineage.mean is not None
+    weights = lineage.mean.get("weights")
+    double = lineage.mean["accumulate"] == "float64"
+    return MeanOptions(tuple(weights) if weights else None, double, lineage.mean.get("out_dtype"))
+
+
+def _mean_tensors(lineage: Lineage) -> dict[str, TensorEntry]:
+    """Return what the tensors of the global model must be: slot 0's, in the dtype that was asked for."""
+    options = _mean_options(lineage)
+    return {name: entry._replace(dtype=out_dtype(entry, options)) for name, entry in lineage.sources[0].tensors.items()}
 
 
 def _take_mean_again(
@@ -314,7 +329,7 @@ def _take_mean_again(
                 if os.pread(descriptor, raw.nbytes, position) != raw.tobytes():
                     wrong.append(f"{name}, byte {position} or after")
 
-            for_each_piece(expected, entries, lineage.mean_options, watch, compare)
+            for_each_piece(expected, entries, _mean_options(lineage), watch, compare)
         finally:
             os.close(descriptor)
     if wrong:
