@@ -1,36 +1,33 @@
-"""What a recombined model looks like on disk: its files, and which source bytes go where in them."""
+"""How a model is laid out on disk: its weight files, and which source bytes go where in them."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.folder import STANDARD_NAMES
 from fedmr_merge.checkpoint.header import Header, new_header
+from fedmr_merge.checkpoint.metadata import HASHES_KEY, shared_metadata
 from fedmr_merge.checkpoint.open import Checkpoint, WeightFile, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.checkpoint.writer import write_json
-from fedmr_merge.errors import CheckpointError, PlanError, RuleError
+from fedmr_merge.errors import CheckpointError, PlanError
 
 Sources = Mapping[str, TensorEntry]
-LAYERS_KEY = "fedmr_merge.layers"  #: in a file's metadata, by the trainer: JSON, tensor name → layer name
-HASHES_KEY = "fedmr_merge.sha256"  #: in the metadata of a store's shard: JSON, tensor name → SHA-256 of its bytes
-#: Where a config.json, or a part of it, tells the dtype of its weights; replaced in the text, so that the rest stays.
-_TOLD_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:null|"(?:torch\.)?(?:auto|b?float\d\w*|complex\d+)")')
-DEFAULT_SHARD_BYTES = 5 * 10**9  #: what the libraries shard by
-ADAPTER = "adapter_model"  #: what PEFT calls the one file that it loads an adapter from
+#: Where a config.json, or a part of it, states the dtype of the weights; only these characters are replaced.
+_STATED_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:null|"(?:torch\.)?(?:auto|b?float\d\w*|complex\d+)")')
+DEFAULT_SHARD_BYTES = 5 * 10**9  #: the libraries shard by this size
+ADAPTER = "adapter_model"  #: PEFT loads an adapter from one file of this name
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
     """One weight file to write: a header, and where the bytes of its tensors come from."""
 
-    name: str  #: its place in the model's folder, with `/`
+    name: str  #: its path within the model's folder, with `/`
     header: Header
     sources: Sources  #: name in the checkpoint → source
 
@@ -57,14 +54,14 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class OutputModel:
-    """One model to write: its weight files, and the model whose other files are carried along."""
+    """One model to write: its weight files, and the model whose other files are copied beside them."""
 
     files: tuple[OutputFile, ...]
     is_folder: bool
     sidecars_from: Checkpoint
     indexes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  #: index to write → its weight map
-    own_indexes: bool = False  #: whether the indexes come along with the sidecars
-    torch_dtype: str | None = None  #: what its config.json is to say of its dtype; as the sidecars do if None
+    own_indexes: bool = False  #: whether the indexes are copied like the sidecars
+    torch_dtype: str | None = None  #: dtype to state in config.json; unchanged if None
 
     @property
     def nbytes(self) -> int:
@@ -72,24 +69,24 @@ class OutputModel:
 
     @property
     def sidecar_bytes(self) -> int:
-        """Of everything that is not weights."""
+        """Size of everything that is not weights."""
         return self.sidecars_from.sidecar_bytes if self.is_folder else 0
 
     def path(self, folder: Path, name: str) -> Path:
-        """Where the model goes in an output folder: `NAME.safetensors`, or the folder `NAME`."""
+        """Return the model's path in an output folder: `NAME.safetensors`, or the folder `NAME`."""
         return folder / name if self.is_folder else folder / f"{name}.safetensors"
 
     def file_path(self, model: Path, file: OutputFile) -> Path:
-        """Where one of its weight files goes, `model` being the model's own path."""
+        """Return the path of one of its weight files, where `model` is the model's own path."""
         return model / file.name if self.is_folder else model
 
     def entries(self, model: Path) -> Mapping[str, TensorEntry]:
-        """Return where its tensors are once it is written."""
+        """Return where its tensors will be once it is written."""
         tables = [file.header.tensors.in_file(self.file_path(model, file)) for file in self.files]
         return JoinedTables((name for file in self.files for name in file.tensors), tables)
 
     def prepare(self, model: Path) -> None:
-        """Make the folders, and write everything that is not weights."""
+        """Make the folders and write everything that is not weights."""
         if not self.is_folder:
             return
         copy_sidecars(self.sidecars_from, model, indexes=self.own_indexes, torch_dtype=self.torch_dtype)
@@ -101,9 +98,10 @@ class OutputModel:
 
 
 def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True, torch_dtype: str | None = None) -> None:
-    """Copy a folder's files other than weights, and make the folders that its weights go to.
+    """Copy a folder's files other than weights, and make the folders for its weights.
 
-    Where a config.json tells its weights' dtype it tells `torch_dtype`, if that is given. Does nothing for a file.
+    A config.json that states the dtype of the weights states `torch_dtype` in the copy, if that is given. Does nothing
+    when the donor is a single file.
     """
     if not donor.is_folder:
         return
@@ -119,7 +117,7 @@ def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True, torc
         except OSError as error:
             raise CheckpointError(source, f"cannot be read: {error.strerror}") from error
         if torch_dtype and content is not None:
-            (target / name).write_bytes(_TOLD_DTYPE.sub(rb'\1"%s"' % torch_dtype.encode(), content))
+            (target / name).write_bytes(_STATED_DTYPE.sub(rb'\1"%s"' % torch_dtype.encode(), content))
         else:  # it may be of any size
             assemble(target / name, (), [Segment(source, 0, nbytes)], watch)
 
@@ -127,25 +125,24 @@ def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True, torc
 def lay_out(
     donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint | None = None, max_shard_bytes: int | None = None
 ) -> OutputModel:
-    """Lay a model out as its donor is: same files, same headers, same order of bytes; only the tensors come from
-    elsewhere.
+    """Lay a model out like its donor: same files, same headers, same order of bytes, with tensors from elsewhere.
 
-    Where `max_shard_bytes` is given it is sharded anew, and so is a donor from a store, whose shards are named by
-    their bytes.
+    The model is sharded anew when `max_shard_bytes` is given, and when the donor lies in a store, whose shards are
+    named by their content.
     """
     sidecars_from = sidecars_from or donor
     if max_shard_bytes is not None or any(HASHES_KEY in file.header.metadata for file in donor.files):
         return _in_shards(donor, sources, sidecars_from, max_shard_bytes or DEFAULT_SHARD_BYTES)
     files = tuple(OutputFile(file.name, file.header, sources) for file in donor.files)
-    # An index that comes with other sidecars would name other shards.
+    # The index beside another model's sidecars would name other shards.
     indexes = {} if sidecars_from is donor else {name: _weight_map(name, files) for name in donor.indexes}
     return OutputModel(files, donor.is_folder, sidecars_from, indexes, own_indexes=sidecars_from is donor)
 
 
 def _in_shards(donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint, max_shard_bytes: int) -> OutputModel:
-    """Lay a model out in shards of at most `max_shard_bytes` of tensors; a larger tensor gets a shard of its own.
+    """Lay a model out in shards with at most `max_shard_bytes` of tensors; a larger tensor gets a shard of its own.
 
-    Each component keeps the name that its weights have (`model.safetensors` → `model-00001-of-00003.safetensors`).
+    Each component keeps the name of its weights (`model.safetensors` → `model-00001-of-00003.safetensors`).
     """
     files: list[OutputFile] = []
     indexes: dict[str, Mapping[str, str]] = {}
@@ -156,8 +153,7 @@ def _in_shards(donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint, m
         if stem == ADAPTER and len(shards) > 1:
             raise PlanError(
                 f"{donor.source}: a PEFT adapter is loaded from one file, {ADAPTER}.safetensors, and not from shards",
-                hint=f"allow shards of {sum(entry.nbytes for _, entry in tensors):,} bytes, or leave out "
-                "--max-shard-size",
+                hint=f"allow shards of {sum(entry.nbytes for _, entry in tensors):,} bytes, or omit --max-shard-size",
             )
         entries, metadata = dict(tensors), shared_metadata(group)
         names = [f"{prefix}{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
@@ -173,36 +169,8 @@ def _in_shards(donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint, m
     return OutputModel(tuple(files), not single_file, sidecars_from, indexes)
 
 
-def shared_metadata(files: Sequence[WeightFile]) -> dict[str, str]:
-    """Return the metadata of a component's files together, without what is true of single shards of a store only."""
-    found: dict[str, str] = {}
-    layers: dict[str, str] = {}
-    for file in files:
-        found |= {key: value for key, value in file.header.metadata.items() if key != HASHES_KEY}
-        layers |= read_layers(file)
-    return found | ({LAYERS_KEY: dumps(layers)} if layers else {})
-
-
-def read_layers(file: WeightFile) -> dict[str, str]:
-    """Return the grouping that the trainer wrote into a file's metadata, tensor name -> layer name; empty where there
-    is none.
-
-    Raises RuleError when it is damaged.
-    """
-    text = file.header.metadata.get(LAYERS_KEY)
-    if text is None:
-        return {}
-    try:
-        layers: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: not valid JSON: {error}") from error
-    if not isinstance(layers, dict) or not all(isinstance(layer, str) for layer in layers.values()):
-        raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: must map tensor names to layer names")
-    return layers
-
-
 def base_name(name: str) -> str:
-    """Return what a weight file is called without its shard number: `model` for `model-00001-of-00002.safetensors`."""
+    """Return the name of a weight file without its shard number: `model` for `model-00001-of-00002.safetensors`."""
     stem = PurePosixPath(name).name.removesuffix(".safetensors")
     standard = next((s for s in STANDARD_NAMES if stem.startswith(s.removesuffix(".safetensors"))), "model.safetensors")
     return standard.removesuffix(".safetensors")
@@ -241,7 +209,3 @@ def _weight_map(index: str, files: Sequence[OutputFile]) -> dict[str, str]:
 def write_index(path: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
     """Write the index of a sharded folder, as `transformers` and `diffusers` read it."""
     write_json(path, {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))})
-
-
-#: Returns compact JSON, one line.
-dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode

@@ -181,6 +181,10 @@ def write_json(path: Path, content: Any) -> None:
         stream.write("\n")
 
 
+#: Returns compact JSON on one line, for what a program reads.
+dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

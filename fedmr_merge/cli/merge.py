@@ -299,8 +299,7 @@ def _refuse_provisional(work: Recombination) -> None:
 
 
 def _save_plan(plan: RecombinationPlan, path: Path) -> None:
-    from fedmr_merge.checkpoint.output import dumps
-    from fedmr_merge.checkpoint.writer import staged_output
+    from fedmr_merge.checkpoint.writer import dumps, staged_output
 
     content = plan.to_json()
     groups = ",\n".join(f"  {dumps(group)}: {dumps(sources)}" for group, sources in content["permutations"].items())

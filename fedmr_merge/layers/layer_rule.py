@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from fedmr_merge.checkpoint.metadata import read_layers
 from fedmr_merge.checkpoint.open import Checkpoint
-from fedmr_merge.checkpoint.output import read_layers
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -25,8 +25,7 @@ from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.checkpoint.header_json import CHUNK_BYTES, DTYPE_BITS
 from fedmr_merge.checkpoint.json_reader import JsonReader
 from fedmr_merge.checkpoint.matching import tensor_differences
-from fedmr_merge.checkpoint.output import dumps
-from fedmr_merge.checkpoint.writer import replaced_file
+from fedmr_merge.checkpoint.writer import dumps, replaced_file
 from fedmr_merge.errors import CheckpointError, PlanError, VerificationError
 from fedmr_merge.layers.plan import RecombinationPlan
 from fedmr_merge.lineage.parents import Source, read_source

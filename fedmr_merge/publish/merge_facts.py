@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedmr_merge.checkpoint.output import dumps
+from fedmr_merge.checkpoint.writer import dumps
 from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.hub.listing import parse_origin
 from fedmr_merge.lineage.model import LINEAGE_FILE, Lineage, read_lineage

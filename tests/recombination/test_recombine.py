@@ -302,7 +302,7 @@ def test_an_adapter_stays_one_file(folders: bool, tmp_path: Path) -> None:
         write_sidecars(source.parent, {"adapter_config.json": "{}"})
     named = [source.parent if folders else source for source in sources]
     for output, hint in (
-        (OutputOptions(max_shard_bytes=100, mean=None), "allow shards of 288 bytes, or leave out --max-shard-size"),
+        (OutputOptions(max_shard_bytes=100, mean=None), "allow shards of 288 bytes, or omit --max-shard-size"),
         (OutputOptions(in_store=True, mean=None), "leave out --layout store"),
     ):
         with pytest.raises(PlanError, match="a PEFT adapter is loaded from one file") as caught:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedmr_merge.checkpoint.output import LAYERS_KEY
+from fedmr_merge.checkpoint.metadata import LAYERS_KEY
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.plugin import Plugin

@@ -26,15 +26,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.hashing import Digests, hash_tensors
 from fedmr_merge.checkpoint.header import build_header, read_header
+from fedmr_merge.checkpoint.metadata import HASHES_KEY, LAYERS_KEY, read_hashes
 from fedmr_merge.checkpoint.open import Checkpoint
-from fedmr_merge.checkpoint.output import HASHES_KEY, LAYERS_KEY, base_name, copy_sidecars, dumps, write_index
+from fedmr_merge.checkpoint.output import base_name, copy_sidecars, write_index
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable, sync, write_json
+from fedmr_merge.checkpoint.writer import Progress, dumps, refuse_unwritable, sync, write_json
 from fedmr_merge.errors import CheckpointError, OutputError
 from fedmr_merge.layers.layer_rule import trainer_layers
 from fedmr_merge.layers.plan import LayerGroup
@@ -53,7 +54,6 @@ _WHAT_IS_IN_A_MARK = (
 )
 _ANOTHER_PLACE = "choose another place with --store"
 _SHARD = re.compile(r"(?P<folder>[0-9a-f]{2})/(?P=folder)[0-9a-f]{62}\.safetensors")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass
@@ -232,22 +232,11 @@ def _held_shard(source: Checkpoint, prefix: str, members: Sequence[str]) -> _Sha
     address = file.path.stem.rpartition("-")[2]
     if len(address) != 64 or file.header.tensors.keys() != set(members):
         return None
-    text = file.header.metadata.get(HASHES_KEY)
-    if text is None:
+    if HASHES_KEY not in file.header.metadata:
         return None
     if address != hashlib.sha256(file.header.raw).hexdigest():
         raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
-    try:
-        hashes: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: not valid JSON: {error}") from error
-    if (
-        not isinstance(hashes, dict)
-        or hashes.keys() != set(members)
-        or not all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in hashes.values())
-    ):
-        raise CheckpointError(file.path, f"metadata {HASHES_KEY}: must map the name of every tensor to its SHA-256")
-    return _Shard(file.path, address, hashes)
+    return _Shard(file.path, address, read_hashes(file))
 
 
 def _is_sound(path: Path, header: bytes, hashes: Mapping[str, str]) -> bool:
