@@ -60,11 +60,24 @@ def apply_setting(raw: Any, setting: str) -> None:
 
     Raises RecipeError when the path leads nowhere.
     """
+    apply_value(raw, *parse_setting(setting))
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Return the path and the value of `PATH=VALUE`. Raises RecipeError when it is something else."""
     path, equals, text = setting.partition("=")
-    keys = [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", path) if part]
-    if not equals or not keys:
+    if not equals or not _keys(path):
         raise RecipeError("--set", [RecipeFault(setting, "write PATH=VALUE, e.g. training.lr=0.05")])
-    value = parse_yaml(text, f"--set {path}")
+    return path, parse_yaml(text, f"--set {path}")
+
+
+def _keys(path: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", path) if part]
+
+
+def apply_value(raw: Any, path: str, value: Any) -> None:
+    """Change a recipe in place: what `path` leads to becomes `value`. Raises RecipeError when it leads nowhere."""
+    keys = _keys(path)
     place = raw
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
