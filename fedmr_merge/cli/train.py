@@ -139,18 +139,21 @@ def _warn_of_missing_classes(federation: Federation) -> None:
 
 
 def _closing_words(folder: Path, again: str) -> None:
-    published = folder / "global"
+    from fedmr_merge.runs.names import CHECKPOINTS, GLOBAL, METRICS, find_checkpoints
+
+    published = folder / GLOBAL
     if published.is_dir():
         console.say(f"  model      {published / 'model.safetensors'}")
         console.say(f"  card       {published / 'README.md'}")
         console.say(f"  curve      {published / 'curves.png'}")
-    console.say(f"  metrics    {folder / 'metrics.jsonl'}")
-    newest = max((folder / "checkpoints").iterdir(), key=lambda path: path.name.rpartition("-")[2], default=None)
+    console.say(f"  metrics    {folder / METRICS}")
+    newest = [folder / CHECKPOINTS / place.folder for place in find_checkpoints(folder / CHECKPOINTS)[-1:]]
     console.say("next:")
     if published.is_dir():
         console.say(f"  publish    fedmr-merge push {published} ORG/NAME")
-    if newest is not None and len(list(newest.glob("slot-*"))) > 1:
-        console.say(f"  recombine  fedmr-merge recombine {newest}/slot-*")
+    for checkpoint in newest:
+        if len(list(checkpoint.glob("slot-*"))) > 1:
+            console.say(f"  recombine  fedmr-merge recombine {checkpoint}/slot-*")
     console.say(f"  resume     {again}   (goes on after any interruption)")
 
 

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedmr_merge.checkpoint.folder import WEIGHTS
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import HubError
 from fedmr_merge.hub.listing import parse_hub
+from fedmr_merge.runs.record import read_run
 
 TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")
 _SLOT = "slot-*"
@@ -27,25 +26,23 @@ def run_facts(folder: Path) -> dict[str, Any]:
     Raises HubError when a file that every such folder holds is missing or damaged.
     """
     try:
-        recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-        recipe = yaml.safe_load(recipe_text)
-        metrics = read_lines(folder / "metrics.jsonl")
+        run = read_run(folder)
+        recipe, metrics, partition = run.recipe, run.metrics, run.partition
         publish: dict[str, Any] = next((s["publish"] for s in reversed(recipe["stages"]) if "publish" in s), {})
-        partition = read_json(folder / "partition.json")
         slots = sorted(path.parent.name for path in folder.glob(f"{_SLOT}/*{WEIGHTS}"))
         config = read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json")
         last = metrics[-1]
         return {
             "name": recipe["name"],
             "recipe": recipe,
-            "recipe_text": recipe_text.rstrip(),
+            "recipe_text": run.recipe_text.rstrip(),
             "data": recipe["data"]["name"],
             "license": publish.get("license"),
             "tags": list(dict.fromkeys([*TAGS, *publish.get("tags", ())])),
             "config": config,
             "slots": slots,
             "model_bytes": _model_bytes(folder, slots),
-            "result": read_json(folder / "evaluation.json"),
+            "result": run.evaluation,
             "parents": _parents(recipe),
             "last": last,
             "best": max(metrics, key=lambda line: line["test_accuracy"]),
@@ -53,12 +50,12 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "seconds": sum(line["seconds"] for line in metrics),
             "privacy": _privacy(recipe, last),
             "partition": _partition_facts(partition) if partition is not None else None,
-            "lineage": lineage_facts(read_lines(folder / "lineage.jsonl")),
-            "environment": read_json(folder / "environment.json"),
+            "lineage": lineage_facts(run.lineage),
+            "environment": run.environment,
         }
     except OSError as error:
         raise HubError(f"{error.filename}: cannot be read: {error.strerror}", hint=_HINT) from error
-    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise HubError(f"{folder}: holds files that no `publish` stage wrote: {error!r}", hint=_HINT) from error
 
 
@@ -144,8 +141,3 @@ def _partition_facts(partition: Mapping[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSONL file, none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

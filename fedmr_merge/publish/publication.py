@@ -12,8 +12,6 @@ Every fact of the card comes from a file of this folder, so that whoever has the
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,16 +20,16 @@ import yaml
 from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.checkpoint.tensors import save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
-from fedmr_merge.federated.catalogue import DATA_SETS
 from fedmr_merge.federated.evaluation import evaluate_by_class
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
-from fedmr_merge.hub.listing import parse_hub
 from fedmr_merge.publish.card import CARD_FILE
-from fedmr_merge.publish.facts import read_json
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.recombination.planning import slot_name
+from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION, RECIPE
+from fedmr_merge.runs.public import published_partition, published_recipe
+from fedmr_merge.runs.record import read_run
 
 What = Literal["global", "cohort", "both"]
 
@@ -59,7 +57,7 @@ def write_publication(
         staging.mkdir()
         _write_models(staging, federation, state, what)
         if what != "cohort":
-            write_json(staging / "evaluation.json", evaluation_json(federation, state, round))
+            write_json(staging / EVALUATION, evaluation_json(federation, state, round))
         _copy_facts(run, staging, client_information=client_information)
         if (target / CARD_FILE).exists():
             shutil.copyfile(target / CARD_FILE, staging / CARD_FILE)
@@ -102,39 +100,10 @@ def _write_models(folder: Path, federation: Federation, state: State, what: What
 
 
 def _copy_facts(run: Path, folder: Path, *, client_information: bool) -> None:
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    text = yaml.safe_dump(published_recipe(recipe), sort_keys=False, allow_unicode=True, width=120)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    for name in ("environment.json", "metrics.jsonl"):
+    record = read_run(run)
+    text = yaml.safe_dump(published_recipe(record.recipe), sort_keys=False, allow_unicode=True, width=120)
+    (folder / RECIPE).write_text(text, encoding="utf-8")
+    for name in (ENVIRONMENT, METRICS, *((LINEAGE,) if client_information else ())):
         shutil.copyfile(run / name, folder / name)
-    if client_information:
-        shutil.copyfile(run / "lineage.jsonl", folder / "lineage.jsonl")
-        partition = read_json(run / "partition.json")
-        write_json(folder / "partition.json", {key: partition[key] for key in ("class_names", "class_counts")})
-
-
-def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a resolved recipe that anybody can run: it names no place of this machine and pushes nowhere.
-
-    The folder of a data set that can be had otherwise is left out, of any other path only the last part stays.
-    """
-    data, model = dict(recipe["data"]), dict(recipe["model"])
-    if data.get("path"):
-        cls: Any = DATA_SETS.find(data["name"])
-        optional = any(field.name == "path" and field.default is None for field in fields(cls))
-        data["path"] = None if optional else Path(data["path"]).name
-    if model.get("init"):
-        model["init"] = [_public(source) for source in model["init"]]
-    stages = []
-    for stage in recipe["stages"]:
-        [(name, options)] = stage.items()
-        changes: dict[str, Any] = {"repo": None, "private": False, "every": None} if name == "publish" else {}
-        if str(options.get("rule", "")).endswith((".yaml", ".yml")):
-            changes["rule"] = Path(options["rule"]).name
-        stages.append({name: {**options, **{key: value for key, value in changes.items() if key in options}}})
-    return {**recipe, "data": data, "model": model, "stages": stages}
-
-
-def _public(source: str) -> str:
-    """A Hub id as it is; of a path the last part."""
-    return source if parse_hub(source) and not Path(source).exists() else Path(source).name
+    if client_information and record.partition is not None:
+        write_json(folder / PARTITION, published_partition(record.partition))

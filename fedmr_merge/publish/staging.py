@@ -21,10 +21,10 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG
 from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS
 from fedmr_merge.errors import HubError
 from fedmr_merge.hub.listing import HubFile, git_blob_digest
+from fedmr_merge.runs.names import CHECKPOINTS, PUBLISHED, RECIPE
 
 _PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")
 _LEFTOVER_SECONDS = 24 * 3600
-_OF_A_RUN = ("global", "cohort")  #: what a `publish` stage writes
 
 #: Folder and names of its files → texts to send in place of files, or besides them.
 Rewrite = Callable[[Path, Sequence[str]], Mapping[str, str]]
@@ -66,8 +66,8 @@ def pushed_folder(path: Path) -> Path:
     Raises HubError when there is no such folder or no weights in it.
     """
     folder = path
-    if (path / "recipe.yaml").is_file() and any((path / name).is_dir() for name in (*_OF_A_RUN, "checkpoints")):
-        published = [path / name for name in _OF_A_RUN if (path / name).is_dir()]
+    if (path / RECIPE).is_file() and any((path / name).is_dir() for name in (*PUBLISHED, CHECKPOINTS)):
+        published = [path / name for name in PUBLISHED if (path / name).is_dir()]
         if not published:
             raise HubError(f"{path}: the run has nothing to publish yet", hint="its recipe's `publish` stage makes it")
         folder = published[0]

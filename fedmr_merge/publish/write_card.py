@@ -8,8 +8,9 @@ from fedmr_merge.checkpoint.writer import write_text
 from fedmr_merge.errors import HubError
 from fedmr_merge.publish.card import CARD_FILE, render_card
 from fedmr_merge.publish.card_merge import merge_card
-from fedmr_merge.publish.facts import read_json, read_lines, run_facts
+from fedmr_merge.publish.facts import run_facts
 from fedmr_merge.publish.merge_facts import find_lineage, merge_facts
+from fedmr_merge.runs.record import holds_run, read_run
 
 
 def write_card(folder: Path, template: str | None = None) -> Path:
@@ -28,7 +29,7 @@ def write_card(folder: Path, template: str | None = None) -> Path:
             hint="name a run folder, its global/, or the output of `fedmr-merge recombine`",
         )
     old = card.read_text(encoding="utf-8") if card.exists() else None
-    if is_publication(folder):
+    if holds_run(folder):
         _draw_figures(folder)
     write_text(card, merge_card(old, text))
     return card
@@ -36,25 +37,20 @@ def write_card(folder: Path, template: str | None = None) -> Path:
 
 def make_card(folder: Path, template: str | None = None) -> str | None:
     """Return a folder's card as it is generated; None when no file tells how the folder came about."""
-    if is_publication(folder):
+    if holds_run(folder):
         facts = run_facts(folder)
         return render_card(template or ("global" if (folder / "config.json").exists() else "cohort"), facts)
     found = find_lineage(folder)
     return None if found is None else render_card(template or "recombination", merge_facts(*found))
 
 
-def is_publication(folder: Path) -> bool:
-    """Whether a `publish` stage wrote this folder."""
-    return (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file()
-
-
 def _draw_figures(folder: Path) -> None:
     from fedmr_merge.report.curves import draw_curves
     from fedmr_merge.report.partition import draw_partition
 
-    name = run_facts(folder)["name"]
-    draw_curves(read_lines(folder / "metrics.jsonl"), folder / "curves.png", title=name)
-    partition = read_json(folder / "partition.json")
-    if partition is not None:
-        counts, classes = partition["class_counts"], partition["class_names"]
+    run = read_run(folder)
+    name = run.recipe["name"]
+    draw_curves(run.metrics, folder / "curves.png", title=name)
+    if run.partition is not None:
+        counts, classes = run.partition["class_counts"], run.partition["class_names"]
         draw_partition(counts, classes, folder / "partition.png", title=f"{name}: partition")

@@ -18,8 +18,7 @@ from fedmr_merge.publish.hub import push_folder
 from fedmr_merge.publish.publication import write_publication
 from fedmr_merge.publish.push_plan import push_command
 from fedmr_merge.recipe.schema import Publish, Stage
-
-_UNPUSHED = "unpushed"
+from fedmr_merge.runs.names import COHORT, GLOBAL, UNPUSHED
 
 
 class Publisher:
@@ -31,7 +30,7 @@ class Publisher:
 
     def stage(self, stage: Publish, state: State, round: int) -> str:
         """Do a `publish` stage after a round; returns what was done."""
-        target = self._run / ("cohort" if stage.what == "cohort" else "global")
+        target = self._run / (COHORT if stage.what == "cohort" else GLOBAL)
         self._write(target, stage, state, round)
         held = {"global": "the global model", "cohort": "the cohort", "both": "the global model and the cohort"}
         done = f"{target} holds {held[stage.what]}, with a card"
@@ -42,14 +41,14 @@ class Publisher:
         for stage in self._later(position):
             if stage.every is not None and round % stage.every == 0:
                 branch = f"round-{round:06d}"
-                target = self._run / _UNPUSHED / branch
+                target = self._run / UNPUSHED / branch
                 target.parent.mkdir(exist_ok=True)
                 self._write(target, stage, state, round)
                 yield self._push_branch(target, stage)
 
     def left_over(self, position: int) -> Iterator[str]:
         """Push what an earlier process could not, now that the run goes on in the stage at `position`."""
-        waiting = sorted((self._run / _UNPUSHED).glob("round-*"))
+        waiting = sorted((self._run / UNPUSHED).glob("round-*"))
         for stage in [stage for stage in self._later(position) if stage.every is not None][:1]:
             for target in waiting:
                 yield self._push_branch(target, stage)

@@ -24,8 +24,19 @@ from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.publish.publication import evaluation_json
 from fedmr_merge.recipe.publishing import Publisher
 from fedmr_merge.recipe.schema import Evaluate, Publish, Recalibrate, Recipe, TrainingStage
-from fedmr_merge.runs.checkpoints import CheckpointWriter, Place, Saved, find_checkpoints, load_state
+from fedmr_merge.runs.checkpoints import CheckpointWriter, Saved, load_state
 from fedmr_merge.runs.folder import RunFolder, describe_environment
+from fedmr_merge.runs.names import (
+    ENVIRONMENT,
+    EVALUATION,
+    LINEAGE,
+    LOGS,
+    METRICS,
+    PARTITION,
+    RECIPE,
+    Place,
+    find_checkpoints,
+)
 
 #: Of one forward pass of a batch. Below it threads wait for each other longer than they compute.
 _FLOPS_WORTH_THREADS = 1e9
@@ -151,7 +162,7 @@ class Run:
         try:
             self.folder.check(recipe.to_yaml(), fresh=fresh)
             self.folder.remove_leftovers()
-            saved = None if fresh else self.folder.read_json("partition.json")
+            saved = None if fresh else self.folder.read_json(PARTITION)
             self.federation = prepare(recipe, Partition.from_json(saved) if saved else None)
             if fresh or self.folder.is_new:
                 check_stages(recipe, self.federation)
@@ -159,9 +170,9 @@ class Run:
                 self.folder.clear()  # not before it is known that the new run can start
             torch.set_num_threads(self._threads())
             if self.folder.is_new:
-                self.folder.write_json("partition.json", partition_json(self.federation))
-                self.folder.write_json("environment.json", describe_environment(self.federation.device))
-                self.folder.write_text("recipe.yaml", recipe.to_yaml())  # last: it makes the folder a run folder
+                self.folder.write_json(PARTITION, partition_json(self.federation))
+                self.folder.write_json(ENVIRONMENT, describe_environment(self.federation.device))
+                self.folder.write_text(RECIPE, recipe.to_yaml())  # last: it makes the folder a run folder
         except BaseException:
             self.folder.close()
             raise
@@ -176,7 +187,7 @@ class Run:
 
     def _threads(self) -> int:
         """How many threads to compute with: as the run began, since sums are added up in another order with more."""
-        before = self.folder.read_json("environment.json")
+        before = self.folder.read_json(ENVIRONMENT)
         if before is not None:
             return int(before["threads"])
         return sensible_threads(self.federation)
@@ -185,7 +196,7 @@ class Run:
         """Return what is not as it was when the run began: from then on its bytes may differ from those of a run
         in one go.
         """
-        before = self.folder.read_json("environment.json")
+        before = self.folder.read_json(ENVIRONMENT) or {"packages": {}}
         now = describe_environment(self.federation.device)
         flat = [({**side, **side["packages"]}) for side in (before, now)]
         return [
@@ -198,7 +209,7 @@ class Run:
         """Run what is left of the recipe, yielding as rounds and stages are done."""
         resumed = load_state(self.folder.checkpoints, self.resumed_from) if self.resumed_from else None
         done = resumed.place.round if resumed else 0
-        for log in ("metrics.jsonl", "lineage.jsonl"):
+        for log in LOGS:
             self.folder.cut_log(log, done)
         state = (resumed.state if resumed else first_state(self.recipe, self.federation)).to(self.federation.device)
         writer = CheckpointWriter(self.folder.checkpoints, self.federation)
@@ -248,7 +259,7 @@ class Run:
         first = here.first_round if here else done + 1
         last = first + stage.length.rounds - 1
         until = stage.length.until
-        history = [line for line in self.folder.read_log("metrics.jsonl") if line["stage"] == position + 1]
+        history = [line for line in self.folder.read_log(METRICS) if line["stage"] == position + 1]
         if here is None:
             state = begin_stage(self.federation, stage.method, state)
         before = time.perf_counter()
@@ -275,12 +286,12 @@ class Run:
         """Write down a round; returns its line of metrics.jsonl."""
         head = {"round": result.round, "stage": position + 1, "method": result.method}
         metrics = {**head, **result.metrics, "seconds": round(seconds, 3)}
-        self.folder.append("metrics.jsonl", metrics)
+        self.folder.append(METRICS, metrics)
         plan = result.plan.to_json() if result.plan else None
         line = {**head, "clients": list(result.clients), "plan": plan}
         if result.diverged:
             line["diverged"] = {str(client): fault for client, fault in result.diverged.items()}
-        self.folder.append("lineage.jsonl", line)
+        self.folder.append(LINEAGE, line)
         return metrics
 
     def _recalibrate(self, stage: Recalibrate, state: State) -> State:
@@ -296,5 +307,5 @@ class Run:
 
     def _evaluate(self, state: State, rounds_done: int) -> str:
         found = evaluation_json(self.federation, state, rounds_done)
-        self.folder.write_json("evaluation.json", found)
+        self.folder.write_json(EVALUATION, found)
         return f"test accuracy {found['accuracy']:.4f} on {found['examples']:,} held-out examples"

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedmr_merge.errors import RunError
 from fedmr_merge.report.figures import draw
+from fedmr_merge.runs.record import read_run
 
 #: Options that say where and how fast something is computed, but not what.
 _TECHNICAL = {
@@ -102,21 +101,11 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], tuple[float, ...]]:
-    try:
-        recipe: dict[str, Any] = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        curve = tuple(float(json.loads(line)["test_accuracy"]) for line in lines)
-        _experiment(recipe)
-    except OSError as error:
-        raise RunError(f"{folder}: is no run: {Path(error.filename).name}: {error.strerror}", hint=_HINT) from error
-    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise RunError(f"{folder}: holds files that no run wrote: {error!r}", hint=_HINT) from error
+    run = read_run(folder)
+    curve = tuple(float(line["test_accuracy"]) for line in run.metrics)
     if not curve:
-        raise RunError(f"{folder}: the run has no round yet", hint="`fedmr-merge run` goes on with it")
-    return recipe, curve
-
-
-_HINT = "name run folders, such as runs/*, or what a `publish` stage wrote"
+        raise RunError(f"{folder}: the run has no round yet", hint="`fedmr-merge run` resumes it")
+    return run.recipe, curve
 
 
 def _experiment(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ A folder appears complete or not at all.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,34 +27,9 @@ from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.recombination.planning import slot_name
-from fedmr_merge.recombination.recombine import GLOBAL
+from fedmr_merge.runs.names import GLOBAL, Place, find_checkpoints
 
-_NAME = re.compile(r"(?P<stage>\d+)-(?P<method>.+)-(?P<round>\d{4,})\Z")
 _KEPT = 2  # besides the last of every stage; two, so that one is whole while the next replaces it
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """A point of a run that can be gone on from: after a round, within a stage."""
-
-    round: int  #: counted through the whole run
-    stage: int  #: position in the recipe, from 0
-    method: str
-
-    @property
-    def folder(self) -> str:
-        """The name of its checkpoint's folder."""
-        return f"{self.stage + 1}-{self.method}-{self.round:04d}"
-
-
-def find_checkpoints(folder: Path) -> list[Place]:
-    """Return the places that a run's `checkpoints/` holds, oldest first."""
-    found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        name = _NAME.match(path.name)
-        if name and path.is_dir():
-            found.append(Place(int(name["round"]), int(name["stage"]) - 1, name["method"]))
-    return sorted(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,4 @@
-"""The folder of a run: what is in it, who may write to it, and whether it belongs to a recipe.
-
-recipe.yaml        the resolved recipe                 environment.json   versions, device, threads
-partition.json     client → examples                   metrics.jsonl      one line a round
-lineage.jsonl      one line a round: clients, plan     checkpoints/       complete or absent
-evaluation.json    the last `evaluate` stage           global/, cohort/   the last `publish` stage
-unpushed/          branches that wait for the Hub
-"""
+"""Write the folder of a run: who may write to it, and whether it belongs to a recipe. `names.py` says what is in it."""
 
 from __future__ import annotations
 
@@ -26,17 +19,9 @@ import torch
 import fedmr_merge
 from fedmr_merge.checkpoint.writer import remove_leftovers, write_json, write_text
 from fedmr_merge.errors import RunError
+from fedmr_merge.runs.logs import read_log, read_object
+from fedmr_merge.runs.names import CHECKPOINTS, FIRST_FILES, GLOBAL, LOCK, RECIPE, is_of_a_run
 
-_LOCK = ".lock"
-_RECIPE = "recipe.yaml"
-#: What a run that was killed at its very start can leave behind.
-_FIRST_FILES = (_LOCK, "partition.json", "environment.json")
-#: All that is written into the folder of a run. What is staged beside an entry has its name after a dot.
-_OF_A_RUN = (
-    *(*_FIRST_FILES, _RECIPE, "metrics.jsonl", "lineage.jsonl", "evaluation.json"),
-    *("checkpoints", "global", "cohort", "unpushed"),
-    *("global.card.html", "cohort.card.html"),  # by `fedmr-merge card --preview`
-)
 _SHOWN = 3  # files that are not a run's
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "scikit-learn")
 
@@ -49,7 +34,7 @@ class RunFolder:
         self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunError(
                 f"{path}: cannot be a run folder: {error.strerror}", hint="choose another folder with --out"
@@ -64,8 +49,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes in. A folder in which no run has started goes away, and so do those made for it."""
-        if self.is_new and [path.name for path in self.path.iterdir()] == [_LOCK]:
-            (self.path / _LOCK).unlink()
+        if self.is_new and [path.name for path in self.path.iterdir()] == [LOCK]:
+            (self.path / LOCK).unlink()
             with contextlib.suppress(OSError):  # another run has begun beside it
                 for folder in self._made:
                     folder.rmdir()
@@ -74,12 +59,12 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def is_new(self) -> bool:
         """Whether no run has started here. One that ended before its first round left nothing to go on from."""
-        return not (self.path / _RECIPE).exists()
+        return not (self.path / RECIPE).exists()
 
     def check(self, recipe: str, *, fresh: bool = False) -> None:
         """Check that a run of this resolved recipe, as YAML, may be here, or with `fresh` take the place of the one that is here.
@@ -87,13 +72,13 @@ class RunFolder:
         Raises RunError when the folder is another recipe's, with the difference, or holds what no run writes.
         """
         if self.is_new:
-            if any(path.name not in _FIRST_FILES for path in self.path.iterdir()):
+            if any(path.name not in FIRST_FILES for path in self.path.iterdir()):
                 raise RunError(f"{self.path}: is not empty and no run folder", hint="choose another folder with --out")
             return
         if fresh:
             self._refuse_others()
             return
-        before, text = (self.path / _RECIPE).read_text(encoding="utf-8"), recipe
+        before, text = (self.path / RECIPE).read_text(encoding="utf-8"), recipe
         if before != text:
             lines = difflib.unified_diff(before.splitlines(), text.splitlines(), lineterm="", n=0)
             changed = ", ".join(
@@ -105,7 +90,7 @@ class RunFolder:
             )
 
     def _refuse_others(self) -> None:
-        if others := sorted(path.name for path in self.path.iterdir() if not _is_of_a_run(path.name)):
+        if others := sorted(path.name for path in self.path.iterdir() if not is_of_a_run(path.name)):
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
             raise RunError(
                 f"{self.path}: holds what no run writes: {', '.join(others[:_SHOWN])}{more}",
@@ -115,8 +100,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the run."""
         # The recipe last: cut off before, this is still a run folder, that can be cleared.
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == _RECIPE):
-            if path.name == _LOCK:
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == RECIPE):
+            if path.name == LOCK:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -127,10 +112,9 @@ class RunFolder:
         """Write a text file, complete or not at all."""
         write_text(self.path / name, text)
 
-    def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file, None where there is none."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return the content of a JSON file, None where there is none. Raises RunError when it is damaged."""
+        return read_object(self.path, name)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, complete or not at all."""
@@ -142,15 +126,8 @@ class RunFolder:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
 
     def read_log(self, name: str) -> list[dict[str, Any]]:
-        """Return the lines of a log; a last line that was cut off is left out."""
-        path = self.path / name
-        found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
+        """Return the lines of a log; a last line that was cut off is left out. Raises RunError for a damaged one."""
+        return read_log(self.path, name)
 
     def cut_log(self, name: str, last_round: int) -> None:
         """Drop the lines of rounds after `last_round`: rounds whose checkpoint did not get written are run again."""
@@ -162,11 +139,7 @@ class RunFolder:
         if self.checkpoints.is_dir():
             for path in self.checkpoints.glob(".*.staging-*"):
                 remove_leftovers(self.checkpoints / path.name[1:].partition(".staging-")[0])
-        remove_leftovers(self.path / "global")
-
-
-def _is_of_a_run(name: str) -> bool:
-    return name in _OF_A_RUN or name.startswith(tuple(f".{known.lstrip('.')}" for known in _OF_A_RUN))
+        remove_leftovers(self.path / GLOBAL)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

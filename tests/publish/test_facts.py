@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fedmr_merge.errors import HubError
+from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.publish.facts import lineage_facts, run_facts, stage_table
-from fedmr_merge.publish.publication import published_recipe
+from fedmr_merge.runs.public import published_recipe
 
 
 def line(round: int, clients: list[int], plan: dict[str, list[int]] | None, stage: int = 2) -> dict[str, Any]:
@@ -92,19 +92,19 @@ def test_privacy_is_told_as_it_was_measured(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "message"),
     [
-        ("recipe.yaml", "[]"),
-        ("recipe.yaml", "a: ["),
-        ("metrics.jsonl", ""),
-        ("metrics.jsonl", "{}"),
-        ("partition.json", "{}"),
-        ("config.json", "["),
+        ("recipe.yaml", "[]", "recipe.yaml: damaged"),
+        ("recipe.yaml", "a: [", "recipe.yaml: damaged: not YAML"),
+        ("metrics.jsonl", "", "holds files that no `publish` stage wrote"),
+        ("metrics.jsonl", "{}\n", "metrics.jsonl: damaged: line 1: round: Field required"),
+        ("partition.json", "{}", "partition.json: damaged: class_names"),
+        ("config.json", "[", "holds files that no `publish` stage wrote"),
     ],
 )
-def test_damaged_files_are_told(run: Path, name: str, content: str) -> None:
+def test_damaged_files_are_named(run: Path, name: str, content: str, message: str) -> None:
     (run / "global" / name).write_text(content)
-    with pytest.raises(HubError, match="global: holds files that no `publish` stage wrote"):
+    with pytest.raises(FedmrMergeError, match=message):
         run_facts(run / "global")
 
 

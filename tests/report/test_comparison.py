@@ -22,8 +22,9 @@ def write_run(folder: Path, *accuracies: float, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     recipe = parse_recipe(RECIPE | {"stages": [{"fedmr": {"rounds": 4}}, {"evaluate": {}}]} | changes, "r.yaml")
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    lines = [json.dumps({"round": i, "test_accuracy": found}) + "\n" for i, found in enumerate(accuracies, start=1)]
-    (folder / "metrics.jsonl").write_text("".join(lines))
+    head = {"stage": 1, "method": "fedmr", "seconds": 0.5}
+    lines = [head | {"round": i, "test_accuracy": found} for i, found in enumerate(accuracies, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -88,11 +89,12 @@ def test_a_run_that_comes_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"is no run: recipe\.yaml: No such file"),
-        ({"recipe.yaml": "[]", "metrics.jsonl": ""}, "holds files that no run wrote"),
-        ({"recipe.yaml": "a: [", "metrics.jsonl": ""}, "holds files that no run wrote"),
+        ({}, r"is not a run folder: recipe\.yaml: No such file"),
+        ({"recipe.yaml": "[]", "metrics.jsonl": ""}, r"recipe\.yaml: damaged: Input should be"),
+        ({"recipe.yaml": "a: [", "metrics.jsonl": ""}, r"recipe\.yaml: damaged: not YAML"),
         ({"metrics.jsonl": ""}, "has no round yet"),
-        ({"metrics.jsonl": "{"}, "holds files that no run wrote"),
+        ({"metrics.jsonl": "{"}, "has no round yet"),
+        ({"metrics.jsonl": "{\n"}, r"metrics\.jsonl: damaged: line 1: not JSON"),
     ],
 )
 def test_what_is_no_run(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -106,6 +108,14 @@ def test_what_is_no_run(tmp_path: Path, files: dict[str, str], message: str) -> 
     with pytest.raises(RunError, match=message) as caught:
         read_experiments([folder])
     assert caught.value.hint
+
+
+def test_a_killed_run_is_compared_by_the_rounds_that_it_finished(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 0.25, 0.5)
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"round": 3, "stage": 1, "meth')
+    [row] = table(folder)
+    assert (row["rounds"], row["last round, %"]) == ("2", "50.00")
 
 
 def test_the_command_writes_table_numbers_and_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
