@@ -1,0 +1,91 @@
+"""Read the files of a run folder: one line for each round in the logs, one object in the others.
+
+A process that is killed while it writes leaves a last line that is cut off. It was never vouched for by a checkpoint,
+and every reader leaves it out. A damaged line anywhere else is an error that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedmr_merge.errors import RunError
+from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION
+from fedmr_merge.runs.schema import (
+    EnvironmentFile,
+    EvaluationFile,
+    LineageLine,
+    MetricsLine,
+    PartitionFile,
+    check_content,
+)
+
+_LINES: dict[str, type[BaseModel]] = {METRICS: MetricsLine, LINEAGE: LineageLine}
+_FILES: dict[str, type[BaseModel]] = {
+    PARTITION: PartitionFile,
+    ENVIRONMENT: EnvironmentFile,
+    EVALUATION: EvaluationFile,
+}
+
+
+def read_log(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return the lines of a log, of which there are none where the file is absent. Raises RunError for a damaged line."""
+    found, fault = read_log_prefix(folder, name)
+    if fault is not None:
+        raise fault
+    return found
+
+
+def read_log_prefix(folder: Path, name: str) -> tuple[list[dict[str, Any]], RunError | None]:
+    """Return the lines of a log up to the first damaged one, and what is wrong with that one."""
+    path, found = folder / name, list[dict[str, Any]]()
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return found, None
+    except OSError as error:
+        return found, damaged(path, f"cannot be read: {error.strerror}")
+    for number, line in enumerate([*lines, rest], start=1):
+        content, fault = _parse(line, _LINES[name])
+        if fault is None and content["round"] != number:
+            fault = f"round {content['round']} stands where round {number} is expected"
+        if fault is not None:
+            is_last = number == len(lines) + 1  # not ended by a line break: empty, or cut off
+            return found, None if is_last else damaged(path, f"line {number}: {fault}")
+        found.append(content)
+    return found, None
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return the content of one of a run's JSON files; None when it is absent. Raises RunError when it is damaged."""
+    path = folder / name
+    try:
+        content: dict[str, Any]
+        content, fault = _parse(path.read_bytes(), _FILES[name])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}") from error
+    if fault is not None:
+        raise damaged(path, fault)
+    return content
+
+
+def damaged(path: Path, reason: str, *, hint: str | None = None) -> RunError:
+    """Return the error for a damaged file of a run."""
+    return RunError(f"{path}: damaged: {reason}", hint=hint or "restore the file, or start anew with --fresh")
+
+
+def _parse(text: bytes, model: type[BaseModel]) -> tuple[Any, str | None]:
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        return None, f"not JSON: {error.msg} at character {error.pos}"
+    except (ValueError, RecursionError) as error:
+        return None, f"not JSON: {type(error).__name__}"
+    return content, check_content(model, content)

@@ -1,0 +1,66 @@
+"""The names in a run folder. No other module spells them.
+
+    recipe.yaml        the resolved recipe                 environment.json   versions, device, threads
+    partition.json     client → examples                   metrics.jsonl      one line for each round
+    lineage.jsonl      one line for each round: clients and plan
+    checkpoints/       complete or absent                  evaluation.json    the last `evaluate` stage
+    global/, cohort/   the last `publish` stage            unpushed/          branches that wait for the Hub
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+LOCK = ".lock"
+RECIPE = "recipe.yaml"
+ENVIRONMENT = "environment.json"
+PARTITION = "partition.json"
+METRICS = "metrics.jsonl"
+LINEAGE = "lineage.jsonl"
+EVALUATION = "evaluation.json"
+CHECKPOINTS = "checkpoints"
+GLOBAL = "global"
+COHORT = "cohort"
+UNPUSHED = "unpushed"
+
+LOGS = (METRICS, LINEAGE)  #: both have one line for each round, in order, from round 1
+PUBLISHED = (GLOBAL, COHORT)  #: the folders that a `publish` stage writes
+FIRST_FILES = (LOCK, PARTITION, ENVIRONMENT)  #: written before the recipe, which makes a folder a run folder
+#: Everything that is written into a run folder. The name of what is staged beside an entry begins with a dot.
+OF_A_RUN = (
+    *(*FIRST_FILES, RECIPE, *LOGS, EVALUATION, CHECKPOINTS, *PUBLISHED, UNPUSHED),
+    *("global.card.html", "cohort.card.html"),  # by `fedmr-merge card --preview`
+)
+
+_CHECKPOINT = re.compile(r"(?P<stage>\d{1,9})-(?P<method>.+)-(?P<round>\d{4,12})\Z", re.ASCII)
+
+
+def is_of_a_run(name: str) -> bool:
+    """Return whether a run writes an entry of this name into its folder, finished or staged."""
+    return name in OF_A_RUN or name.startswith(tuple(f".{known.lstrip('.')}" for known in OF_A_RUN))
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A point of a run at which it can be resumed: after a round, within a stage."""
+
+    round: int  #: counted through the whole run, from 1
+    stage: int  #: position in the recipe, from 0
+    method: str
+
+    @property
+    def folder(self) -> str:
+        """The name of its checkpoint's folder, e.g. `2-fedmr-0030`."""
+        return f"{self.stage + 1}-{self.method}-{self.round:04d}"
+
+
+def find_checkpoints(folder: Path) -> list[Place]:
+    """Return the places that a run's `checkpoints/` holds, oldest first."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        name = _CHECKPOINT.match(path.name)
+        if name and path.is_dir():
+            found.append(Place(int(name["round"]), int(name["stage"]) - 1, name["method"]))
+    return sorted(found)

@@ -1,0 +1,43 @@
+"""What of a run is public: a recipe that anybody can follow, and what of the partition names no example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fedmr_merge.federated.catalogue import DATA_SETS
+from fedmr_merge.hub.listing import parse_hub
+
+
+def published_partition(partition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how many examples of each class every client has, without saying which examples these are."""
+    return {key: partition[key] for key in ("class_names", "class_counts")}
+
+
+def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved recipe that anybody can run: it names no place of this machine and pushes nowhere.
+
+    The folder of a data set that can be had otherwise is left out, of any other path only the last part stays.
+    """
+    data, model = dict(recipe["data"]), dict(recipe["model"])
+    if data.get("path"):
+        cls: Any = DATA_SETS.find(data["name"])
+        optional = any(field.name == "path" and field.default is None for field in fields(cls))
+        data["path"] = None if optional else Path(data["path"]).name
+    if model.get("init"):
+        model["init"] = [_public(source) for source in model["init"]]
+    stages = []
+    for stage in recipe["stages"]:
+        [(name, options)] = stage.items()
+        changes: dict[str, Any] = {"repo": None, "private": False, "every": None} if name == "publish" else {}
+        if str(options.get("rule", "")).endswith((".yaml", ".yml")):
+            changes["rule"] = Path(options["rule"]).name
+        stages.append({name: {**options, **{key: value for key, value in changes.items() if key in options}}})
+    return {**recipe, "data": data, "model": model, "stages": stages}
+
+
+def _public(source: str) -> str:
+    """A Hub id as it is; of a path the last part."""
+    return source if parse_hub(source) and not Path(source).exists() else Path(source).name

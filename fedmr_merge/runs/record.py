@@ -1,0 +1,94 @@
+"""Read the folder of a run without taking part in it: no lock, no torch, nothing is written.
+
+What a `publish` stage wrote is read in the same way: it holds copies of the same files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedmr_merge.errors import RunError
+from fedmr_merge.runs.logs import damaged, read_log, read_object
+from fedmr_merge.runs.names import (
+    CHECKPOINTS,
+    ENVIRONMENT,
+    EVALUATION,
+    LINEAGE,
+    METRICS,
+    PARTITION,
+    RECIPE,
+    Place,
+    find_checkpoints,
+)
+from fedmr_merge.runs.schema import RecipeFile, check_content
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The files of a run, each read and checked when it is first asked for. Every property raises RunError."""
+
+    path: Path
+    recipe_text: str
+    recipe: dict[str, Any]  #: with all options, as `recipe.yaml` has it
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One mapping for each round that is recorded, from round 1: `round`, `stage`, `method`, `test_accuracy`, …"""
+        return read_log(self.path, METRICS)
+
+    @cached_property
+    def lineage(self) -> list[dict[str, Any]]:
+        """One mapping for each round: `clients` and `plan`. Empty where it is not published."""
+        return read_log(self.path, LINEAGE)
+
+    @cached_property
+    def partition(self) -> dict[str, Any] | None:
+        """`class_names` and `class_counts` [clients][classes]; `clients` in a run folder. None where not published."""
+        return read_object(self.path, PARTITION)
+
+    @cached_property
+    def environment(self) -> dict[str, Any] | None:
+        """Versions, device and threads."""
+        return read_object(self.path, ENVIRONMENT)
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any] | None:
+        """What the last `evaluate` or `publish` stage measured."""
+        return read_object(self.path, EVALUATION)
+
+    @property
+    def checkpoints(self) -> list[Place]:
+        """The places of the checkpoints, oldest first; `path / "checkpoints" / place.folder` holds the models."""
+        return find_checkpoints(self.path / CHECKPOINTS)
+
+
+def holds_run(path: Path) -> bool:
+    """Return whether a folder is that of a run with a round, or what a `publish` stage wrote."""
+    return (path / RECIPE).is_file() and (path / METRICS).is_file()
+
+
+def read_run(path: Path) -> RunRecord:
+    """Open the folder of a run, or what its `publish` stage wrote.
+
+    Raises RunError when the folder holds no recipe, or one that is damaged.
+    """
+    file = path / RECIPE
+    try:
+        text = file.read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)
+    except OSError as error:
+        raise RunError(
+            f"{path}: is not a run folder: {RECIPE}: {error.strerror}",
+            hint="name a run folder, such as runs/NAME, or what a `publish` stage wrote",
+        ) from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise damaged(file, "not YAML") from error
+    fault = check_content(RecipeFile, recipe)
+    if fault is not None:
+        raise damaged(file, fault)
+    return RunRecord(path, text, recipe)
