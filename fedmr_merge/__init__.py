@@ -1,30 +1,129 @@
 """fedmr-merge: merge models by recombination.
 
-The public names are loaded when they are first used, so that importing the package imports no torch.
+    from fedmr_merge import recombine, verify
+
+    recombine(["a.safetensors", "b.safetensors", "c.safetensors"], "recombined")
+    verify("recombined")
+
+The public names are those of `__all__`. Each is loaded when it is first used, so that importing the package imports no
+torch: the functions that copy bytes never need it.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editors
+    from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
+    from fedmr_merge.errors import (
+        AbsentDataError,
+        CheckpointError,
+        DataError,
+        Difference,
+        FedmrMergeError,
+        HubError,
+        LayerMismatchError,
+        OutputError,
+        PlanError,
+        PushError,
+        RecipeError,
+        RecipeFault,
+        RuleError,
+        RunError,
+        TrainingError,
+        UnreachedError,
+        VerificationError,
+    )
+    from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
+    from fedmr_merge.merging.average import average
+    from fedmr_merge.merging.options import MeanOptions, NotFinite
+    from fedmr_merge.publish.hub import PushResult
+    from fedmr_merge.publish.hub import push_folder as push_to_hub
+    from fedmr_merge.publish.load import load_model
+    from fedmr_merge.publish.load import load_model as from_pretrained
+    from fedmr_merge.recipe.run_recipe import FinishedRun, run_recipe
+    from fedmr_merge.recombination.inspect import Inspection, inspect
+    from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+    from fedmr_merge.recombination.recombine import Outcome, recombine
+    from fedmr_merge.recombination.undo import Rebuilt, undo
+    from fedmr_merge.recombination.verify import Verification, verify
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "AbsentDataError",
+    "Checkpoint",
+    "CheckpointError",
+    "DataError",
+    "Difference",
+    "FedmrMergeError",
+    "FinishedRun",
+    "HubError",
+    "Inspection",
+    "LayerGroup",
+    "LayerMismatchError",
+    "MeanOptions",
+    "NotFinite",
+    "Outcome",
+    "OutputError",
+    "OutputOptions",
+    "PlanError",
+    "PlanOptions",
+    "PushError",
+    "PushResult",
+    "Rebuilt",
+    "RecipeError",
+    "RecipeFault",
+    "RecombinationPlan",
+    "RuleError",
+    "RunError",
+    "TrainingError",
+    "UnreachedError",
+    "Verification",
+    "VerificationError",
+    "__version__",
+    "average",
+    "draw_plan",
+    "from_pretrained",
+    "inspect",
+    "load_model",
+    "open_checkpoint",
+    "push_to_hub",
+    "recombine",
+    "run_recipe",
+    "undo",
+    "verify",
+]
+
 _HOMES = {
-    "open_checkpoint": "fedmr_merge.checkpoint.open",
-    "draw_plan": "fedmr_merge.layers.plan",
-    "recombine": "fedmr_merge.recombination.recombine",
-    "average": "fedmr_merge.merging.average",
-    "load_model": "fedmr_merge.publish.load",
+    "checkpoint.open": "Checkpoint open_checkpoint",
+    "errors": "AbsentDataError CheckpointError DataError Difference FedmrMergeError HubError LayerMismatchError "
+    "OutputError PlanError PushError RecipeError RecipeFault RuleError RunError TrainingError UnreachedError "
+    "VerificationError",
+    "layers.plan": "LayerGroup RecombinationPlan draw_plan",
+    "merging.average": "average",
+    "merging.options": "MeanOptions NotFinite",
+    "publish.hub": "PushResult push_folder",
+    "publish.load": "load_model",
+    "recipe.run_recipe": "FinishedRun run_recipe",
+    "recombination.inspect": "Inspection inspect",
+    "recombination.planning": "OutputOptions PlanOptions",
+    "recombination.recombine": "Outcome recombine",
+    "recombination.undo": "Rebuilt undo",
+    "recombination.verify": "Verification verify",
 }
+_MODULES = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names.split()}
+_ALIASES = {"from_pretrained": "load_model", "push_to_hub": "push_folder"}  # what the Hugging Face libraries call them
 
-__all__ = ["__version__", *_HOMES]
 
+if not TYPE_CHECKING:  # a type checker would take any name for granted
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _ALIASES.get(name, name)
+        return getattr(importlib.import_module(_MODULES[home]), home)
 
 
 def __dir__() -> list[str]:

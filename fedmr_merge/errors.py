@@ -1,6 +1,6 @@
-"""Every error this package raises on purpose.
+"""Every error that this package raises on purpose.
 
-FedmrMergeError                 base: one line (what, where) and a hint (what to do)
+FedmrMergeError                 base: a message (what is wrong, and where) and a hint (what to do)
 ├── CheckpointError             a checkpoint that cannot be read, or that is not what it says
 ├── LayerMismatchError          the models to merge differ in tensors, dtypes, shapes or configuration
 ├── RuleError                   a layer rule that is malformed, or that leaves a tensor without a group
@@ -11,43 +11,87 @@ FedmrMergeError                 base: one line (what, where) and a hint (what to
 ├── RunError                    a run folder that is in use, belongs to another recipe or is damaged
 ├── DataError                   a data set that cannot be used as asked
 │   └── AbsentDataError         a data set that is not on this machine and cannot be fetched
-├── TrainingError               training that cannot start or go on
+├── TrainingError               training that cannot start or continue
 └── HubError                    the Hub refused, or could not be reached
+    ├── UnreachedError          the Hub did not answer, or asked to come back later
     └── PushError               a push that did not finish; everything is still on disk (exit code 3)
+
+Every message and every hint is safe to print: characters that would control a terminal are shown as their escapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+LISTED = 10
+"""How many entries of a long list a message shows."""
+
+_LONGEST_NAME = 250
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separator
+
+
+def shown(name: object, longest: int = _LONGEST_NAME) -> str:
+    """Return a quoted name or value as a message shows it: safe for a terminal, and of bounded length.
+
+    Control characters, characters that change the direction of writing and lone surrogates become escapes such as
+    `\\x1b`; of a text of more than `longest` characters the middle is left out.
+    """
+    text = name if isinstance(name, str) else str(name)
+    if len(text) > longest:
+        tail = longest // 3
+        text = f"{text[: longest - tail - 1]}…{text[-tail:]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters, line ends included, are escapes such as `\\x1b` or `\\n`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape(c) if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def listed(items: Iterable[object], between: str = "; ", most: int = LISTED) -> str:
+    """Return the first items in one line, and how many more there are."""
+    found = [str(item) for item in items]
+    more = [f"and {len(found) - most:,} more"] if len(found) > most else []
+    return between.join([*found[:most], *more])
 
 
 class FedmrMergeError(Exception):
     """Base of all errors of this package.
 
-    `str(error)` is one line that says what is wrong and where; `hint` says what to do next.
+    `str(error)` says what is wrong and where, and then `details`, an indented line each; `hint` says what to do next.
     """
 
     exit_code = 2
+    """What the command line exits with."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+    def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+        self.message = printable(" ".join(message.splitlines()))  #: one line
+        self.details = tuple(map(printable, details))  #: a list that would not fit the line
+        self.hint = None if hint is None else printable(hint)
+        super().__init__("\n  ".join([self.message, *self.details]))
 
 
 class CheckpointError(FedmrMergeError):
     """A checkpoint that cannot be read, or that is not what it says."""
 
     def __init__(self, path: str | Path, reason: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{path}: {reason}", hint=hint)
+        super().__init__(f"{shown(path)}: {reason}", hint=hint)
         self.path = str(path)
         self.reason = reason
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One way in which the model of a slot differs from that of slot 0."""
+    """One way in which the model of a slot differs from the model of slot 0."""
 
     slot: int
     subject: str  #: a tensor's name, or `config.json: key`
@@ -61,21 +105,19 @@ class Difference:
         if self.is_config:
             return "in the configuration"
         if "absent" in (self.expected, self.found):
-            return "that are missing" if self.found == "absent" else "that slot 0 has not"
+            return "that are missing" if self.found == "absent" else "that slot 0 does not have"
         shapes = {signature.partition(" ")[2] for signature in (self.expected, self.found)}
         return "in shape" if len(shapes) > 1 else "in dtype"
 
     def __str__(self) -> str:
-        return f"slot {self.slot}: {self.subject}: expected {self.expected}, found {self.found}"
+        return f"slot {self.slot}: {shown(self.subject)}: expected {self.expected}, found {self.found}"
 
 
 class LayerMismatchError(FedmrMergeError):
-    """The models to merge differ; `differences` holds every one of them.
+    """The models to merge differ; `differences` holds every difference from slot 0, `paths` the models.
 
-    The message shows some of every kind, and of the configuration all: they are what can be overlooked.
+    The message shows the first ten of every kind.
     """
-
-    shown = 4  #: of one kind
 
     def __init__(self, differences: Sequence[Difference], paths: Sequence[str]) -> None:
         self.differences = tuple(differences)
@@ -85,14 +127,15 @@ class LayerMismatchError(FedmrMergeError):
             kinds.setdefault(difference.kind, []).append(difference)
         lines = []
         for kind, found in kinds.items():
-            shown = len(found) if found[0].is_config else self.shown
-            lines += [f"{d} ({paths[d.slot]})" for d in found[:shown]]
-            if len(found) > shown:
-                lines.append(f"and {len(found) - shown} more {kind}")
-        count = "1 difference" if len(lines) == 1 else f"{len(self.differences)} differences"
+            lines += [f"{d} ({shown(paths[d.slot])})" for d in found[:LISTED]]
+            if len(found) > LISTED:
+                lines.append(f"and {len(found) - LISTED:,} more {kind}")
         ignoring = "; --ignore-config KEY lets a key of the configuration differ"
+        alone = len(lines) == 1
+        count = "1 difference" if alone else f"{len(differences):,} differences"
         super().__init__(
-            f"the models are not of one architecture, {count} from slot 0: " + "; ".join(lines),
+            f"the models do not have one architecture, {count} from slot 0:{' ' + lines[0] if alone else ''}",
+            details=() if alone else lines,
             hint="merge checkpoints of one architecture and dtype; "
             "`fedmr-merge inspect CKPT` shows a checkpoint's tensors"
             + (ignoring if any(d.is_config for d in self.differences) else ""),
@@ -111,13 +154,17 @@ class OutputError(FedmrMergeError):
     """An output that exists already or cannot be written."""
 
     def __init__(self, path: str | Path, reason: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{path}: {reason}", hint=hint)
+        super().__init__(f"{shown(path)}: {reason}", hint=hint)
         self.path = str(path)
         self.reason = reason
 
 
 class VerificationError(FedmrMergeError):
-    """An output that is not what its lineage says."""
+    """An output that is not what its lineage says; `faults` holds what was found to be wrong with its bytes."""
+
+    def __init__(self, message: str, *, hint: str | None = None, faults: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.faults = tuple(faults)
 
 
 @dataclass(frozen=True)
@@ -128,15 +175,16 @@ class RecipeFault:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+        return f"{shown(self.path)}: {self.message}" if self.path else self.message
 
 
 class RecipeError(FedmrMergeError):
-    """A recipe with faults; `faults` holds every one of them."""
+    """A recipe with faults; `faults` holds every one of them, and the message shows the first ten."""
 
     def __init__(self, source: str | Path, faults: Sequence[RecipeFault], *, hint: str | None = None) -> None:
+        self.source = str(source)
         self.faults = tuple(faults)
-        super().__init__(f"{source}: " + "; ".join(map(str, self.faults)), hint=hint)
+        super().__init__(f"{shown(source)}: {listed(self.faults)}", hint=hint)
 
 
 class RunError(FedmrMergeError):
@@ -152,11 +200,26 @@ class AbsentDataError(DataError):
 
 
 class TrainingError(FedmrMergeError):
-    """Training that cannot start or go on."""
+    """Training that cannot start or continue."""
 
 
 class HubError(FedmrMergeError):
-    """The Hub refused, or could not be reached."""
+    """The Hub refused, or could not be reached; `status` is the HTTP status of a refusal, None where there was none."""
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class UnreachedError(HubError):
+    """The Hub did not answer, or asked to come back later: nothing is wrong with what was asked.
+
+    `wait_seconds` is how long the Hub asked to wait, 0 where it did not say.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, wait_seconds: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.wait_seconds = wait_seconds
 
 
 class PushError(HubError):

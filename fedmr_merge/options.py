@@ -11,33 +11,43 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from fedmr_merge.errors import RecipeFault
+from fedmr_merge.errors import RecipeFault, printable
 
 _MODELS: dict[type[Any], type[BaseModel]] = {}
 _DATACLASSES: dict[type[BaseModel], type[Any]] = {}
 
 
+_NEAR = 0.75  # so that `feddyn` is not taken for `fedgen`
+_SHOWN_CHARACTERS = 60
+
+
 class Faults(list[RecipeFault]):
-    """The faults found so far."""
+    """The faults that were found so far."""
 
     def add(self, path: str, message: str) -> None:
         """Note a fault."""
         self.append(RecipeFault(path, message))
 
     def unknown(self, path: str, name: object, known: Iterable[str], what: str) -> None:
-        """Note a name that nothing goes by, with the one that was probably meant."""
+        """Note a name that does not exist, with the one that was probably meant, else with all that there are."""
         known = sorted(known)
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(str(name)[:_SHOWN_CHARACTERS], known, n=1, cutoff=_NEAR)
         offer = f", did you mean {near[0]}?" if near else f", known are {', '.join(known)}" if known else ""
         self.add(path, f"unknown {what}{offer}")
 
 
 def mapping(raw: Any, path: str, faults: Faults) -> dict[str, Any]:
-    """Return a mapping of options; an empty one with a fault noted when it is something else. `null` is no options."""
+    """Return a mapping of options; `null` stands for no options.
+
+    Returns an empty one, and notes a fault, when `raw` is something else.
+    """
     if raw is None:
         return {}
-    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        faults.add(path, f"expected a mapping of options, found {_shown(raw)}")
+    if not isinstance(raw, dict):
+        faults.add(path, f"expected a mapping of options, found {show_value(raw)}")
+        return {}
+    if odd := [key for key in raw if not isinstance(key, str)]:
+        faults.add(path, f"expected a mapping of options, found the key {show_value(odd[0])}, which is not a string")
         return {}
     return dict(raw)
 
@@ -45,12 +55,17 @@ def mapping(raw: Any, path: str, faults: Faults) -> dict[str, Any]:
 def check_options(cls: type[Any], raw: Mapping[str, Any], path: str, faults: Faults) -> dict[str, Any]:
     """Check options against the fields of a dataclass: no unknown key, right types, possible values.
 
-    Returns the values of all fields, defaults included; what is wrong is noted in `faults`.
+    Returns the values of all fields, defaults included, or an empty mapping with what is wrong noted in `faults`.
     """
     model = _model(cls)
     try:
-        # As JSON, so that a list may stand for a tuple while a text may not stand for a number.
-        found = model.model_validate_json(json.dumps(dict(raw), default=str))
+        # As JSON, so that a list may stand for a tuple while a string may not stand for a number.
+        text = json.dumps(dict(raw), default=str)
+    except (TypeError, ValueError, RecursionError):  # a value within itself, a date as a key, a number without end
+        faults.add(path, f"holds a value that is not plain data, in {show_value(dict(raw))}")
+        return {}
+    try:
+        found = model.model_validate_json(text)
     except ValidationError as error:
         for fault in error.errors():
             _note(fault, path, list(model.model_fields), faults)
@@ -59,7 +74,7 @@ def check_options(cls: type[Any], raw: Mapping[str, Any], path: str, faults: Fau
 
 
 def _model(cls: type[Any]) -> type[BaseModel]:
-    """Return a pydantic model with a dataclass's fields, that takes no other keys, nor do dataclasses within it."""
+    """Return a pydantic model with the fields of a dataclass; it, and the dataclasses within it, take no other keys."""
     if cls in _MODELS:
         return _MODELS[cls]
     hints = get_type_hints(cls, include_extras=True)
@@ -104,7 +119,7 @@ def _note(fault: Any, path: str, known: Sequence[str], faults: Faults) -> None:
         faults.add(place, "is missing")
     else:
         message = fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        faults.add(place, f"{message}, found {_shown(fault['input'])}")
+        faults.add(place, f"{message}, found {show_value(fault['input'])}")
 
 
 def _join(path: str, loc: Iterable[int | str]) -> str:
@@ -113,6 +128,14 @@ def _join(path: str, loc: Iterable[int | str]) -> str:
     return path
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
+def show_value(value: Any) -> str:
+    """Return the beginning of a value as JSON, for a message. However large the value is, this takes little."""
+    text = ""
+    try:
+        for part in json.JSONEncoder(default=str, ensure_ascii=False).iterencode(value):
+            text += part[: _SHOWN_CHARACTERS + 1]
+            if len(text) > _SHOWN_CHARACTERS:
+                break
+    except (TypeError, ValueError, RecursionError):  # it holds itself, or a key that JSON does not know
+        text = text or f"a {type(value).__name__}"
+    return printable(text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "…")

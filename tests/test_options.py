@@ -1,12 +1,13 @@
 """Options of dataclasses: checked, converted, every fault with its path."""
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Literal
 
 import pytest
 from annotated_types import Gt
 
-from fedmr_merge.options import Faults, check_options, mapping
+from fedmr_merge.options import Faults, check_options, mapping, show_value
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,50 @@ def test_a_mapping_or_nothing() -> None:
     assert not faults
     assert mapping([1], "x", faults) == {}
     assert [str(fault) for fault in faults] == ["x: expected a mapping of options, found [1]"]
+
+
+def test_a_name_that_is_near_nothing_gets_the_list() -> None:
+    faults = Faults()
+    faults.unknown("stages[0].feddyn", "feddyn", ("fedgen", "fedavg", "fedmr"), "stage")
+    faults.unknown("stages[0].fedpox", "fedpox", ("fedgen", "fedavg", "fedprox"), "stage")
+    assert [fault.message for fault in faults] == [
+        "unknown stage, known are fedavg, fedgen, fedmr",
+        "unknown stage, did you mean fedprox?",
+    ]
+
+
+def itself() -> list[object]:
+    found: list[object] = []
+    found.append(found)
+    return found
+
+
+def nested(times: int) -> list[object]:
+    """A list that takes no memory and whose text would take 2 ** times times as much."""
+    found: list[object] = ["x" * 10]
+    for _ in range(times):
+        found = [found, found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (itself(), "holds a value that is not plain data"),
+        ({date(2026, 2, 3): 1}, "holds a value that is not plain data"),
+        (10**5000, "holds a value that is not plain data"),
+        ("x" * 10**6, 'found "xxxx'),
+        ([list(range(10**4))], "found [0, 1, 2, 3, "),
+    ],
+    ids=["within itself", "date as a key", "5,001 digits", "a million characters", "ten thousand numbers"],
+)
+def test_values_that_are_no_options_are_faults_of_one_short_line(value: object, words: str) -> None:
+    found, faults = check({"sizes": value})
+    assert found == {}
+    assert words in faults[0]
+    assert all(len(fault) < 200 for fault in faults)
+
+
+def test_a_value_that_would_fill_memory_is_shown_by_its_beginning() -> None:
+    assert show_value(nested(60)).startswith("[[[[[[")
+    assert show_value("\x1b[31m") == '"\\u001b[31m"'

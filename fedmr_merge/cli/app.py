@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         console.flush()
         sys.exit(code)
     except FedmrMergeError as error:
-        _complain(" ".join(str(error).splitlines()), _machine_hint(error.__cause__) or error.hint)
+        _complain(str(error), _machine_hint(error.__cause__) or error.hint)
         sys.exit(error.exit_code)
     except _UsageError as error:
         _complain_of_usage(error)

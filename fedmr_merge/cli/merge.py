@@ -372,10 +372,10 @@ def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], ru
 
     With their tensors, parameters, bytes and dtypes, and how they were found.
     """
-    from fedmr_merge.recombination.planning import group_checkpoints
+    from fedmr_merge.recombination.inspect import inspect as look
 
-    opened = open_one(checkpoint)
-    show_groups(opened, group_checkpoints([opened], rule))
+    found = look(open_one(checkpoint), rule)
+    show_groups(found.checkpoint, found.grouping)
 
 
 def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreConfig = None) -> None:

@@ -11,20 +11,12 @@ import re
 import httpx2
 from huggingface_hub import errors as hf
 
-from fedmr_merge.errors import HubError
+from fedmr_merge.errors import HubError, UnreachedError
 
 _TOKENS = "https://huggingface.co/settings/tokens"
 _LOGIN = f"make a token at {_TOKENS}, then `hf auth login`, or set HF_TOKEN"
 _WRITE = f"use a token with write access ({_TOKENS}) of somebody who may write there"
 _AGAIN = "check the connection, then give the same command again: it goes on where this one stopped"
-
-
-class UnreachedError(HubError):
-    """The Hub did not answer, or said to come back later: nothing is wrong with what was asked."""
-
-    def __init__(self, message: str, *, hint: str | None = None, wait_seconds: int = 0) -> None:
-        super().__init__(message, hint=hint)
-        self.wait_seconds = wait_seconds  #: what the Hub asked for, 0 where it did not
 
 
 class Passing(Exception):  # noqa: N818 - never leaves `Hub.ask`
@@ -81,7 +73,8 @@ def explain(cause: BaseException, subject: str, endpoint: str, token: str | None
     else:
         message, hint = f"{endpoint} gave an answer that makes no sense ({_one_line(str(cause))})", None
     message = f"{subject}: {message}"
-    return HubError(message.replace(token, "***") if token else message, hint=hint)
+    status = cause.response.status_code if isinstance(cause, hf.HfHubHTTPError) else None
+    return HubError(message.replace(token, "***") if token else message, hint=hint, status=status)
 
 
 def _refusal(error: hf.HfHubHTTPError, endpoint: str, has_token: bool) -> tuple[str, str | None]:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.folder import INDEX, WEIGHTS
-from fedmr_merge.errors import HubError, PushError
+from fedmr_merge.errors import HubError, PushError, UnreachedError
 from fedmr_merge.hub.listing import HubFile
 from fedmr_merge.hub.remote import Remote, check_account, look, remote_files
 from fedmr_merge.publish.push_plan import PushPlan, decide, plan_push, prepared
@@ -73,7 +73,6 @@ def push_folder(
     finishes the push.
     """
     from fedmr_merge.hub.client import open_hub  # imports huggingface_hub
-    from fedmr_merge.hub.errors import UnreachedError
 
     decided = decide(folder, repo_id, private, revision, create_pr, message, tag, license, endpoint)
     with prepared(decided) as (plan, staging):

@@ -1,0 +1,77 @@
+"""The recipes that come with the package, and what a user may name instead of a recipe file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmr_merge.errors import RecipeError, RecipeFault
+from fedmr_merge.resources import resource_folder
+
+RECIPE_FILE = "recipe.yaml"
+_SUFFIX = ".yaml"
+
+
+@dataclass(frozen=True)
+class ReadyMade:
+    """A recipe that comes with the package."""
+
+    name: str  #: e.g. `digits` or `paper/cnn-cifar10`
+    path: Path
+
+    @property
+    def summary(self) -> str:
+        """The first comment line of the file."""
+        first = self.path.read_text(encoding="utf-8").partition("\n")[0]
+        return first.lstrip("# ").rstrip() if first.startswith("#") else ""
+
+
+def ready_made_recipes() -> list[ReadyMade]:
+    """Return the recipes that come with the package, sorted by name, those in subfolders last."""
+    folder = resource_folder("recipes")
+    found = [
+        ReadyMade(path.relative_to(folder).as_posix().removesuffix(_SUFFIX), path)
+        for path in folder.rglob(f"*{_SUFFIX}")
+    ]
+    return sorted(found, key=lambda recipe: (recipe.name.count("/"), recipe.name))
+
+
+def find_ready_made(name: str) -> ReadyMade:
+    """Return the recipe of this name. Raises RecipeError when none of the package's recipes has it."""
+    wanted = name.removesuffix(_SUFFIX)
+    recipes = ready_made_recipes()
+    for recipe in recipes:
+        if recipe.name == wanted:
+            return recipe
+    raise RecipeError(
+        name,
+        [RecipeFault("", "is neither a file, nor a run folder, nor the name of a recipe that comes with fedmr-merge")],
+        hint="`fedmr-merge recipes` lists the names",
+    )
+
+
+@dataclass(frozen=True)
+class Located:
+    """A recipe that a user named: its file, and the run folder where the name was one."""
+
+    path: Path
+    run_folder: Path | None = None
+
+
+def locate_recipe(named: str | Path) -> Located:
+    """Find the recipe that a user named: a file, a run folder (its own recipe.yaml), or a recipe of the package.
+
+    A path wins over a name. Raises RecipeError when there is nothing of this name, or a folder is not a run folder.
+    """
+    path = Path(named)
+    if path.is_dir():
+        if (path / RECIPE_FILE).is_file():
+            return Located(path / RECIPE_FILE, path)
+        raise RecipeError(
+            named,
+            [RecipeFault("", f"is a folder without a {RECIPE_FILE}, so not a run folder")],
+            hint="name a recipe file, a run folder, or one of `fedmr-merge recipes`",
+        )
+    if path.exists() or path.suffix in (_SUFFIX, ".yml"):
+        return Located(path)
+    return Located(find_ready_made(str(named)).path)

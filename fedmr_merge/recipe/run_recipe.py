@@ -1,0 +1,90 @@
+"""Follow a recipe to its end, in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmr_merge.recipe.ready_made import locate_recipe
+from fedmr_merge.recipe.run import Event, RoundDone, Run
+from fedmr_merge.recipe.schema import Recipe, parse_recipe, read_recipe
+from fedmr_merge.recipe.text import apply_setting
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that followed its recipe to the end."""
+
+    folder: Path  #: the run folder
+    rounds: int  #: that were done in all; fewer than the recipe's where a criterion ended a stage
+    test_accuracy: float | None  #: of the global model after the last round, 0 to 1; None where no round was left to do
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the global model, which `load_model` reads; None where no stage published it."""
+        folder = self.folder / "global"
+        return folder if folder.is_dir() else None
+
+
+def run_recipe(
+    recipe: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    settings: Sequence[str] = (),
+    fresh: bool = False,
+    on_event: Callable[[Event], object] = lambda _: None,
+) -> FinishedRun:
+    """Train, recombine, evaluate and publish as a recipe says; a run that was interrupted is resumed.
+
+    Args:
+        recipe: a recipe file, a run folder (which is resumed by its own recipe), the name of a recipe that comes with
+            the package, such as `digits`, or the content of a recipe as a mapping.
+        out: the run folder; `runs/NAME` where it is None, or the run folder that `recipe` names.
+        settings: changes of the recipe, as `--set` of the command line, e.g. `training.lr=0.05` or `seed=1`.
+        fresh: remove a run that is there already, and start again.
+        on_event: called after every round with a RoundDone (its `result` has the `metrics`: accuracies and shares from
+            0 to 1, seconds, bytes), and after every other stage with a StageDone.
+
+    Returns:
+        A FinishedRun: the run folder, the number of rounds, the last test accuracy, and where the model is.
+
+    Raises:
+        RecipeError: the recipe has faults; all of them are reported at once.
+        RunError: the run folder is in use, belongs to another recipe, or is damaged.
+        DataError: the data set cannot be used, or cannot be fetched (AbsentDataError).
+        TrainingError: training cannot start or continue.
+        PushError: the run is complete, but not all of it could be pushed to the Hub.
+
+    Example:
+        >>> from fedmr_merge import run_recipe
+        >>> short = ["training.clients_per_round=2", "stages=[{fedmr: {rounds: 2}}, {publish: {}}]"]
+        >>> finished = run_recipe("digits", "short", settings=short)
+        >>> finished.rounds, finished.model.as_posix()
+        (2, 'short/global')
+    """
+    checked, folder = _read(recipe, settings)
+    folder = Path(out) if out is not None else folder
+    rounds, accuracy = 0, None
+    with Run(checked, folder, fresh=fresh) as run:
+        if run.resumed_from:
+            rounds = run.resumed_from.round
+        for event in run.execute():
+            if isinstance(event, RoundDone):
+                rounds, accuracy = event.result.round, event.result.metrics["test_accuracy"]
+            on_event(event)
+    return FinishedRun(folder, rounds, accuracy)
+
+
+def _read(recipe: str | Path | Mapping[str, Any], settings: Sequence[str]) -> tuple[Recipe, Path]:
+    if isinstance(recipe, Mapping):
+        raw = copy.deepcopy(dict(recipe))
+        for setting in settings:
+            apply_setting(raw, setting)
+        checked = parse_recipe(raw, "the recipe")
+        return checked, Path("runs") / checked.name
+    located = locate_recipe(recipe)
+    checked = read_recipe(located.path, settings)
+    return checked, located.run_folder or Path("runs") / checked.name
