@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedmr_merge.errors import RecipeError, RecipeFault
 from fedmr_merge.resources import resource_folder
+from fedmr_merge.runs.names import RECIPE
 
-RECIPE_FILE = "recipe.yaml"
 _SUFFIX = ".yaml"
 
 
@@ -65,11 +65,11 @@ def locate_recipe(named: str | Path) -> Located:
     """
     path = Path(named)
     if path.is_dir():
-        if (path / RECIPE_FILE).is_file():
-            return Located(path / RECIPE_FILE, path)
+        if (path / RECIPE).is_file():
+            return Located(path / RECIPE, path)
         raise RecipeError(
             named,
-            [RecipeFault("", f"is a folder without a {RECIPE_FILE}, so not a run folder")],
+            [RecipeFault("", f"is a folder without a {RECIPE}, so not a run folder")],
             hint="name a recipe file, a run folder, or one of `fedmr-merge recipes`",
         )
     if path.exists() or path.suffix in (_SUFFIX, ".yml"):

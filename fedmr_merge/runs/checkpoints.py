@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.checkpoint.tensors import load_tensors, save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
 from fedmr_merge.errors import RunError
-from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
-from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.recombination.planning import slot_name
 from fedmr_merge.runs.names import GLOBAL, Place, find_checkpoints
 

@@ -1,10 +1,10 @@
 """The names in a run folder. No other module spells them.
 
-    recipe.yaml        the resolved recipe                 environment.json   versions, device, threads
-    partition.json     client → examples                   metrics.jsonl      one line for each round
-    lineage.jsonl      one line for each round: clients and plan
-    checkpoints/       complete or absent                  evaluation.json    the last `evaluate` stage
-    global/, cohort/   the last `publish` stage            unpushed/          branches that wait for the Hub
+recipe.yaml        the resolved recipe                 environment.json   versions, device, threads
+partition.json     client → examples                   metrics.jsonl      one line for each round
+lineage.jsonl      one line for each round: clients and plan
+checkpoints/       complete or absent                  evaluation.json    the last `evaluate` stage
+global/, cohort/   the last `publish` stage            unpushed/          branches that wait for the Hub
 """
 
 from __future__ import annotations

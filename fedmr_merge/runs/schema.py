@@ -101,9 +101,7 @@ class RecipeFile(_Content):
     data: _Named
     model: _Named
     training: Options
-    stages: Annotated[
-        list[Annotated[dict[str, Options], Field(min_length=1, max_length=1)]], Field(min_length=1)
-    ]
+    stages: Annotated[list[Annotated[dict[str, Options], Field(min_length=1, max_length=1)]], Field(min_length=1)]
 
 
 def check_content(model: type[BaseModel], content: Any) -> str | None:
