@@ -67,7 +67,7 @@ class RunFolder:
         return not (self.path / RECIPE).exists()
 
     def check(self, recipe: str, *, fresh: bool = False) -> None:
-        """Check that a run of this resolved recipe, as YAML, may be here, or with `fresh` take the place of the one that is here.
+        """Check that a run of this resolved recipe, as YAML, may be here, or with `fresh` replace the one that is here.
 
         Raises RunError when the folder is another recipe's, with the difference, or holds what no run writes.
         """

@@ -32,7 +32,7 @@ _FILES: dict[str, type[BaseModel]] = {
 
 
 def read_log(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return the lines of a log, of which there are none where the file is absent. Raises RunError for a damaged line."""
+    """Return the lines of a log, none where the file is absent. Raises RunError for a damaged line."""
     found, fault = read_log_prefix(folder, name)
     if fault is not None:
         raise fault
