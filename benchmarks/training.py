@@ -136,7 +136,7 @@ def server_side(federation: Federation, args: argparse.Namespace) -> dict[str, f
         algorithm.aggregate(federation, state, trained, 1)
         trained.cohort.similarity(federation.trainable)
 
-    after, _ = algorithm.aggregate(federation, state, trained, 1)
+    after = algorithm.aggregate(federation, state, trained, 1)
 
     def save() -> None:
         with tempfile.TemporaryDirectory() as folder:

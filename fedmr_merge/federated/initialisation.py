@@ -37,8 +37,9 @@ def initial_state_from(federation: Federation, checkpoints: Sequence[Weights], n
     if differences:
         raise LayerMismatchError(differences, [f"model {federation.architecture.name}", *names])
     cohort = Cohort.stack([_cast(weights, expected) for weights in checkpoints])
-    global_weights = {name: tensor.clone() for name, tensor in cohort.slot(0).items()}
-    return State(cohort, global_weights if cohort.slots == 1 else cohort.mean())
+    if cohort.slots == 1:
+        return State.from_global({name: tensor.clone() for name, tensor in cohort.slot(0).items()})
+    return State(cohort, cohort.mean())
 
 
 def _differences(slot: int, expected: Weights, found: Weights) -> list[Difference]:

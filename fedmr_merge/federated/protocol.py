@@ -5,7 +5,7 @@ A round, as `rounds.py` runs it:
     selected        = algorithm.select(federation, state, round)
     cohort, context = algorithm.dispatch(federation, state, selected)
     trained         = every client of `selected` trains the model of its slot on algorithm.objective(...)
-    state, plan     = algorithm.aggregate(federation, state, trained, round)
+    state           = algorithm.aggregate(federation, state, trained, round)
 
 A method is a frozen dataclass in `algorithms/`; what differs between two runs of it are its options, what differs
 between two rounds is its State. It keeps nothing anywhere else, never changes a tensor that it was given, and draws
@@ -15,7 +15,7 @@ only from `federation.generator(purpose, round, …)`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.layers.plan import RecombinationPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +34,24 @@ class State:
     global_weights: Weights  #: the model that is evaluated and published
     tensors: Weights = field(default_factory=dict)  #: whatever else the method keeps: control variates, a generator, …
     facts: Mapping[str, Any] = field(default_factory=dict)  #: and what is not a tensor; JSON values
+    plan: RecombinationPlan | None = None
+    """The plan by which this round recombined the trained models, if it did. It is recorded in the lineage of the run;
+    the next round does not depend on it, and a checkpoint does not hold it."""
+
+    @classmethod
+    def from_global(
+        cls, weights: Weights, *, tensors: Weights | None = None, facts: Mapping[str, Any] | None = None
+    ) -> State:
+        """Return the state of a method that has one model, which every client gets."""
+        return cls(Cohort.stack([weights]), weights, tensors or {}, facts or {})
 
     def to(self, device: torch.device) -> State:
         """Return the state on a device."""
-        return State(
+        return replace(
+            self,
             cohort=self.cohort.to(device),
             global_weights={name: tensor.to(device) for name, tensor in self.global_weights.items()},
             tensors={name: tensor.to(device) for name, tensor in self.tensors.items()},
-            facts=self.facts,
         )
 
 
@@ -82,4 +93,4 @@ def initial_state(federation: Federation) -> State:
     and the mean of such networks is no network.
     """
     weights = {name: tensor.detach().clone() for name, tensor in federation.module.state_dict().items()}
-    return State(Cohort.stack([weights]), weights)
+    return State.from_global(weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.base import Algorithm
@@ -18,11 +19,18 @@ from fedmr_merge.federated.training.local_training import Engine, LocalTraining,
 from fedmr_merge.federated.training.privacy import spent_epsilon
 from fedmr_merge.layers.plan import RecombinationPlan
 
-_SAMPLED_ROUNDS = "privacy: rounds with uniformly drawn clients"
-"""Key of a state's facts: what privacy has been spent on, besides the number of rounds."""
+_SAMPLED_ROUNDS = "privacy_sampled_rounds"
+"""Key of a state's facts: the number of rounds whose clients were drawn uniformly, which privacy is accounted by."""
 
-_FITTING = "engine: clients that memory has room for at once"
-"""Key of a state's facts. How a cohort is split decides how its sums round: whoever goes on must split it alike."""
+_FITTING = "engine_fitting_clients"
+"""Key of a state's facts: the number of clients that memory has room for at once. How a cohort is split decides how
+its sums round, so that a resumed run must split it in the same way."""
+
+_FORMER_KEYS = {
+    "privacy: rounds with uniformly drawn clients": _SAMPLED_ROUNDS,
+    "engine: clients that memory has room for at once": _FITTING,
+}
+"""The keys that version 0.1.0 saved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +46,13 @@ class RoundResult:
     method: str  #: the algorithm's name
     clients: tuple[int, ...]  #: the client that trained the model of slot i
     state: State  #: what the next round starts from
-    plan: RecombinationPlan | None  #: how the trained models were recombined, if they were
     metrics: Mapping[str, float]
     diverged: Mapping[int, str]  #: client → what was wrong with its training; see `divergence.py`
+
+    @property
+    def plan(self) -> RecombinationPlan | None:
+        """The plan by which the trained models were recombined, if they were."""
+        return self.state.plan
 
 
 def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -> State:
@@ -49,8 +61,8 @@ def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -
     Raises TrainingError when the method cannot start here.
     """
     _require_private_selection(federation, algorithm)
-    state = algorithm.start(federation, previous)
-    outliving = {key: previous.facts[key] for key in (_SAMPLED_ROUNDS, _FITTING) if key in previous.facts}
+    state, before = algorithm.start(federation, previous), _with_present_keys(previous.facts)
+    outliving = {key: before[key] for key in (_SAMPLED_ROUNDS, _FITTING) if key in before}
     return replace(state, facts={**state.facts, **outliving})
 
 
@@ -69,12 +81,17 @@ def run_rounds(
     _require_private_selection(federation, algorithm)
     if federation.device.type == "cpu":
         keep_freed_memory()
+    state = replace(state.to(federation.device), facts=_with_present_keys(state.facts))
     engine: Engine = Vmap(state.facts.get(_FITTING)) if federation.engine == "vmap" else Loop()
-    state = state.to(federation.device)
     for round in range(first_round, first_round + rounds):
         result = _run_round(federation, algorithm, engine, state, round)
         state = result.state
         yield result
+
+
+def _with_present_keys(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state's facts with the keys of this version, also where version 0.1.0 saved them."""
+    return {_FORMER_KEYS.get(key, key): value for key, value in facts.items()}
 
 
 def _require_private_selection(federation: Federation, algorithm: Algorithm) -> None:
@@ -91,7 +108,7 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
     task = LocalTraining(federation, algorithm, cohort, context, selected, round)
     trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
     before = state.facts
-    state, plan = algorithm.aggregate(federation, state, trained, round)
+    state = algorithm.aggregate(federation, state, trained, round)
     if engine.fitting is not None:
         state = replace(state, facts={**state.facts, _FITTING: engine.fitting})
     # FedMR's global model is evaluated as the paper has it: the mean of the trained models, not one of the recombined.
@@ -111,7 +128,7 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
             other_rounds=round - sampled,
         )
     _require_finite(metrics, round)
-    return RoundResult(round, algorithm.name, selected, state, plan, metrics, trained.diverged)
+    return RoundResult(round, algorithm.name, selected, state, metrics, trained.diverged)
 
 
 def _require_finite(metrics: Mapping[str, float], round: int) -> None:

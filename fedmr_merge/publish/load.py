@@ -33,7 +33,7 @@ def load_model(source: str | Path, *, endpoint: str | None = None, token: str | 
     config = read_config(folder)
     checkpoint = open_checkpoint(folder)
     from fedmr_merge.checkpoint.tensors import load_checkpoint
-    from fedmr_merge.federated.rebuild import rebuild
+    from fedmr_merge.publish.rebuild import rebuild
 
     module = rebuild(config, checkpoint.shapes, str(folder / CONFIG_FILE))
     weights = load_checkpoint(checkpoint)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_federation import digest, make_data, make_federation
 
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
+from fedmr_merge.federated.algorithms.fedmr import FedMR
 from fedmr_merge.federated.algorithms.independent import Independent
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.federation import Training, open_federation
@@ -60,3 +63,34 @@ def test_a_stage_begins_as_its_method_starts():
     federation = make_federation()
     previous = initial_state(federation)
     assert digest(begin_stage(federation, FedAvg(), previous)) == digest(FedAvg().start(federation, previous))
+
+
+FORMER_FACTS = {
+    "engine: clients that memory has room for at once": 2,
+    "privacy: rounds with uniformly drawn clients": 4,
+}
+
+
+def test_states_that_version_0_1_0_saved_are_understood():
+    federation = make_federation(engine="vmap")
+    saved = replace(FedAvg().start(federation, initial_state(federation)), facts=FORMER_FACTS)
+    (result,) = run_rounds(federation, FedAvg(), saved, first_round=5, rounds=1)
+    present = {"engine_fitting_clients": 2, "privacy_sampled_rounds": 4}
+    assert result.state.facts == present
+    assert begin_stage(federation, Independent(), saved).facts == present
+    # A cohort that is split otherwise rounds otherwise.
+    now = replace(saved, facts=present)
+    (again,) = run_rounds(federation, FedAvg(), now, first_round=5, rounds=1)
+    assert digest(again.state) == digest(result.state)
+
+
+def test_a_state_carries_the_plan_of_its_round_alone():
+    federation = make_federation()
+    state = FedMR().start(federation, initial_state(federation))
+    assert state.plan is None
+    first, second = run_rounds(federation, FedMR(), state, first_round=1, rounds=2)
+    assert first.state.plan.permutations != second.state.plan.permutations
+    (averaged,) = run_rounds(
+        federation, FedAvg(), begin_stage(federation, FedAvg(), second.state), first_round=3, rounds=1
+    )
+    assert averaged.state.plan is None

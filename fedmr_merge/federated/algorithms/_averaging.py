@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedmr_merge.federated.algorithms.base import Algorithm
-from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
 
@@ -16,9 +15,9 @@ class Averaging(Algorithm):
 
     def start(self, federation: Federation, previous: State) -> State:
         """Go on from the global model."""
-        return State(Cohort.stack([previous.global_weights]), previous.global_weights)
+        return State.from_global(previous.global_weights)
 
-    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Return the weighted mean w ← Σ n_i w_i / Σ n_i over the selected clients; what else is kept stays."""
         mean = trained.cohort.mean(weights=trained.examples)
-        return State(Cohort.stack([mean]), mean, state.tensors, state.facts), None
+        return State.from_global(mean, tensors=state.tensors, facts=state.facts)

@@ -15,7 +15,6 @@ from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.federated.protocol import Batch, Context, State, Trained
 from fedmr_merge.federated.selection import SELECTIONS
 from fedmr_merge.federated.training.forward import Forward
-from fedmr_merge.layers.plan import RecombinationPlan
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,8 @@ class Algorithm(Plugin):
         """
         return F.cross_entropy(forward(weights, batch.images), batch.labels)
 
-    def aggregate(
-        self, federation: Federation, state: State, trained: Trained, round: int
-    ) -> tuple[State, RecombinationPlan | None]:
-        """Return the next state, and the plan by which the trained models were recombined, if they were."""
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
+        """Return the next state, made from what the clients of a round trained."""
         raise NotImplementedError
 
 

@@ -14,7 +14,6 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from fedmr_merge.federated.algorithms.base import Algorithm
-from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
 
@@ -37,7 +36,7 @@ class CluSamp(Algorithm):
         """Go on from the global model, with no updates known."""
         clients = len(federation.partition)
         distances = {"distances": torch.zeros(clients, clients)}
-        return State(Cohort.stack([previous.global_weights]), previous.global_weights, tensors=distances)
+        return State.from_global(previous.global_weights, tensors=distances)
 
     def select(self, federation: Federation, state: State, round: int) -> tuple[int, ...]:
         """Draw one client from each urn."""
@@ -45,7 +44,7 @@ class CluSamp(Algorithm):
         rng = federation.generator("client selection", round)
         return tuple(int(rng.choice(len(urn), p=urn / urn.sum())) for urn in urns)
 
-    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Return the mean of what was drawn; take the distances of the new updates to all others."""
         mean = trained.cohort.mean()
         tensors = dict(state.tensors)
@@ -54,7 +53,7 @@ class CluSamp(Algorithm):
             update = [trained.cohort.tensors[name][slot] - state.global_weights[name] for name in federation.trainable]
             tensors[f"client/{client:05d}"] = torch.cat([part.flatten() for part in update])
         tensors["distances"] = self._distances(tensors, sorted({client for client, _ in moved}))
-        return State(Cohort.stack([mean]), mean, tensors=tensors), None
+        return State.from_global(mean, tensors=tensors)
 
     def _distances(self, tensors: dict[str, Tensor], changed: Sequence[int]) -> Tensor:
         distances = tensors["distances"].clone()

@@ -10,7 +10,6 @@ from annotated_types import Ge
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms._averaging import Averaging
-from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
 
@@ -35,7 +34,7 @@ class FedCluster(Averaging):
             raise TrainingError(
                 f"{clients} clients cannot be dealt into {self.clusters} clusters", hint="lower fedcluster.clusters"
             )
-        return State(Cohort.stack([previous.global_weights]), previous.global_weights)
+        return State.from_global(previous.global_weights)
 
     def select(self, federation: Federation, state: State, round: int) -> tuple[int, ...]:
         """Return K clients of the cluster whose turn it is, uniformly at random."""

@@ -35,7 +35,7 @@ class FedCross(Algorithm):
             )
         return State(distinct_models(federation, previous), previous.global_weights)
 
-    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Cross every model with its partner; integer buffers stay."""
         partners = self._partners(federation, trained.cohort, round)
 
@@ -45,7 +45,7 @@ class FedCross(Algorithm):
             return self.alpha * tensor + (1 - self.alpha) * tensor[partners]
 
         crossed = Cohort({name: cross(tensor) for name, tensor in trained.cohort.tensors.items()})
-        return State(crossed, crossed.mean()), None
+        return State(crossed, crossed.mean())
 
     def _partners(self, federation: Federation, trained: Cohort, round: int) -> list[int]:
         slots = trained.slots

@@ -48,7 +48,7 @@ class FedGen(Averaging):
             self.noise, federation.data.num_classes, self.hidden, width, federation.seed
         )
         tensors = generator.to(federation.device).tensors
-        return State(Cohort.stack([previous.global_weights]), previous.global_weights, tensors=tensors)
+        return State.from_global(previous.global_weights, tensors=tensors)
 
     def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
         """Send the global model, and generated features with their labels."""
@@ -83,9 +83,9 @@ class FedGen(Averaging):
         divergence = (target.exp() * (target - logits.log_softmax(dim=1))).sum(dim=1).mean()
         return loss + self.beta * divergence
 
-    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Average as FedAvg does; train the generator on the clients' heads and label counts."""
-        averaged, _ = super().aggregate(federation, state, trained, round)
+        averaged = super().aggregate(federation, state, trained, round)
         random = draws(federation.seed, "generator training", round)
         counts = _label_counts(federation, trained.clients)
         batches = [
@@ -104,7 +104,7 @@ class FedGen(Averaging):
                 hint="lower fedgen.generator_lr",
             )
         facts = {"label_counts": counts, "round": round, "generator_loss": losses[-1]}
-        return replace(averaged, tensors=generator.tensors, facts=facts), None
+        return replace(averaged, tensors=generator.tensors, facts=facts)
 
 
 def _labels(counts: list[int], number: int, random: torch.Generator) -> Tensor:

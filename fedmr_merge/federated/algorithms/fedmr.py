@@ -12,7 +12,7 @@ from fedmr_merge.federated.algorithms.base import Algorithm, distinct_models
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
-from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
+from fedmr_merge.layers.plan import LayerGroup, draw_plan
 from fedmr_merge.layers.rules import group_tensors
 from fedmr_merge.recombination.recombine import recombine_stacked
 
@@ -43,9 +43,7 @@ class FedMR(Algorithm):
         self._groups(federation, cohort)  # a rule that does not fit the model is told before any training
         return State(cohort, previous.global_weights)
 
-    def aggregate(
-        self, federation: Federation, state: State, trained: Trained, round: int
-    ) -> tuple[State, RecombinationPlan]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Average the trained models for the global one, then recombine them (lines 8 and 9)."""
         groups, mean = self._groups(federation, trained.cohort), trained.cohort.mean()
         plan = draw_plan(groups, trained.cohort.slots, seed=federation.seed, round=round, probability=self.probability)
@@ -53,7 +51,7 @@ class FedMR(Algorithm):
         if self.buffers == "average":
             for name in _buffers(federation):
                 recombined[name] = mean[name].expand_as(recombined[name])
-        return State(Cohort(recombined), mean), plan
+        return State(Cohort(recombined), mean, plan=plan)
 
     def _groups(self, federation: Federation, cohort: Cohort) -> tuple[LayerGroup, ...]:
         """Return the layer groups; the buffers are one by themselves, which stays, where they do not follow."""

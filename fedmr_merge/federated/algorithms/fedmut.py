@@ -40,7 +40,7 @@ class FedMut(Algorithm):
         copies = Cohort.stack([previous.global_weights]).expand(federation.slots)
         return State(copies, previous.global_weights)
 
-    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Average the trained models and mutate the mean."""
         mean = trained.cohort.mean()
         slots = trained.cohort.slots
@@ -52,7 +52,7 @@ class FedMut(Algorithm):
             for name in names:
                 update = mean[name] - state.global_weights[name]
                 mutants[name] += self.radius * directions.to(update).view(-1, *[1] * update.dim()) * update
-        return State(Cohort(mutants), mean, facts={_MUTATIONS: mutations + 1}), None
+        return State(Cohort(mutants), mean, facts={_MUTATIONS: mutations + 1})
 
     def _groups(self, federation: Federation, weights: Weights) -> dict[str, list[str]]:
         """Return the trained tensors of every layer group."""

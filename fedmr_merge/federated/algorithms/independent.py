@@ -20,6 +20,6 @@ class Independent(Algorithm):
         """Go on from the K models, or from K copies of the global one."""
         return State(distinct_models(federation, previous), previous.global_weights)
 
-    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Keep the trained models; the global model is their unweighted mean."""
-        return State(trained.cohort, trained.cohort.mean()), None
+        return State(trained.cohort, trained.cohort.mean())

@@ -47,9 +47,8 @@ class Moon(Averaging):
         contrast = F.softplus((similarities[1] - similarities[0]) / self.temperature)
         return F.cross_entropy(logits, batch.labels) + self.mu * contrast.mean()
 
-    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Average as FedAvg does, and keep what the clients trained."""
-        state, _ = super().aggregate(federation, state, trained, round)
-        return replace(
-            state, tensors=remembering(state.tensors, trained.clients, trained.cohort.tensors, trained.steps)
-        ), None
+        state = super().aggregate(federation, state, trained, round)
+        memory = remembering(state.tensors, trained.clients, trained.cohort.tensors, trained.steps)
+        return replace(state, tensors=memory)

@@ -31,7 +31,7 @@ class Scaffold(Algorithm):
     def start(self, federation: Federation, previous: State) -> State:
         """Go on from the global model, with no control variates."""
         zeros = {f"server/{name}": torch.zeros_like(previous.global_weights[name]) for name in federation.trainable}
-        return State(Cohort.stack([previous.global_weights]), previous.global_weights, tensors=zeros)
+        return State.from_global(previous.global_weights, tensors=zeros)
 
     def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
         """Send the global model, and c − c_i to each client."""
@@ -47,7 +47,7 @@ class Scaffold(Algorithm):
         # Its gradient is the correction; its value would only blur the loss that is reported.
         return loss + linear - linear.detach()
 
-    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> tuple[State, None]:
+    def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Update c_i (line 12, option II), the model and c (lines 16 and 17); buffers take the clients' mean."""
         server, own = self._variates(federation, state, trained.clients)
         sent = state.global_weights
@@ -64,7 +64,7 @@ class Scaffold(Algorithm):
         mean = trained.cohort.mean()
         model = mean | {name: sent[name] + self.server_lr * (mean[name] - sent[name]) for name in server}
         memory = remembering(state.tensors, trained.clients, updated, trained.steps)
-        return State(Cohort.stack([model]), model, tensors={**memory, **total}), None
+        return State.from_global(model, tensors={**memory, **total})
 
     def _variates(
         self, federation: Federation, state: State, clients: tuple[int, ...]

@@ -20,7 +20,7 @@ def crossed(models, round=1, **options):
     cohort = Cohort({"w": torch.tensor(models), "n": torch.arange(len(models))})
     count = len(models)
     trained = Trained(cohort, tuple(range(count)), (1,) * count, (1,) * count, (0.0,) * count)
-    return FedCross(**options).aggregate(TwoWeights(), State(cohort, cohort.slot(0)), trained, round)[0]
+    return FedCross(**options).aggregate(TwoWeights(), State(cohort, cohort.slot(0)), trained, round)
 
 
 def test_in_order_by_hand():

@@ -59,7 +59,7 @@ def test_acceleration_by_hand():
     facts, found = {}, []
     for _ in range(4):
         state = State(Cohort({"w": torch.ones(4, 1)}), {"w": torch.ones(1)}, facts=facts)
-        state, _ = algorithm.aggregate(OneLayer(), state, trained, 7)
+        state = algorithm.aggregate(OneLayer(), state, trained, 7)
         assert state.global_weights["w"].tolist() == [3.0]
         facts = json.loads(json.dumps(state.facts))
         found.append(sorted(state.cohort.tensors["w"].flatten().tolist()))
