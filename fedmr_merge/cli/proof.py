@@ -94,7 +94,7 @@ def lineage(
 
     Through every recombination in a row whose lineage is still there.
     """
-    from fedmr_merge.lineage.model import trace
+    from fedmr_merge.lineage.trace import trace
 
     ends: dict[str, None] = {}
     for chain in trace(out, tensor, slot):

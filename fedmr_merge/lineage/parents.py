@@ -1,11 +1,11 @@
-"""The models that went into a recombination, as its lineage describes them: enough to write them again."""
+"""The inputs of a recombination or an average, as its lineage describes them: enough to write them again."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """One weight file of a source: enough to write it again."""
+class ParentFile:
+    """One weight file of a parent: enough to write it again."""
 
     name: str
     header: Header
@@ -35,14 +35,14 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Source:
+class Parent:
     """One model that went in."""
 
     slot: int
     path: str  #: relative to the lineage file, or `org/name@commit` on the Hub
     is_folder: bool
-    files: tuple[SourceFile, ...]
-    indexes: Mapping[str, bytes]  #: shard index → its text, compressed
+    files: tuple[ParentFile, ...]
+    indexes: Mapping[str, bytes]  #: shard index → its content, compressed
     sidecars: Mapping[str, str]  #: its other files → their SHA-256
 
     @cached_property
@@ -53,15 +53,15 @@ class Source:
 
     @cached_property
     def hub(self) -> HubRef | None:
-        """What it is called on the Hub; None where it was a file or folder."""
+        """Its name on the Hub; None where it was a file or a folder."""
         from fedmr_merge.hub.listing import parse_origin
 
         return parse_origin(self.path)
 
     def place(self, folder: Path) -> Path:
-        """Return where it lies, as people write it: `b` for `a/../b`, unless a link makes that another place.
+        """Return where it is, as people write it: `b` for `a/../b`, unless a link makes that another place.
 
-        `folder` is the lineage's. A model on the Hub lies in the cache, if it is on this machine at all.
+        `folder` is the folder of the lineage. A model of the Hub is in the cache, if it is on this machine at all.
         """
         if self.hub is not None:
             from fedmr_merge.hub.snapshot import cached_place
@@ -71,7 +71,7 @@ class Source:
         return short if _real_place(short) == real else real
 
     def is_there(self, folder: Path) -> bool:
-        """Whether it can be read; the cache may hold a part of a repository only."""
+        """Whether it can be read; the cache may hold only a part of a repository."""
         place = self.place(folder)
         if self.hub is None or not self.is_folder:
             return os.access(place, os.F_OK)  # False also where a folder above may not be entered
@@ -79,7 +79,7 @@ class Source:
 
 
 def recorded_place(checkpoint: Checkpoint, out: Path) -> str:
-    """Return what a lineage in the folder `out` calls a source. Raises CheckpointError where that is no text."""
+    """Return what a lineage in the folder `out` calls a parent. Raises CheckpointError where that is not Unicode."""
     place = checkpoint.origin or os.path.relpath(_real_place(checkpoint.place), _real_place(out))
     try:
         place.encode("utf-8")
@@ -92,8 +92,8 @@ def recorded_place(checkpoint: Checkpoint, out: Path) -> str:
     return place
 
 
-def describe_source(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
-    """Return the JSON of one source.
+def describe_parent(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Return the JSON of one parent.
 
     Its headers and indexes are kept, compressed, so that `undo` writes them again byte for byte. Its other files are
     in the outputs, where `undo` looks for them by their SHA-256.
@@ -142,22 +142,46 @@ def hash_file(path: Path) -> str:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
 
 
-def read_source(content: Mapping[str, Any]) -> Source:
-    """Read what `describe_source` gave. Raises an error of any kind where it is damaged."""
-    files = tuple(map(_read_file, content["files"]))
+class Unpacking:
+    """Unpacks what a lineage holds compressed, up to a bound: a file of a megabyte must not fill the memory.
+
+    Headers and indexes are a tenth of their size when they are compressed, and the lineage lists every tensor besides.
+    """
+
+    _BASE_BYTES = 16 << 20
+    _RATIO = 64
+
+    def __init__(self, lineage_bytes: int) -> None:
+        self._left = self._BASE_BYTES + self._RATIO * lineage_bytes
+
+    def pieces(self, packed: bytes) -> Iterator[bytes]:
+        """Yield the unpacked pieces. Raises ValueError beyond the bound, zlib.error where it is damaged."""
+        for piece in unpack(packed):
+            self._left -= len(piece)
+            if self._left < 0:
+                raise ValueError("its headers and indexes are far larger than those of any model that it describes")
+            yield piece
+
+
+def read_parent(content: Mapping[str, Any], unpacking: Unpacking) -> Parent:
+    """Read what `describe_parent` gave. Raises an error of any kind where it is damaged."""
     indexes = {name: base64.b64decode(text) for name, text in content["indexes"].items()}
-    return Source(
+    for packed in indexes.values():
+        for _ in unpacking.pieces(packed):  # `undo` writes them: damage must be found before
+            pass
+    return Parent(
         slot=int(content["slot"]),
         path=str(content["path"]),
         is_folder=bool(content["is_folder"]),
-        files=files,
+        files=tuple(_read_file(file, unpacking) for file in content["files"]),
         indexes=indexes,
         sidecars=dict(content["sidecars"]),
     )
 
 
-def _read_file(content: Mapping[str, Any]) -> SourceFile:
-    name = str(content["name"])
-    return SourceFile(
-        name, parse_header(unpack(base64.b64decode(content["header"])), Path(name), int(content["bytes"]))
-    )
+def _read_file(content: Mapping[str, Any], unpacking: Unpacking) -> ParentFile:
+    name, nbytes = str(content["name"]), content["bytes"]
+    if type(nbytes) is not int or not 0 <= nbytes < 1 << 63:
+        raise ValueError(f"{nbytes!r:.40} is not a number of bytes")
+    pieces = unpacking.pieces(base64.b64decode(content["header"]))
+    return ParentFile(name, parse_header(pieces, Path(name), nbytes))

@@ -22,7 +22,8 @@ import yaml
 
 from fedmr_merge.checkpoint.header import read_header
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
-from fedmr_merge.lineage.model import LINEAGE_FILE, read_lineage
+from fedmr_merge.lineage.model import LINEAGE_FILE
+from fedmr_merge.lineage.reader import read_lineage
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.staging import Staging
 
@@ -154,13 +155,13 @@ def _weight_faults(path: Path, machine: Machine) -> Iterator[str]:
 def _lineage_faults(folder: Path, machine: Machine) -> Iterator[str]:
     """The headers of the sources, which `undo` writes again, are compressed in the lineage."""
     try:
-        sources = read_lineage(folder).sources
+        parents = read_lineage(folder).parents
     except FedmrMergeError:  # not one of ours
         return
-    for source in sources:
-        for file in source.files:
+    for parent in parents:
+        for file in parent.files:
             for key, value in file.header.metadata.items():
-                where = f"the metadata {key!r} of source {source.slot}"
+                where = f"the metadata {key!r} of source {parent.slot}"
                 yield from (f"{where} holds {trace}" for trace in machine.traces(value))
 
 

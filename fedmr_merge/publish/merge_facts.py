@@ -4,15 +4,15 @@ told to others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedmr_merge.checkpoint.writer import dumps
 from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.hub.listing import parse_origin
-from fedmr_merge.lineage.model import LINEAGE_FILE, Lineage, read_lineage
+from fedmr_merge.lineage.model import AVERAGE, LINEAGE_FILE, Lineage
+from fedmr_merge.lineage.reader import open_document, read_lineage
+from fedmr_merge.lineage.writer import lineage_lines
 from fedmr_merge.publish.facts import TAGS, read_json
 
 #: In a lineage that is published: where a source lay that is not on the Hub.
@@ -30,6 +30,8 @@ def find_lineage(folder: Path) -> tuple[Path, str | None] | None:
             lineage = read_lineage(place)
         except FedmrMergeError:
             continue
+        if lineage.operation == AVERAGE:
+            continue
         if part is None or part in lineage.outputs.values() or part == _mean_place(lineage):
             return place, part
     return None
@@ -41,7 +43,8 @@ def merge_facts(place: Path, part: str | None) -> dict[str, Any]:
     Raises VerificationError when its lineage is damaged.
     """
     lineage = read_lineage(place)
-    content = json.loads((place / LINEAGE_FILE).read_text(encoding="utf-8"))
+    with (place / LINEAGE_FILE).open("rb") as stream:
+        content, _ = open_document(stream)
     sources = [_source(source) for source in content["sources"]]
     slot = next((slot for slot, path in lineage.outputs.items() if path == part), None)
     licences = {source["repo"]: source["license"] for source in sources if source["repo"]}
@@ -74,26 +77,27 @@ def merge_facts(place: Path, part: str | None) -> dict[str, Any]:
     }
 
 
-def published_lineage(text: str) -> str:
-    """Return a `lineage.json` that names no folder of this machine; a text that is none is returned as it is.
+def published_lineage(path: Path) -> str | None:
+    """Return the content of a `lineage.json` without any folder of this machine; None where the file is not a lineage.
 
-    Sources on the Hub keep their name and commit. Of any other only the file's or folder's own name is told, in a
-    folder that does not exist, so that `verify` says that the source is not there. Everything else, hashes and byte
-    ranges included, stays: the outputs can still be verified and undone.
+    Parents on the Hub keep their name and commit. Of any other parent only the name of the file or folder itself is
+    published, in a folder that does not exist, so that `verify` reports that the parent is not there. Everything else,
+    hashes and byte ranges included, stays: the outputs can still be verified and undone.
     """
     try:
-        content = json.loads(text)
-        sources = [{**source, "path": _public_place(source)} for source in content["sources"]]
-        content |= {**_public_rule(content), "sources": sources}
-        head = [f"{json.dumps(key)}: {dumps(value)},\n" for key, value in content.items() if key != "tensors"]
-        tensors = ",\n".join(dumps(tensor) for tensor in content["tensors"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return text
-    return "{\n" + "".join(head) + '"tensors": [\n' + tensors + "\n]\n}\n"
+        with path.open("rb") as stream:
+            head, tensors = open_document(stream)
+            sources = [{**source, "path": _public_place(source)} for source in head["sources"]]
+            head |= {**_public_rule(head), "sources": sources}
+            return "".join(lineage_lines(head, tensors))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _public_rule(content: Mapping[str, Any]) -> dict[str, str]:
-    """A layer rule and how it was found; of a rule file only the file's own name."""
+    """A layer rule and how it was found, of a rule file only the file's own name; nothing for an average."""
+    if content.get("operation") == AVERAGE:
+        return {}
     rule, found = str(content["rule"]), str(content["rule_found"])
     name = PurePosixPath(rule).name
     return {"rule": name, "rule_found": found.replace(rule, name)}

@@ -162,8 +162,8 @@ def outgoing(plan: PushPlan, folder: Path, names: Sequence[str]) -> dict[str, st
     The card names its place on the Hub and the licence; a recombination's lineage names no folder of this machine; an
     output of a recombination that has no card gets one.
     """
-    texts = {name: _read(folder / name) for name in names if PurePosixPath(name).name == LINEAGE_FILE}
-    found = {name: published_lineage(text) for name, text in texts.items() if text is not None}
+    lineages = (name for name in names if PurePosixPath(name).name == LINEAGE_FILE)
+    found = {name: text for name in lineages if (text := published_lineage(folder / name)) is not None}
     card = _read(folder / CARD_FILE) if CARD_FILE in names else make_card(folder)
     if card is not None:
         # A pull request ends on main.

@@ -23,8 +23,9 @@ from fedmr_merge.errors import OutputError
 from fedmr_merge.hub.inputs import lies_in, refuse_inside
 from fedmr_merge.layers.plan import FORMAT_VERSION as PLAN_VERSION
 from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan
-from fedmr_merge.lineage.model import LINEAGE_FILE, TensorOrigin, write_lineage
-from fedmr_merge.lineage.parents import describe_source, recorded_place
+from fedmr_merge.lineage.model import LINEAGE_FILE, TensorOrigin
+from fedmr_merge.lineage.parents import describe_parent, recorded_place
+from fedmr_merge.lineage.writer import write_lineage
 from fedmr_merge.merging.average import write_mean
 from fedmr_merge.merging.options import NotFinite
 from fedmr_merge.recombination.layouts.store import StoreReport, check_store, store_folder, write_in_store
@@ -214,7 +215,7 @@ def _facts(work: Recombination, out: Path, mean: Mapping[str, Any] | None) -> di
         # As `plan.to_json()`, without a list made for each of many groups.
         "plan": {"format_version": PLAN_VERSION, "slots": work.plan.slots, "permutations": work.plan.permutations},
         "groups": {group.name: group.tensors for group in work.grouping.groups},
-        "sources": (describe_source(slot, source, out) for slot, source in enumerate(work.checkpoints)),
+        "sources": (describe_parent(slot, source, out) for slot, source in enumerate(work.checkpoints)),
         "outputs": [
             {"slot": slot, "path": model.path(out, work.name(slot)).name} for slot, model in work.models.items()
         ],

@@ -15,8 +15,8 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
 from fedmr_merge.errors import OutputError, VerificationError
 from fedmr_merge.hub.inputs import lies_in
-from fedmr_merge.lineage.model import read_lineage
-from fedmr_merge.lineage.parents import Source, hash_file
+from fedmr_merge.lineage.parents import Parent, hash_file
+from fedmr_merge.lineage.reader import read_lineage
 from fedmr_merge.recombination.verify import check_outputs, original_entries
 
 
@@ -48,13 +48,13 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
             hint="leave out --slots",
         )
     models = check_outputs(lineage, progress)
-    names = _source_names(lineage.sources)
+    names = _source_names(lineage.parents)
     watch = SourceWatch(models.values())
     entries = original_entries(lineage, models)
     with staged_output(target) as staging:
         staging.mkdir()
         missing: list[Path] = []
-        for source, name in zip(lineage.sources, names, strict=True):
+        for source, name in zip(lineage.parents, names, strict=True):
             _restore_weights(source, staging / name, entries[source.slot], watch, progress)
             donors = [models[source.slot], *models.values()]  # its own output first
             lost = _restore_sidecars(source.sidecars, donors, staging / name)
@@ -78,7 +78,7 @@ def _restore_sidecars(sidecars: Mapping[str, str], donors: Sequence[Checkpoint],
 
 
 def _restore_weights(
-    source: Source,
+    source: Parent,
     path: Path,
     entries: Mapping[str, TensorEntry],
     watch: SourceWatch,
@@ -94,7 +94,7 @@ def _restore_weights(
             stream.writelines(unpack(packed))
 
 
-def _source_names(sources: Sequence[Source]) -> list[str]:
+def _source_names(sources: Sequence[Parent]) -> list[str]:
     """What the rebuilt inputs are called: as they were, or by their slot where two had one name."""
     names = [Path(source.path).name.removesuffix(INDEX) if source.hub is None else "" for source in sources]
     if len(set(names)) == len(names) and not any(map(leads_out, names)):

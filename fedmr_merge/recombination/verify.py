@@ -23,8 +23,10 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry, positions
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import Difference, FedmrMergeError, VerificationError
 from fedmr_merge.hub.inputs import open_inputs
-from fedmr_merge.lineage.model import Lineage, read_lineage, record_hashes
+from fedmr_merge.lineage.model import Lineage
 from fedmr_merge.lineage.parents import hash_file
+from fedmr_merge.lineage.reader import read_lineage
+from fedmr_merge.lineage.writer import record_hashes
 from fedmr_merge.merging.options import MeanOptions, out_dtype
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def _check_hashes(
     result.nbytes += sum(model.nbytes for model in models.values())
     unlisted = {slot: set(model.tensors) for slot, model in models.items()}
     for slot, model in models.items():
-        for difference in tensor_differences(slot, lineage.sources[slot].tensors, model.tensors):
+        for difference in tensor_differences(slot, lineage.parents[slot].tensors, model.tensors):
             result.faults.append(_shown(lineage.outputs[slot], difference))
             unlisted[slot].discard(difference.subject)
     for slot, name, *_, expected in lineage.tensors:
@@ -182,7 +184,7 @@ def _check_conservation(
         return ()
     if against is None and lineage.hashed:
         return _unchanged(lineage, result, progress)
-    opened = open_inputs(against or [source.place(lineage.folder) for source in lineage.sources], progress=progress)
+    opened = open_inputs(against or [source.place(lineage.folder) for source in lineage.parents], progress=progress)
     found = [_hash(checkpoint, progress) for checkpoint in opened]
     wrong = [
         origin
@@ -207,7 +209,7 @@ def _unchanged(lineage: Lineage, result: Verification, progress: Progress | None
     opened: dict[int, Checkpoint] = {}
     changed: set[int] = set()
     found: dict[int, Digests] = {}
-    for source in lineage.sources:
+    for source in lineage.parents:
         try:
             (checkpoint,) = open_inputs([source.place(lineage.folder)], progress=progress)
             found[source.slot] = _hash(checkpoint, progress)
@@ -222,7 +224,7 @@ def _unchanged(lineage: Lineage, result: Verification, progress: Progress | None
         if slot not in changed and found[slot][origin.tensor] != origin.sha256:
             changed.add(slot)
     for slot in sorted(changed):
-        place = lineage.sources[slot].place(lineage.folder)
+        place = lineage.parents[slot].place(lineage.folder)
         result.warnings.append(f"source {place} has changed since; the outputs hold what it was")
     if not changed and not result.faults and len(lineage.outputs) == lineage.plan.slots:
         result.proved.append(_CONSERVED)
@@ -239,7 +241,7 @@ def _missing(lineage: Lineage) -> list[str]:
         f"{source.path} is not in this machine's cache of the Hub; `--against {source.path}` fetches it"
         if source.hub is not None
         else f"{source.place(lineage.folder)} is not there"
-        for source in lineage.sources
+        for source in lineage.parents
         if not source.is_there(lineage.folder)
     ]
 
@@ -307,7 +309,7 @@ def _mean_options(lineage: Lineage) -> MeanOptions:
 def _mean_tensors(lineage: Lineage) -> dict[str, TensorEntry]:
     """Return what the tensors of the global model must be: slot 0's, in the dtype that was asked for."""
     options = _mean_options(lineage)
-    return {name: entry._replace(dtype=out_dtype(entry, options)) for name, entry in lineage.sources[0].tensors.items()}
+    return {name: entry._replace(dtype=out_dtype(entry, options)) for name, entry in lineage.parents[0].tensors.items()}
 
 
 def _take_mean_again(

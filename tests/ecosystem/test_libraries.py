@@ -17,7 +17,7 @@ from fedmr_merge.federated.models._torchvision import torchvision  # noqa: F401
 
 transformers = pytest.importorskip("transformers")
 
-from fedmr_merge.lineage.model import read_lineage  # noqa: E402
+from fedmr_merge.lineage.reader import read_lineage  # noqa: E402
 from fedmr_merge.recombination.planning import OutputOptions, PlanOptions  # noqa: E402
 from fedmr_merge.recombination.recombine import recombine  # noqa: E402
 from fedmr_merge.recombination.verify import verify  # noqa: E402

@@ -148,48 +148,59 @@ def test_what_is_sent_can_be_verified_and_undone(out: Path, sources: list[Path],
         assert (after / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
 
 
+def published(path: Path) -> str:
+    text = published_lineage(path)
+    assert text is not None
+    return text
+
+
 def test_published_lineage_keeps_everything_but_places(out: Path) -> None:
-    text = (out / "lineage.json").read_text()
-    before, after = json.loads(text), json.loads(published_lineage(text))
+    path = out / "lineage.json"
+    text = path.read_text()
+    before, after = json.loads(text), json.loads(published(path))
     assert [source.pop("path") for source in after["sources"]] == [f"unpublished/0{i}/{n}" for i, n in enumerate("abc")]
     for source in before["sources"]:
         source.pop("path")
     assert after == before
-    assert published_lineage(published_lineage(text)) == published_lineage(text)
-    assert published_lineage(text).count("\n") == text.count("\n")
+    path.write_text(once := published(path))
+    assert published(path) == once
+    assert once.count("\n") == text.count("\n")
+    path.write_text(json.dumps(json.loads(once), indent=1))
+    assert published(path) == once, "however it is laid out"
 
 
 def test_sources_on_the_hub_keep_their_place(out: Path) -> None:
     content = from_hub(out, [None] * 3)
-    again = json.loads(published_lineage((out / "lineage.json").read_text()))
-    assert again["sources"] == content["sources"]
+    assert json.loads(published(out / "lineage.json"))["sources"] == content["sources"]
 
 
 @pytest.mark.parametrize("place", ["ckpts/m0@v1", "/home/me/model", "..", "org/name", f"../x@{COMMIT}"])
-def test_places_that_only_look_like_hub_ids_are_not_told(out: Path, place: str) -> None:
+def test_places_that_only_look_like_hub_ids_are_not_published(out: Path, place: str) -> None:
     path = out / "lineage.json"
     content = json.loads(path.read_text())
     content["sources"][0]["path"] = place
-    told = json.loads(published_lineage(json.dumps(content)))["sources"][0]["path"]
-    assert told.startswith("unpublished/00/")
-    assert "home" not in told
+    path.write_text(json.dumps(content))
+    shown = json.loads(published(path))["sources"][0]["path"]
+    assert shown.startswith("unpublished/00/")
+    assert "home" not in shown
 
 
-def test_rule_files_are_told_by_their_name_alone(sources: list[Path], tmp_path: Path) -> None:
+def test_rule_files_are_published_by_their_name_alone(sources: list[Path], tmp_path: Path) -> None:
     rule = tmp_path / SECRET / "mine.yaml"
     rule.write_text(RULE)
     recombine(sources, tmp_path / "out", PlanOptions(rule=str(rule)))
     text = write_card(tmp_path / "out").read_text()
     assert "| layer rule | `mine.yaml`" in text
     assert SECRET not in text
-    assert SECRET not in published_lineage((tmp_path / "out" / "lineage.json").read_text())
+    assert SECRET not in published(tmp_path / "out" / "lineage.json")
 
 
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", "null", '{"sources": [{}]}', '{"sources": 3, "rule": 1}', "[" * 10**5]
 )
-def test_text_that_is_no_lineage_is_sent_as_it_is(text: str) -> None:
-    assert published_lineage(text) == text
+def test_a_file_that_is_not_a_lineage_is_sent_as_it_is(text: str, tmp_path: Path) -> None:
+    (tmp_path / "lineage.json").write_text(text)
+    assert published_lineage(tmp_path / "lineage.json") is None
 
 
 def test_headers_of_sources_are_searched_for_traces_although_they_are_packed(tmp_path: Path) -> None:

@@ -1,0 +1,257 @@
+"""Read a lineage and check it: whatever the file holds, it is a `Lineage` or one clear error.
+
+The memory that this takes is bounded by the size of the file, and what the file holds compressed is never unpacked to
+more than a small multiple of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from fedmr_merge.checkpoint.folder import leads_out
+from fedmr_merge.checkpoint.header import open_regular
+from fedmr_merge.checkpoint.header_json import DTYPE_BITS
+from fedmr_merge.checkpoint.json_reader import named_once
+from fedmr_merge.checkpoint.matching import tensor_differences
+from fedmr_merge.errors import CheckpointError, PlanError, VerificationError
+from fedmr_merge.layers.plan import RecombinationPlan
+from fedmr_merge.lineage.model import (
+    AVERAGE,
+    FORMAT_VERSION,
+    HERE,
+    LINEAGE_FILE,
+    RECOMBINE,
+    Lineage,
+    Origins,
+    TensorOrigin,
+)
+from fedmr_merge.lineage.parents import Unpacking, read_parent
+
+_OWN_FIELDS = ("operation", "plan", "sources", "outputs", "global", "tensors")  #: of the file, in `Lineage` by name
+_DAMAGED = "take the file from a copy, or recombine again: it is of use only as `fedmr-merge` wrote it"
+_FIRST_TENSOR = b'"tensors": [\n'
+_END = b"\n]\n}\n"
+_LARGEST_WHOLE_BYTES = 1 << 30  #: of a file that is not laid out line by line
+_LONGEST_NAME_BYTES = 255  #: of a file or folder, on the usual file systems
+
+#: What reading a damaged lineage can raise.
+_FAULTS = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RecursionError, zlib.error)
+
+
+def read_lineage(out: str | Path) -> Lineage:
+    """Read the lineage in the output folder of a recombination or an average.
+
+    Raises VerificationError when there is none, or it is damaged.
+    """
+    folder = Path(out)
+    path = folder / LINEAGE_FILE
+    try:
+        with open_regular(path) as stream:
+            nbytes = os.fstat(stream.fileno()).st_size
+            head, entries = open_document(stream)
+            if head.get("format_version") != FORMAT_VERSION:
+                raise VerificationError(f"{path}: it is not a lineage of format version {FORMAT_VERSION}")
+            return _lineage(folder, head, Origins(TensorOrigin(**entry) for entry in entries), Unpacking(nbytes))
+    except OSError as error:
+        raise VerificationError(
+            f"{path}: cannot be read: {error.strerror}", hint="name the folder that `fedmr-merge recombine` wrote"
+        ) from error
+    except (*_FAULTS, CheckpointError, PlanError) as error:
+        reason = f"the member {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise VerificationError(f"{path}: damaged: {reason:.300}", hint=_DAMAGED) from error
+
+
+def open_document(stream: BinaryIO) -> tuple[dict[str, Any], Iterator[Any]]:
+    """Return the members of a lineage file other than `tensors`, and its tensors one by one, not checked.
+
+    A lineage as this package writes it has every tensor on a line of its own and is read line by line. JSON of the same
+    content that is laid out in another way is read whole. Raises ValueError where the file is not JSON; the
+    iterator raises it where there is no list of tensors. What the values are is left to the caller to check.
+    """
+    head = _head_of_lines(stream)
+    if head is not None:
+        return head, _tensors_of_lines(stream)
+    whole = _read_whole(stream)
+    return whole, _elements(whole.pop("tensors", None))
+
+
+def _head_of_lines(stream: BinaryIO) -> dict[str, Any] | None:
+    """Return the members before `tensors`, with the stream at the first tensor; None for another layout."""
+    if stream.seek(0, os.SEEK_END) < len(_END):
+        return None
+    stream.seek(-len(_END), os.SEEK_END)
+    if stream.read() != _END:  # `tensors` is not the last member
+        return None
+    stream.seek(0)
+    head: list[bytes] = []
+    for line in stream:
+        if line == _FIRST_TENSOR:
+            break
+        head.append(line)
+    else:
+        return None
+    try:
+        found = _parse(b"".join(head).rstrip().removesuffix(b",") + b"}")
+    except ValueError:  # the line was a member of another member
+        return None
+    return None if "tensors" in found else found
+
+
+def _tensors_of_lines(stream: BinaryIO) -> Iterator[Any]:
+    count = 0
+    for line in stream:
+        if line == b"]\n":
+            return
+        try:
+            tensors = _parse(b"[" + line.rstrip().removesuffix(b",") + b"]", list)
+        except ValueError:  # a tensor that takes several lines
+            yield from islice(_elements(_read_whole(stream).get("tensors")), count, None)
+            return
+        yield from tensors
+        count += len(tensors)
+
+
+def _read_whole(stream: BinaryIO) -> dict[str, Any]:
+    nbytes = stream.seek(0, os.SEEK_END)
+    if nbytes > _LARGEST_WHOLE_BYTES:
+        raise ValueError(f"it is not laid out line by line, and {nbytes:,} bytes are too many to read at once")
+    stream.seek(0)
+    content: dict[str, Any] = _parse(stream.read())
+    return content
+
+
+def _elements(tensors: Any) -> Iterator[Any]:
+    if not isinstance(tensors, list):
+        raise ValueError("its `tensors` are not a list")
+    yield from tensors
+
+
+def _parse(content: bytes, kind: type = dict) -> Any:
+    value = json.loads(content.decode("utf-8"), object_pairs_hook=named_once, parse_constant=_refuse_constant)
+    if not isinstance(value, kind):
+        raise ValueError(f"expected {'an object' if kind is dict else 'a list'}, found {value!r:.40}")
+    return value
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"it holds {word}, which is not JSON")
+
+
+def _lineage(folder: Path, content: Mapping[str, Any], tensors: Origins, unpacking: Unpacking) -> Lineage:
+    lineage = Lineage(
+        folder=folder,
+        operation=content.get("operation", RECOMBINE),
+        facts={key: value for key, value in content.items() if key not in _OWN_FIELDS},
+        plan=RecombinationPlan.from_json(content["plan"]),
+        parents=tuple(read_parent(parent, unpacking) for parent in content["sources"]),
+        outputs=_outputs(content["outputs"]),
+        mean=content["global"],
+        tensors=tensors,
+    )
+    if lineage.operation not in (RECOMBINE, AVERAGE):
+        raise ValueError(f"its operation, {lineage.operation!r:.40}, is neither {RECOMBINE} nor {AVERAGE}")
+    if lineage.operation == AVERAGE and (lineage.mean is None or lineage.outputs or len(tensors)):
+        raise ValueError("an average has a mean, and no other output")
+    for check in (_check_names, _check_slots, _check_tensors, _check_mean):
+        check(lineage)
+    return lineage
+
+
+def _outputs(content: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for output in content:
+        slot, path = _whole_number(output["slot"]), str(output["path"])
+        if slot in found or path in found.values():
+            raise ValueError(f"its output {path!r:.80} of slot {slot} is listed twice")
+        found[slot] = path
+    return found
+
+
+def _whole_number(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r:.40} is not a whole number")
+    return value
+
+
+def _check_names(lineage: Lineage) -> None:
+    """Raise ValueError where a name leads out of its folder, or is one that no file can have."""
+    names = list(lineage.outputs.values())
+    for parent in lineage.parents:
+        names += [*parent.indexes, *parent.sidecars, *(file.name for file in parent.files)]
+    for name in names:
+        if leads_out(name):
+            raise ValueError(f"the name {name!r:.80} leads out of its folder")
+    for name in (*names, *(parent.path for parent in lineage.parents)):
+        check_file_name(name)
+
+
+def check_file_name(name: str) -> None:
+    """Raise ValueError for a path that no file can have."""
+    try:
+        parts = name.encode().split(b"/")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name {name!r:.80} is not Unicode") from error
+    if "\0" in name:
+        raise ValueError(f"the name {name!r:.80} holds a NUL")
+    if any(len(part) > _LONGEST_NAME_BYTES for part in parts):
+        raise ValueError(f"the name {name!r:.60} … is longer than {_LONGEST_NAME_BYTES} bytes")
+
+
+def _check_slots(lineage: Lineage) -> None:
+    if [parent.slot for parent in lineage.parents] != list(range(lineage.plan.slots)):
+        raise ValueError("its sources are not one for each slot")
+    shared = lineage.facts.get("sidecars_from")
+    for slot in (*lineage.outputs, *(() if shared is None else (_whole_number(shared),))):
+        if slot not in range(lineage.plan.slots):
+            raise ValueError(f"there is no slot {slot!r:.40}")
+
+
+def _check_tensors(lineage: Lineage) -> None:
+    """Raise ValueError where the parents have no tensors, or not the same, or an output's tensor is not one of them."""
+    known = lineage.parents[0].tensors
+    if not known:
+        raise ValueError("its sources have no tensors")
+    for parent in lineage.parents[1:]:
+        for difference in tensor_differences(parent.slot, known, parent.tensors):
+            raise ValueError(f"its sources differ: {difference}")
+    for origin in lineage.tensors:
+        if origin.tensor not in known:
+            raise ValueError(f"{origin.tensor!r:.80} of slot {origin.slot} is in none of its sources")
+        if origin.slot not in lineage.outputs or origin.group not in lineage.plan.permutations:
+            raise ValueError(f"{origin.tensor!r:.80} of slot {origin.slot} is in no output or in no group of the plan")
+        if origin.source_slot not in range(lineage.plan.slots):
+            raise ValueError(f"{origin.tensor!r:.80} of slot {origin.slot} comes from slot {origin.source_slot}")
+
+
+def _check_mean(lineage: Lineage) -> None:
+    """Raise ValueError where the mean could not have been written so."""
+    mean = lineage.mean
+    if mean is None:
+        return
+    path, weights, dtype, hashes = mean["path"], mean.get("weights"), mean.get("out_dtype"), mean.get("sha256")
+    is_here = lineage.operation == AVERAGE and path == HERE
+    if not isinstance(path, str) or (leads_out(path) and not is_here):
+        raise ValueError(f"the name {path!r:.40} of its mean leads out of its folder, or is not a name")
+    check_file_name(path)
+    if weights is not None:
+        _check_weights(weights, lineage.plan.slots)
+    if mean.get("accumulate") not in ("float32", "float64"):
+        raise ValueError(f"its mean was added up in {mean.get('accumulate')!r:.40}")
+    if dtype is not None and dtype not in DTYPE_BITS:
+        raise ValueError(f"its mean was written in an unknown dtype, {dtype!r:.40}")
+    if hashes is not None and hashes.keys() != set(lineage.parents[0].tensors):
+        raise ValueError("the SHA-256 of its mean are not those of the sources' tensors")
+
+
+def _check_weights(weights: Any, slots: int) -> None:
+    if not isinstance(weights, list) or not all(type(w) in (int, float) and 0 <= w < math.inf for w in weights):
+        raise ValueError("the weights of its mean are not a list of numbers of 0 or more")
+    if len(weights) != slots or not any(weights):
+        raise ValueError(f"the weights of its mean are not {slots} numbers with one above 0")
