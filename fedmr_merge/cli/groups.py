@@ -39,11 +39,13 @@ def show_groups(checkpoint: Checkpoint, grouping: Grouping, *, tensors: bool = F
         f"{checkpoint.parameters:,} parameters, {console.size(checkpoint.nbytes)} "
         f"in {console.plural(len(checkpoint.files), 'file')}"
     )
-    show_perhaps_tied(grouping)
+    show_ties(grouping)
 
 
-def show_perhaps_tied(grouping: Grouping) -> None:
-    """Say of which tensors it is not known yet whether they move as one."""
+def show_ties(grouping: Grouping) -> None:
+    """Print which tensors move as one because they are tied, and of which this is not known yet."""
+    if grouping.tied:
+        console.say(f"tied, moved as one: {console.listed([' = '.join(names) for names in grouping.tied])}")
     if grouping.perhaps_tied:
         console.say(f"not final: {perhaps_tied(grouping)}")
 

@@ -24,7 +24,7 @@ from fedmr_merge.cli.arguments import (
     slot_numbers,
     warn_left_out,
 )
-from fedmr_merge.cli.groups import perhaps_tied, show_groups, show_perhaps_tied
+from fedmr_merge.cli.groups import perhaps_tied, show_groups, show_ties
 from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ MaxMemory = Annotated[str | None, typer.Option(help="Bound on the memory while t
 MaxShard = Annotated[str | None, typer.Option("--max-shard-size", help="Shard the outputs anew, e.g. 5GB.")]
 IgnoreConfig = Annotated[
     list[str] | None, typer.Option("--ignore-config", help="Key of the configuration that may differ; repeatable.")
+]
+NoTies = Annotated[
+    bool,
+    typer.Option("--no-ties", help="Let tied tensors (an input embedding and its output head) move apart."),
 ]
 RequireFinite = Annotated[
     bool, typer.Option("--require-finite", help="Refuse NaN and infinite numbers, met as the mean is taken.")
@@ -71,6 +75,7 @@ def recombine(
     plan: Annotated[
         Path | None, typer.Option(help="Execute the plan of this JSON file (or of a lineage.json); draw none.")
     ] = None,
+    no_ties: NoTies = False,
     ignore_config: IgnoreConfig = None,
     slots: Annotated[str | None, typer.Option(help="Write only these output slots, e.g. 0,2.")] = None,
     weights: Weights = None,
@@ -129,7 +134,15 @@ def recombine(
     if no_global:
         _refuse_without_mean(mean, require_finite)
     drawing = PlanOptions(
-        rule, seed, round, rounds, probability, tuple(pin or ()), _read_plan(plan), tuple(ignore_config or ())
+        rule,
+        seed,
+        round,
+        rounds,
+        probability,
+        tuple(pin or ()),
+        _read_plan(plan),
+        tuple(ignore_config or ()),
+        ties=not no_ties,
     )
     writing = OutputOptions(
         slots=slot_numbers("--slots", slots),
@@ -274,7 +287,7 @@ def _show_plan(work: Recombination, out: Path) -> None:
     ]
     console.say(f"rule {work.grouping.rule}: {work.grouping.found}")
     console.table(("layer group", "tensors", "source slot of slot 0, 1, …"), rows, right=("tensors",))
-    show_perhaps_tied(work.grouping)
+    show_ties(work.grouping)
     nbytes, place = work.bytes_to_write, str(out)
     if work.output.in_store:
         shards = forecast(work)
@@ -378,7 +391,9 @@ def inspect(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], ru
     show_groups(found.checkpoint, found.grouping)
 
 
-def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreConfig = None) -> None:
+def plan(
+    checkpoints: Checkpoints, rule: Rule = "layer", no_ties: NoTies = False, ignore_config: IgnoreConfig = None
+) -> None:
     """Tell whether models can be recombined.
 
     From their headers and configurations alone: of models on the Hub no weights are fetched. Shows the models and their
@@ -394,7 +409,7 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreCo
     refuse_twice(opened)
     match_checkpoints(opened, ignore_config=ignore_config or ())
     warn_left_out(opened)
-    grouping = group_checkpoints(opened, rule, ignore_config or ())
+    grouping = group_checkpoints(opened, rule, ignore_config or (), ties=not no_ties)
     rows = [
         [str(slot), found.source, console.size(found.nbytes), str(len(found.files)), found.licence or ""]
         for slot, found in enumerate(opened)
@@ -405,5 +420,6 @@ def plan(checkpoints: Checkpoints, rule: Rule = "layer", ignore_config: IgnoreCo
     if remote:
         console.say(f"to fetch from the Hub: {console.size(remote)}, less what is in the cache")
     options = [] if rule == "layer" else ["--rule", rule]
+    options += ["--no-ties"] if no_ties else []
     options += [part for key in ignore_config or () for part in ("--ignore-config", key)]
     console.say(f"next: fedmr-merge recombine {shlex.join([*named, *options])}")

@@ -35,6 +35,7 @@ class Grouping:
     found: str  #: how, in words
     groups: tuple[LayerGroup, ...]
     require_equal: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: JSON sidecar -> keys that must agree
+    tied: tuple[tuple[str, ...], ...] = ()  #: tensors that are one in the model and were put into one group
     perhaps_tied: tuple[tuple[str, ...], ...] = ()  #: tensors of several groups that are one if their bytes are equal
 
     @cached_property

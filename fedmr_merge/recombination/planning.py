@@ -52,6 +52,7 @@ class PlanOptions:
     pin: tuple[str, ...] = ()  #: patterns of tensors whose groups stay in their slots
     plan: RecombinationPlan | None = None  #: execute this one instead of drawing one
     ignore_config: tuple[str, ...] = ()  #: keys of the configuration that may differ
+    ties: bool = True  #: keep tied tensors together
 
     def __post_init__(self) -> None:
         """Raise PlanError where a plan is given and one is to be drawn."""
@@ -205,7 +206,7 @@ def plan_recombination(
 
 def _plan(opened: tuple[Checkpoint, ...], options: PlanOptions, output: OutputOptions) -> Recombination:
     match_checkpoints(opened, ignore_config=options.ignore_config)
-    grouping = group_checkpoints(opened, options.rule, options.ignore_config)
+    grouping = group_checkpoints(opened, options.rule, options.ignore_config, ties=options.ties)
     if options.plan is not None:
         # A plan that was made with the weights at hand knows which of them are tied.
         known = [tie for tie in grouping.perhaps_tied if not _is_apart(tie, grouping, options.plan)]
@@ -225,8 +226,10 @@ def _is_apart(tie: Sequence[str], grouping: Grouping, plan: RecombinationPlan) -
     return all(grouping.group_of[name] in plan.permutations for name in tie)
 
 
-def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str, ignore_config: Collection[str] = ()) -> Grouping:
-    """Return the layer groups of matching checkpoints, tied tensors together.
+def group_checkpoints(
+    checkpoints: Sequence[Checkpoint], rule: str, ignore_config: Collection[str] = (), *, ties: bool = True
+) -> Grouping:
+    """Return the layer groups of matching checkpoints, tied tensors together unless `ties` is false.
 
     Raises RuleError or LayerMismatchError.
     """
@@ -234,8 +237,10 @@ def group_checkpoints(checkpoints: Sequence[Checkpoint], rule: str, ignore_confi
     grouping = apply_rule(rule, first.shapes, trainer_layers(first))
     if grouping.require_equal and len(checkpoints) > 1:
         match_checkpoints(checkpoints, grouping.require_equal, ignore_config)
-    ties, unknown = find_ties(checkpoints)
-    tied = replace(grouping, groups=tie_groups(grouping.groups, ties))
+    if not ties:
+        return grouping
+    known, unknown = find_ties(checkpoints)
+    tied = replace(grouping, groups=tie_groups(grouping.groups, known), tied=tuple(known))
     apart = (tie for tie in unknown if len({tied.group_of[name] for name in tie}) > 1)
     return replace(tied, perhaps_tied=tuple(apart)) if unknown else tied
 

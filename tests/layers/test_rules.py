@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_checkpoints import MIXED, floats, model, write, write_folder
+from small_checkpoints import MIXED, floats, model, write
 
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, RuleError
@@ -384,43 +384,6 @@ def test_ties_join_groups_and_pins_spread() -> None:
         LayerGroup("a", ("a.w", "b.w", "b.b", "c.w"), pinned=True),
     )
     assert tie_groups(groups, [("x", "y"), ("a.w", "x")]) == tuple(groups)
-
-
-def llama(folder: Path, seed: int, *, equal: bool, config: str = "{}") -> Path:
-    weight = floats([[seed, 2.0], [3.0, 4.0]])
-    head = weight if equal else floats([[seed, 2.0], [3.0, 5.0]])
-    tensors = {"model.embed_tokens.weight": weight, "model.norm.weight": floats([seed]), "lm_head.weight": head}
-    return write_folder(folder, tensors, {"config.json": config})
-
-
-@pytest.mark.parametrize(
-    ("equal", "config", "tied"),
-    [
-        ((True, True), "{}", True),
-        ((True, False), "{}", False),
-        ((False, False), "{}", False),
-        ((False, False), '{"tie_word_embeddings": true}', True),
-        ((False, False), '{"tie_word_embeddings": false}', False),
-        ((True, True), '{"tie_word_embeddings": false}', True),
-        ((False, False), '{"text_config": {"tie_word_embeddings": true}}', True),
-        ((False, False), "[]", False),
-    ],
-)
-def test_ties_are_found_by_the_config_and_by_equal_bytes(
-    equal: tuple[bool, bool], config: str, tied: bool, tmp_path: Path
-) -> None:
-    sources = [llama(tmp_path / str(i), i, equal=e, config=config) for i, e in enumerate(equal)]
-    work = plan_recombination(sources, PlanOptions("tensor"), OutputOptions(mean=None))
-    group_of = work.grouping.group_of
-    assert (group_of["lm_head.weight"] == group_of["model.embed_tokens.weight"]) == tied
-    assert group_of["model.norm.weight"] == "model.norm.weight"
-
-
-def test_ties_are_found_by_the_config_of_any_model(tmp_path: Path) -> None:
-    sources = [llama(tmp_path / str(i), i, equal=False, config='{"tie_word_embeddings": true}') for i in range(2)]
-    first = tmp_path / "0" / "model.safetensors"
-    group_of = plan_recombination([first, sources[1]], PlanOptions("tensor")).grouping.group_of
-    assert group_of["lm_head.weight"] == group_of["model.embed_tokens.weight"]
 
 
 def test_pins() -> None:
