@@ -38,10 +38,10 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
     from fedmr_merge.merging.average import average
     from fedmr_merge.merging.options import MeanOptions, NotFinite
-    from fedmr_merge.publish.hub import PushResult
-    from fedmr_merge.publish.hub import push_folder as push_to_hub
+    from fedmr_merge.publish.hub import PushResult, push_to_hub
     from fedmr_merge.publish.load import load_model
     from fedmr_merge.publish.load import load_model as from_pretrained
+    from fedmr_merge.publish.push_options import PushOptions
     from fedmr_merge.recipe.run_recipe import FinishedRun, run_recipe
     from fedmr_merge.recombination.inspect import Inspection, inspect
     from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
@@ -71,6 +71,7 @@ __all__ = [
     "PlanError",
     "PlanOptions",
     "PushError",
+    "PushOptions",
     "PushResult",
     "Rebuilt",
     "RecipeError",
@@ -104,7 +105,8 @@ _HOMES = {
     "layers.plan": "LayerGroup RecombinationPlan draw_plan",
     "merging.average": "average",
     "merging.options": "MeanOptions NotFinite",
-    "publish.hub": "PushResult push_folder",
+    "publish.hub": "PushResult push_to_hub",
+    "publish.push_options": "PushOptions",
     "publish.load": "load_model",
     "recipe.run_recipe": "FinishedRun run_recipe",
     "recombination.inspect": "Inspection inspect",
@@ -114,7 +116,7 @@ _HOMES = {
     "recombination.verify": "Verification verify",
 }
 _MODULES = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names.split()}
-_ALIASES = {"from_pretrained": "load_model", "push_to_hub": "push_folder"}  # what the Hugging Face libraries call them
+_ALIASES = {"from_pretrained": "load_model"}  # what the Hugging Face libraries call them
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for granted

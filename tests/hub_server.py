@@ -3,7 +3,7 @@
     with HubServer() as hub:
         hub.add_user("hf_alice", "alice")
         hub.fail("POST", r"/commit/", "lost answer")
-        push_folder(folder, "alice/digits", endpoint=hub.endpoint, token="hf_alice")
+        push_to_hub(folder, "alice/digits", PushOptions(endpoint=hub.endpoint), token="hf_alice")
 
 Paths are matched as they were sent (`refs%2Fpr%2F1`). Weights and pictures go by LFS to `localhost`, which is another
 host than `127.0.0.1`: what must not be sent to a storage would show there.

@@ -34,38 +34,16 @@ def push(
     ] = False,
 ) -> None:
     """Publish a model folder on the Hub. Nothing is sent before this command is typed."""
-    from fedmr_merge.publish.hub import plan_push, push_folder
+    from fedmr_merge.publish.hub import PushOptions, plan_push, push_to_hub
     from fedmr_merge.publish.staging import pushed_folder
 
+    options = PushOptions(private, revision, create_pr, message, tag, license, endpoint)
     if dry_run:
-        _show(
-            plan_push(
-                path,
-                repo_id,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-                message=message,
-                tag=tag,
-                license=license,
-                endpoint=endpoint,
-            )
-        )
+        _show(plan_push(path, repo_id, options))
         return
     nbytes = sum(file.stat().st_size for file in pushed_folder(path).rglob("*") if file.is_file())
     with console.bytes_progress("pushing", nbytes) as progress:
-        result = push_folder(
-            path,
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            message=message,
-            tag=tag,
-            license=license,
-            endpoint=endpoint,
-            progress=progress,
-        )
+        result = push_to_hub(path, repo_id, options, progress=progress)
     if result.unchanged:
         console.say("the Hub has all of it already, no commit was made")
     else:

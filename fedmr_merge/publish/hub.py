@@ -1,7 +1,7 @@
 """Push a folder to the Hub: checked before, one commit, compared after.
 
     plan = plan_push(Path("runs/digits"), "alice/digits")      what would be sent; no network, no token
-    result = push_folder(Path("runs/digits"), "alice/digits")  send it
+    result = push_to_hub(Path("runs/digits"), "alice/digits")  send it
 
 What the Hub has already is never sent again, so that the same push twice makes one commit, and a push that was cut off
 goes on where it stopped when the same command is given again.
@@ -20,6 +20,7 @@ from fedmr_merge.checkpoint.folder import INDEX, WEIGHTS
 from fedmr_merge.errors import HubError, PushError, UnreachedError
 from fedmr_merge.hub.listing import HubFile
 from fedmr_merge.hub.remote import Remote, check_account, look, remote_files
+from fedmr_merge.publish.push_options import PushOptions
 from fedmr_merge.publish.push_plan import PushPlan, decide, plan_push, prepared
 from fedmr_merge.publish.staging import PushFile, Staging
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fedmr_merge.hub.client import Hub
     from fedmr_merge.hub.http import Patience
 
-__all__ = ["PushPlan", "PushResult", "plan_push", "push_folder", "refuse_faults"]
+__all__ = ["PushOptions", "PushPlan", "PushResult", "plan_push", "push_to_hub", "refuse_faults"]
 
 _PULL_REQUEST = re.compile(r"refs/pr/\d+")
 _SHOWN_FAULTS = 8
@@ -46,36 +47,45 @@ class PushResult:
     unchanged: bool  #: the Hub had it all already: no commit was made
 
 
-def push_folder(
-    folder: Path,
+def push_to_hub(
+    path: str | Path,
     repo_id: str,
+    options: PushOptions | None = None,
     *,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    message: str | None = None,
-    tag: str | None = None,
-    license: str | None = None,
-    endpoint: str | None = None,
     token: str | None = None,
     progress: Progress | None = None,
     patience: Patience | None = None,
 ) -> PushResult:
-    """Send a folder to the Hub as one commit, and compare what the Hub then has with what was sent.
+    """Send a model folder to the Hub as one commit, and compare what the Hub then holds with what was sent.
 
-    `folder` is a run folder (its `global/` is sent), a `global/`, the output of a recombination, or any folder with
-    safetensors. The repository is made if it is not there, private with `private`; so is the branch `revision`. With
-    `create_pr` the commit becomes a pull request. `tag` marks the commit, `license` replaces the card's. Weights of an
-    earlier push that have the place of these but are no part of them (other shards, further slots) go.
+    The repository and the branch are created where they are missing. Files that the Hub holds already are not sent
+    again, and a second push of the same files does not make a second commit. Weights of an earlier push that stand in
+    the place of the new ones but are not part of them, such as other shards or further slots, are deleted.
 
-    Raises HubError for what must be mended before anything is sent (files, card, token, rights, names), PushError when
-    the Hub could not be reached or the push broke off; everything is still on disk, and its hint holds the command that
-    finishes the push.
+    Args:
+        path: A run folder (its `global/` is sent), a model folder, the output of a recombination, or any folder with
+            safetensors.
+        repo_id: The repository, `namespace/name`.
+        options: How to push; None is `PushOptions()`.
+        token: A token that may write; None is `HF_TOKEN`, or the one that `hf auth login` stored.
+        progress: Called with the number of bytes just sent.
+        patience: How long to wait for the Hub; None waits as `docs/hub.md` describes.
+
+    Returns:
+        The address of the commit and what it changed.
+
+    Raises:
+        HubError: The files, the card, the token, its permissions or a name must be fixed first.
+        PushError: The Hub could not be reached, or the push broke off. Everything is still on the disk, and the hint
+            holds the command that finishes the push.
+
+    Example:
+        >>> push_to_hub("runs/digits", "alice/digits", PushOptions(license="apache-2.0")).url  # doctest: +SKIP
+        'https://huggingface.co/alice/digits/commit/5f0c…'
     """
     from fedmr_merge.hub.client import open_hub  # imports huggingface_hub
 
-    decided = decide(folder, repo_id, private, revision, create_pr, message, tag, license, endpoint)
-    with prepared(decided) as (plan, staging):
+    with prepared(decide(path, repo_id, options)) as (plan, staging):
         refuse_faults(plan)
         with open_hub(endpoint=plan.endpoint, token=token, patience=patience, progress=progress) as hub:
             push = _Push(hub, plan, staging)
@@ -123,34 +133,38 @@ class _Push:
 
     def run(self) -> PushResult:
         plan, hub = self.plan, self.hub
-        user = check_account(hub, plan.repo_id, pull_request=plan.create_pr)
-        remote = look(hub, plan.repo_id, plan.revision)
+        user = check_account(hub, plan.repo_id, pull_request=plan.options.create_pr)
+        remote = look(hub, plan.repo_id, plan.options.revision)
         self._refuse(remote)
         remote = self._make_room(remote)
         changed, stale = self._difference(remote.files)
-        landed = self._waiting(user) if plan.create_pr and changed else None
+        landed = self._waiting(user) if plan.options.create_pr and changed else None
         unchanged = landed is not None or not (changed or stale)
         if landed is None:
             landed = self._at_commit(remote.head) if unchanged else self._commit(user, remote, changed, stale)
-        if plan.tag is not None and plan.tag not in remote.tags:
-            self._tag(plan.tag, landed.commit)
+        if plan.options.tag is not None and plan.options.tag not in remote.tags:
+            self._tag(plan.options.tag, landed.commit)
         hub.traffic.finish()
         return PushResult(landed.url, landed.commit, plan.files, () if unchanged else stale, unchanged)
 
     def _refuse(self, remote: Remote) -> None:
         """Raise HubError for what would end otherwise than asked."""
         plan, name = self.plan, self.plan.repo_id
-        pull_request = plan.revision is not None and _PULL_REQUEST.fullmatch(plan.revision)
-        if not remote.exists and (plan.create_pr or pull_request):
+        pull_request = plan.options.revision is not None and _PULL_REQUEST.fullmatch(plan.options.revision)
+        if not remote.exists and (plan.options.create_pr or pull_request):
             raise HubError(f"{name}: there is no such repository to propose a change to", hint="push without it first")
         if pull_request and not remote.branch_exists:
-            raise HubError(f"{name}: there is no pull request {plan.revision}", hint="open one with --create-pr")
-        if remote.exists and plan.private and not remote.private:
+            raise HubError(
+                f"{name}: there is no pull request {plan.options.revision}", hint="open one with --create-pr"
+            )
+        if remote.exists and plan.options.private and not remote.private:
             hint = f"make it private in its settings ({plan.endpoint}/{name}/settings), or push without --private"
             raise HubError(f"{name}: exists and is public, --private would not change that", hint=hint)
-        tagged = remote.tags.get(plan.tag or "")
+        tagged = remote.tags.get(plan.options.tag or "")
         if tagged is not None and (tagged != remote.head or any(self._difference(remote.files))):
-            raise HubError(f"{name}: the tag {plan.tag} stands at commit {tagged[:12]} already", hint="choose another")
+            raise HubError(
+                f"{name}: the tag {plan.options.tag} stands at commit {tagged[:12]} already", hint="choose another"
+            )
 
     def _make_room(self, remote: Remote) -> Remote:
         """Make the repository and the branch where they are missing."""
@@ -158,16 +172,16 @@ class _Push:
         if not remote.exists:
             self.begun = True
             self.hub.ask(
-                plan.repo_id, lambda: api.create_repo(plan.repo_id, private=plan.private or None, exist_ok=True)
+                plan.repo_id, lambda: api.create_repo(plan.repo_id, private=plan.options.private or None, exist_ok=True)
             )
-            remote = look(self.hub, plan.repo_id, plan.revision)
-        if plan.revision is not None and not remote.branch_exists:
+            remote = look(self.hub, plan.repo_id, plan.options.revision)
+        if plan.options.revision is not None and not remote.branch_exists:
             self.begun = True
-            branch, head = plan.revision, remote.head
+            branch, head = plan.options.revision, remote.head
             self.hub.ask(
                 plan.repo_id, lambda: api.create_branch(plan.repo_id, branch=branch, revision=head, exist_ok=True)
             )
-            remote = look(self.hub, plan.repo_id, plan.revision)
+            remote = look(self.hub, plan.repo_id, plan.options.revision)
         return remote
 
     def _difference(self, remote: Mapping[str, HubFile]) -> tuple[tuple[PushFile, ...], tuple[str, ...]]:
@@ -188,26 +202,26 @@ class _Push:
         deletions = [CommitOperationDelete(path) for path in stale]
         hub.traffic.expect(sum(file.size for file in changed))
         self.begun = True
-        hub.choose_transfer(plan.repo_id, plan.revision, create_pr=plan.create_pr)
+        hub.choose_transfer(plan.repo_id, plan.options.revision, create_pr=plan.options.create_pr)
 
         def call() -> _Landed:
             made = hub.api.create_commit(
                 plan.repo_id,
                 [*operations, *deletions],
                 commit_message=plan.commit_message,
-                revision=plan.revision,
-                create_pr=plan.create_pr,
+                revision=plan.options.revision,
+                create_pr=plan.options.create_pr,
                 parent_commit=remote.head,
             )
-            if plan.create_pr:
+            if plan.options.create_pr:
                 return self._at_pull_request(made.pr_num, made.oid)
             return self._at_commit(made.oid)
 
         def landed() -> _Landed | None:
             # The answer may be lost while the commit is made: what is there now tells.
-            if plan.create_pr:
+            if plan.options.create_pr:
                 return self._waiting(user)
-            now = look(hub, plan.repo_id, plan.revision)
+            now = look(hub, plan.repo_id, plan.options.revision)
             done = now.head != remote.head and not any(self._difference(now.files))
             return self._at_commit(now.head) if done else None
 

@@ -1,4 +1,4 @@
-"""The licences that the Hub knows: the identifiers that may stand behind `license:` in a card.
+"""The licences that the Hub knows: the identifiers that a card may state as its `license`.
 
 From https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses a card with any other.
 """
@@ -22,8 +22,8 @@ LICENCES = tuple(_IDENTIFIERS.split())
 
 
 def check_licence(identifier: str) -> str:
-    """Return the identifier of a licence. Raises ValueError, with the one that was probably meant, if there is none."""
+    """Return the identifier of a licence. Raises ValueError, which suggests the nearest one, when it is unknown."""
     if identifier in LICENCES:
         return identifier
     near = difflib.get_close_matches(identifier.lower(), LICENCES, n=1)
-    raise ValueError("the Hub knows no such licence" + (f", did you mean {near[0]}?" if near else ""))
+    raise ValueError("the Hub does not know this licence" + (f", did you mean {near[0]}?" if near else ""))

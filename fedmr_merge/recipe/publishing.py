@@ -14,9 +14,9 @@ from pathlib import Path
 from fedmr_merge.errors import HubError, PushError
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
-from fedmr_merge.publish.hub import push_folder
+from fedmr_merge.publish.hub import push_to_hub
 from fedmr_merge.publish.publication import write_publication
-from fedmr_merge.publish.push_plan import push_command
+from fedmr_merge.publish.push_options import PushOptions
 from fedmr_merge.recipe.schema import Publish, Stage
 from fedmr_merge.runs.names import COHORT, GLOBAL, UNPUSHED
 
@@ -89,11 +89,11 @@ class Publisher:
         command = self._command(target, stage, repo, branch)
         self._failed.pop(command, None)
         try:
-            result = push_folder(target, repo, private=stage.private, revision=branch)
+            result = push_to_hub(target, repo, PushOptions(private=stage.private, revision=branch))
         except HubError as error:
             self._failed[command] = str(error)
             return f"not pushed: {error}"
         return f"{'is on the Hub already' if result.unchanged else 'pushed'}: {result.url}"
 
     def _command(self, target: Path, stage: Publish, repo: str, branch: str | None) -> str:
-        return push_command(target, repo, private=stage.private, revision=branch)
+        return PushOptions(private=stage.private, revision=branch).command(target, repo)

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 from hub_models import CARD, weights, write_model
+from hub_push import REPO, push
 from hub_server import HubServer
 
 from fedmr_merge.errors import HubError
 from fedmr_merge.publish.checks import Machine, card_faults
-from fedmr_merge.publish.hub import plan_push, push_folder
+from fedmr_merge.publish.hub import PushOptions, plan_push
 from fedmr_merge.publish.push_plan import decide, prepared
 from fedmr_merge.publish.staging import stage
-
-REPO = "alice/digits"
 
 
 @pytest.fixture
@@ -187,7 +186,7 @@ def test_every_fault_is_told_and_nothing_is_sent(hub: HubServer, model: Path) ->
     for number in range(12):
         (model / f"{number:02d}.bin").touch()
     with pytest.raises(HubError, match="not fit to be published") as caught:
-        push_folder(model, REPO, endpoint=hub.endpoint, token="hf_alice")
+        push(hub, model)
     assert "00.bin" in str(caught.value)
     assert str(caught.value).endswith("and 4 more")
     assert not hub.log
@@ -197,14 +196,16 @@ def test_model_without_a_card_may_be_pushed_but_not_licensed(tmp_path: Path) -> 
     folder = write_model(tmp_path / "bare", card=None)
     assert not plan_push(folder, REPO).has_card
     assert faults(folder) == ()
-    assert plan_push(folder, REPO, license="mit").faults == ("there is no README.md that could name the licence",)
+    assert plan_push(folder, REPO, PushOptions(license="mit")).faults == (
+        "there is no README.md that could name the licence",
+    )
 
 
 def test_licence_of_ones_own_needs_a_name(tmp_path: Path) -> None:
     unnamed = write_model(tmp_path / "unnamed", card="---\ntags: [a]\n---\nlicense_name: in the text\n")
-    assert "`other` needs a license_name" in plan_push(unnamed, REPO, license="other").faults[0]
+    assert "`other` needs a license_name" in plan_push(unnamed, REPO, PushOptions(license="other")).faults[0]
     named = write_model(tmp_path / "named", card="---\nlicense_name: mine\n---\n")
-    assert plan_push(named, REPO, license="other").faults == ()
+    assert plan_push(named, REPO, PushOptions(license="other")).faults == ()
 
 
 def test_licence_is_put_into_any_card(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_licence_is_put_into_any_card(tmp_path: Path) -> None:
     }
     for card, expected in cards.items():
         folder = write_model(tmp_path / str(len(card)), card=card)
-        with prepared(decide(folder, REPO, False, None, False, None, None, "mit", None)) as (_, staging):
+        with prepared(decide(folder, REPO, PushOptions(license="mit"))) as (_, staging):
             assert (staging.folder / "README.md").read_text() == expected
 
 

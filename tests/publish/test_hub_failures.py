@@ -11,9 +11,11 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_models import ONCE, QUICK, weights, write_model
+from hub_push import REPO, TOKEN, push
 from hub_server import PHASES, HubServer
 from huggingface_hub import constants
 
@@ -21,10 +23,7 @@ from fedmr_merge.errors import HubError, PushError
 from fedmr_merge.hub.errors import Passing, root_cause
 from fedmr_merge.hub.http import Client, Patience
 from fedmr_merge.hub.snapshot import fetch, resolve_hub
-from fedmr_merge.publish.hub import PushResult, push_folder
-
-REPO = "alice/digits"
-TOKEN = "hf_alice"
+from fedmr_merge.publish.hub import PushOptions, push_to_hub
 
 
 @pytest.fixture
@@ -32,12 +31,7 @@ def model(tmp_path: Path) -> Path:
     return write_model(tmp_path / "model")
 
 
-def push(hub: HubServer, folder: Path, **options: object) -> PushResult:
-    options = {"token": TOKEN, "patience": QUICK, **options}
-    return push_folder(folder, REPO, endpoint=hub.endpoint, **options)  # type: ignore[arg-type]
-
-
-def failure(hub: HubServer, folder: Path, **options: object) -> HubError:
+def failure(hub: HubServer, folder: Path, **options: Any) -> HubError:
     with pytest.raises(HubError) as caught:
         push(hub, folder, **options)
     error = caught.value
@@ -130,18 +124,18 @@ def test_card_that_the_hub_refuses(hub: HubServer, model: Path) -> None:
 @pytest.mark.parametrize("endpoint", ["http://example.com", "ftp://127.0.0.1", "https://me:secret@example.com", "hub"])
 def test_endpoint_that_no_token_may_go_to(model: Path, endpoint: str) -> None:
     with pytest.raises(HubError) as caught:
-        push_folder(model, REPO, endpoint=endpoint, token=TOKEN)
+        push_to_hub(model, REPO, PushOptions(endpoint=endpoint), token=TOKEN)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"revision": "a b"}, "no name that git takes"),
-        ({"tag": "../up"}, "no name that git takes"),
+        ({"revision": "a b"}, "is not a name that git accepts"),
+        ({"tag": "../up"}, "is not a name that git accepts"),
         ({"revision": "0" * 40}, "is a commit"),
-        ({"create_pr": True, "tag": "v1"}, "neither --revision nor --tag"),
-        ({"license": "nonsense"}, "--license 'nonsense': the Hub knows no such licence"),
+        ({"create_pr": True, "tag": "v1"}, "cannot be combined with --revision or --tag"),
+        ({"license": "nonsense"}, "--license 'nonsense': the Hub does not know this licence"),
         ({"license": "Apache-2"}, "did you mean apache-2.0?"),
     ],
 )
@@ -152,8 +146,8 @@ def test_options_that_make_no_push(hub: HubServer, model: Path, options: dict[st
 
 @pytest.mark.parametrize("name", ["digits", "a/b/c", "alice/", "alice/..", "alice/a--b", "alice/x y"])
 def test_names_that_are_no_repository(model: Path, name: str) -> None:
-    with pytest.raises(HubError, match="is no repository"):
-        push_folder(model, name)
+    with pytest.raises(HubError, match="is not the name of a repository"):
+        push_to_hub(model, name)
 
 
 # What passes: tried again, then exit code 3 with the command that finishes the push
@@ -203,7 +197,7 @@ def test_offline_mode(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPat
 
 def test_nobody_listens(hub: HubServer, model: Path) -> None:
     with pytest.raises(PushError, match="cannot be reached"):
-        push_folder(model, REPO, endpoint="http://127.0.0.1:9", token=TOKEN, patience=QUICK)
+        push(hub, model, endpoint="http://127.0.0.1:9")
 
 
 def test_only_a_server_that_was_there_before_is_waited_for(
@@ -215,7 +209,7 @@ def test_only_a_server_that_was_there_before_is_waited_for(
     for expected in ([1, 2], [1, 2, 4, 8, 16]):
         waits.clear()
         with pytest.raises(PushError, match="cannot be reached"):
-            push_folder(model, REPO, endpoint="http://127.0.0.1:9", token=TOKEN)
+            push(hub, model, endpoint="http://127.0.0.1:9", patience=Patience())
         assert waits == expected
         monkeypatch.setattr(Client, "reached", {"127.0.0.1:9"})
 
@@ -355,13 +349,12 @@ def test_thirty_random_cuts_then_the_same_command(hub: HubServer, tmp_path: Path
         hub.fail("GET|POST|PUT", "", phase, skip=cut)
         if for_good:
             hub.fail("GET|POST|PUT", "", "before", skip=cut + 1, times=1000)
-        options = {"token": TOKEN, "endpoint": hub.endpoint, "tag": "v1"}
         try:
-            push_folder(folder, repo, **options, patience=ONCE)  # type: ignore[arg-type]
+            push(hub, folder, repo, tag="v1", patience=ONCE)
         except PushError:
             failed += 1
         hub.faults.clear()
-        result = push_folder(folder, repo, **options, patience=ONCE)  # type: ignore[arg-type]
+        result = push(hub, folder, repo, tag="v1", patience=ONCE)
         assert [commit.oid for commit in hub.repos[repo].history()][:-1] == [result.commit]
         assert hub.repos[repo].refs["refs/tags/v1"] == result.commit
         for path in folder.iterdir():
@@ -375,8 +368,8 @@ def test_thirty_random_cuts_then_the_same_command(hub: HubServer, tmp_path: Path
 PUSH = """
 import sys
 from pathlib import Path
-from fedmr_merge.publish.hub import push_folder
-print(push_folder(Path(sys.argv[1]), sys.argv[2]).commit)
+from fedmr_merge import push_to_hub
+print(push_to_hub(Path(sys.argv[1]), sys.argv[2]).commit)
 """
 
 

@@ -7,19 +7,13 @@ import logging
 from pathlib import Path
 
 import pytest
-from hub_models import QUICK, weights, write_cohort, write_model
+from hub_models import weights, write_cohort, write_model
+from hub_push import REPO, push
 from hub_server import HubServer
 
 from fedmr_merge.errors import HubError
 from fedmr_merge.hub.snapshot import expand_hub, fetch, resolve_hub
-from fedmr_merge.publish.hub import PushResult, plan_push, push_folder
-
-REPO = "alice/digits"
-
-
-def push(hub: HubServer, folder: Path, repo: str = REPO, **options: object) -> PushResult:
-    options = {"token": "hf_alice", "patience": QUICK, **options}
-    return push_folder(folder, repo, endpoint=hub.endpoint, **options)  # type: ignore[arg-type]
+from fedmr_merge.publish.hub import PushOptions, plan_push
 
 
 def titles(hub: HubServer, revision: str = "main", repo: str = REPO) -> list[str]:
@@ -253,7 +247,7 @@ def test_token_goes_to_the_endpoint_alone(hub: HubServer, model: Path) -> None:
 
 def test_plan_needs_no_network(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a plan went to the network"))
-    plan = plan_push(model, REPO, private=True, revision="next", tag="v1")
+    plan = plan_push(model, REPO, PushOptions(private=True, revision="next", tag="v1"))
     assert [file.path for file in plan.files] == ["README.md", "config.json", "model.safetensors"]
     assert plan.nbytes == sum(path.stat().st_size for path in model.iterdir())
     assert plan.target == f"{plan.endpoint}/{REPO}, branch next, private"

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 from hub_models import QUICK, weights, write_model
+from hub_push import REPO, push
 from hub_server import HubServer
 from huggingface_hub import constants
 
 from fedmr_merge.errors import HubError
 from fedmr_merge.hub.snapshot import fetch, resolve_hub
-from fedmr_merge.publish.hub import push_folder
 
 if importlib.util.find_spec("hf_xet") is None:
     pytest.skip("hf_xet is not made for this platform", allow_module_level=True)
-REPO = "alice/digits"
 
 
 def test_push_and_pull_through_a_storage_folder(hub: HubServer, tmp_path: Path) -> None:
@@ -26,11 +25,11 @@ def test_push_and_pull_through_a_storage_folder(hub: HubServer, tmp_path: Path) 
     storage.mkdir()
     hub.storage = f"local://{storage}"
     model = write_model(tmp_path / "model", nbytes=400_000)
-    result = push_folder(model, REPO, endpoint=hub.endpoint, token="hf_alice", patience=QUICK)
+    result = push(hub, model)
     assert not hub.requests("PUT", "/storage/")  # nothing went by plain LFS
     assert not hub.requests("POST", "/batch")
     assert sum(path.stat().st_size for path in storage.rglob("*") if path.is_file()) > 400_000
-    assert push_folder(model, REPO, endpoint=hub.endpoint, token="hf_alice", patience=QUICK).commit == result.commit
+    assert push(hub, model).commit == result.commit
 
     [info] = hf_xet.hash_files([str(model / "model.safetensors")])
     [sent] = [file for file in result.files if file.is_weights]
@@ -41,7 +40,7 @@ def test_push_and_pull_through_a_storage_folder(hub: HubServer, tmp_path: Path) 
 
 
 def test_endpoint_without_xet_gets_plain_lfs(hub: HubServer, tmp_path: Path) -> None:
-    push_folder(write_model(tmp_path / "model"), REPO, endpoint=hub.endpoint, token="hf_alice", patience=QUICK)
+    push(hub, write_model(tmp_path / "model"))
     assert hub.requests("GET", "/xet-write-token/main")
     assert len(hub.requests("PUT", "/storage/")) == 1
 
@@ -51,7 +50,7 @@ def test_xet_that_the_user_switched_off_is_not_asked_for(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     hub.storage = f"local://{tmp_path}"
-    push_folder(write_model(tmp_path / "model"), REPO, endpoint=hub.endpoint, token="hf_alice", patience=QUICK)
+    push(hub, write_model(tmp_path / "model"))
     assert not hub.requests("GET", "xet")
     assert len(hub.requests("PUT", "/storage/")) == 1
 
@@ -60,4 +59,4 @@ def test_xet_that_the_user_switched_off_is_not_asked_for(
 def test_storage_that_is_refused(hub: HubServer, tmp_path: Path, storage: str) -> None:
     hub.storage = storage
     with pytest.raises(HubError, match="names a storage that is refused"):
-        push_folder(write_model(tmp_path / "model"), REPO, endpoint=hub.endpoint, token="hf_alice", patience=QUICK)
+        push(hub, write_model(tmp_path / "model"))

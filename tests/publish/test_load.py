@@ -14,17 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from hub_models import QUICK
+from hub_push import REPO, push
 from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 
 from fedmr_merge import load_model
 from fedmr_merge.errors import CheckpointError, HubError
 from fedmr_merge.federated.models.torchvision import Torchvision
-from fedmr_merge.publish.hub import push_folder
 
 ROOT = Path(__file__).parents[2]
-REPO = "alice/digits"
 
 
 @pytest.fixture
@@ -213,10 +211,6 @@ def here(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     url = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
     return hub
-
-
-def push(hub: HubServer, folder: Path, **options: Any) -> None:
-    push_folder(folder, REPO, endpoint=hub.endpoint, token="hf_alice", patience=QUICK, **options)
 
 
 def test_model_of_the_hub_by_revision_and_subfolder(here: HubServer, trained: Path) -> None:

@@ -19,7 +19,7 @@ from fedmr_merge.checkpoint.tensors import load_tensors
 from fedmr_merge.errors import HubError
 from fedmr_merge.federated.data.datasets.digits import Digits
 from fedmr_merge.publish.checks import card_faults
-from fedmr_merge.publish.hub import plan_push
+from fedmr_merge.publish.hub import PushOptions, plan_push
 from fedmr_merge.publish.load import load_model
 from fedmr_merge.publish.push_plan import outgoing
 from fedmr_merge.publish.staging import pushed_folder
@@ -159,15 +159,15 @@ def test_template_may_extend_ours(run: Path, tmp_path: Path) -> None:
 
 
 def test_push_names_the_place_in_the_card_that_is_sent_only(trained: Path) -> None:
-    plan = plan_push(trained, "alice/digits", revision="round-000003")
+    plan = plan_push(trained, "alice/digits", PushOptions(revision="round-000003"))
     assert not plan.faults
     sent = outgoing(plan, trained / "global", sorted(names(trained / "global")))["README.md"]
     assert 'load_model("alice/digits@round-000003")' in sent
     assert "'alice/digits@round-000003/slot-*'" in sent
     assert "ORG/NAME" not in sent
     assert 'load_model("ORG/NAME")' in (trained / "global" / "README.md").read_text()
-    for options in ({"create_pr": True}, {"revision": "main"}, {"revision": "refs/pr/1"}):
-        plan = plan_push(trained, "alice/digits", **options)  # type: ignore[arg-type]
+    for options in (PushOptions(create_pr=True), PushOptions(revision="main"), PushOptions(revision="refs/pr/1")):
+        plan = plan_push(trained, "alice/digits", options)
         assert 'load_model("alice/digits")' in outgoing(plan, trained / "global", ["README.md"])["README.md"]
 
 

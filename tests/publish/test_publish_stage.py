@@ -188,7 +188,7 @@ def test_interrupted_run_pushes_the_same_branch_again_without_a_commit(hub: HubS
         ({"what": "all"}, "stages[1].publish.what: "),
         (
             {"license": "Apache 2.0"},
-            "stages[1].publish.license: the Hub knows no such licence, did you mean apache-2.0?",
+            "stages[1].publish.license: the Hub does not know this licence, did you mean apache-2.0?",
         ),
         ({"endpoint": "https://x.example"}, "stages[1].publish.endpoint: unknown option"),
         ({"token": "hf_x"}, "stages[1].publish.token: unknown option"),
