@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedmr_merge.checkpoint.header import FileIdentity, file_identity
 from fedmr_merge.checkpoint.open import Checkpoint
-from fedmr_merge.checkpoint.writer import Progress
+from fedmr_merge.checkpoint.writer import Progress, write_all
 from fedmr_merge.errors import CheckpointError
 
 #: Fits a core's own cache, so that a byte that was just read is hashed and written from there.
@@ -33,15 +33,14 @@ class Segment:
 
 def assemble(
     target: Path,
-    header: Iterable[bytes],
+    header: bytes,
     segments: Iterable[Segment],
     watch: SourceWatch,
     progress: Progress | None = None,
 ) -> None:
-    """Write the pieces of a header and then the bytes of the segments, in order, copied by the kernel."""
+    """Write a header and then the bytes of the segments, in order, copied by the kernel."""
     with target.open("xb", buffering=0) as stream, OpenFiles(watch) as sources:
-        for part in header:
-            _write_all(stream.fileno(), part)
+        write_all(stream.fileno(), header)
         for piece in _pieces(_merge_adjacent(segments)):
             _copy_range(sources.descriptor(piece.path), stream.fileno(), piece)
             if progress:
@@ -50,28 +49,26 @@ def assemble(
 
 def assemble_hashed(
     target: Path,
-    header: Iterable[bytes],
+    header: bytes,
     segments: Iterable[Segment],
     watch: SourceWatch,
     progress: Progress | None = None,
 ) -> bytearray:
-    """Write the pieces of a header and then the bytes of the segments, in order. Returns the SHA-256 of the segments,
-    32 bytes each, one after the other.
+    """Write a header and then the bytes of the segments, in order, and return the SHA-256 of each segment.
 
-    Every byte passes through this process once: it is read, hashed and written while it is in the cache, which costs
-    less than to copy it in the kernel and read it again.
+    The digests have 32 bytes each and follow one another. Every byte is read, hashed and written while it is in the
+    cache, which costs less than copying it in the kernel and reading it again.
     """
     digests = bytearray()
     buffer = memoryview(bytearray(BUFFER_BYTES))
     with target.open("xb", buffering=0) as stream, OpenFiles(watch) as sources:
-        for part in header:
-            _write_all(stream.fileno(), part)
+        write_all(stream.fileno(), header)
         for segment in segments:
             digest = hashlib.sha256()
             source = sources.descriptor(segment.path)
             for piece in read_range(segment.path, source, segment.start, segment.end, buffer):
                 digest.update(piece)
-                _write_all(stream.fileno(), piece)
+                write_all(stream.fileno(), piece)
             digests += digest.digest()
             if progress:
                 progress(segment.end - segment.start)
@@ -142,12 +139,6 @@ def _pieces(segments: Iterable[Segment]) -> Iterator[Segment]:
             yield Segment(segment.path, start, min(start + _PIECE_BYTES, segment.end))
 
 
-def _write_all(descriptor: int, content: bytes | memoryview) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 def _copy_range(source: int, target: int, piece: Segment) -> None:
     """Append a source's bytes to the target: copy_file_range, else sendfile, else through a bounded buffer."""
     position = piece.start
@@ -176,7 +167,7 @@ def _sendfile(source: int, target: int, start: int, count: int) -> int:
 
 def _read_write(source: int, target: int, start: int, count: int) -> int:
     content = os.pread(source, min(count, BUFFER_BYTES), start)
-    _write_all(target, content)
+    write_all(target, content)
     return len(content)
 
 

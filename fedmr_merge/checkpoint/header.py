@@ -4,9 +4,9 @@ A safetensors file is an 8-byte little-endian length, that many bytes of JSON, a
 The JSON maps each tensor's name to its dtype, its shape and its byte range in what follows it, and `__metadata__` to
 a map of strings.
 
-What is accepted here, the `safetensors` package accepts too. Refused beyond it, since each would let something vanish
-or be read in two ways: a name that stands twice (it keeps the last), keys of an entry that nobody knows, and entries
-and dtypes that are written as another kind of JSON value than every writer uses.
+Whatever is accepted here, the `safetensors` package accepts too. This module also refuses what could be dropped or
+read in two ways: a name that appears twice (the package keeps the last), unknown keys of an entry, and entries and
+dtypes that are written as another kind of JSON value than every writer uses.
 """
 
 from __future__ import annotations
@@ -15,24 +15,16 @@ import json
 import os
 import struct
 import sys
+import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NoReturn
 
-from fedmr_merge.checkpoint.header_json import (
-    CHUNK_BYTES,
-    Packed,
-    check_bounds,
-    members,
-    pack,
-    read_entry,
-    read_metadata,
-    unpack,
-)
+from fedmr_merge.checkpoint.header_json import check_bounds, members, read_entry, read_metadata
 from fedmr_merge.checkpoint.tensor_table import Signature, TensorTable
 from fedmr_merge.errors import CheckpointError
 
@@ -57,40 +49,42 @@ class Header:
     Its tensors are in the order of their bytes and cover the file's data without gap or overlap.
     """
 
-    packed: bytes  #: length prefix and JSON, exactly as they stand in the file, compressed: the lists of names repeat
+    packed: bytes  #: length prefix and JSON, exactly as they stand in the file, compressed: see `unpack`
     data_start: int
     tensors: TensorTable
-    has_metadata: bool
+    metadata: Mapping[str, str]
     file_bytes: int
-    identity: FileIdentity | None = None  #: of the file when it was read; None where the header came from elsewhere
+    identity: FileIdentity | None = None  #: of the file when it was read; None if the header came from elsewhere
 
     @property
     def raw(self) -> bytes:
         """Length prefix and JSON, exactly as they stand in the file."""
-        return b"".join(self.pieces)
-
-    @property
-    def pieces(self) -> Iterator[bytes]:
-        """The same, piece by piece: a header can have many megabytes."""
         return unpack(self.packed)
 
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """`__metadata__`, read when it is asked for: a store's shards hold a hash of every tensor there."""
-        if not self.has_metadata:
-            return {}
-        known = members(Packed(self.packed, self.data_start, has_minus=False, has_escape=False), _unexpected)
-        return read_metadata(next(value for name, value in known if name == "__metadata__"), _unexpected)
+
+def pack(content: bytes) -> bytes:
+    """Compress a header or an index: both list names that repeat."""
+    return zlib.compress(content)
 
 
-def _unexpected(reason: str) -> NoReturn:
-    raise AssertionError(reason)  # the header was checked when it was read
+def unpack(packed: bytes, max_bytes: int = MAX_HEADER_BYTES + 8) -> bytes:
+    """Return what `pack` compressed. Raises ValueError when it is damaged or larger than `max_bytes`."""
+    unpacking = zlib.decompressobj()
+    try:
+        content = unpacking.decompress(packed, max_bytes + 1)
+    except zlib.error as error:
+        raise ValueError(f"damaged: {error}") from error
+    if len(content) > max_bytes:
+        raise ValueError(f"a header or an index is larger than {max_bytes} bytes, far more than models like these need")
+    if not unpacking.eof:
+        raise ValueError("damaged: it is cut off")
+    return content
 
 
-#: What is taken for a checkpoint most often, by its first bytes.
+#: The files that are most often mistaken for a checkpoint, by their first bytes.
 _OTHER_FILES = {
     b"{": ("JSON", "name the .safetensors files, e.g. ckpts/*.safetensors"),
-    b"PK": ("an archive, as torch.save writes it", "convert it with safetensors.torch.save_file where you trust it"),
+    b"PK": ("an archive, as torch.save writes it", "convert it with safetensors.torch.save_file if you trust it"),
     b"version ": ("a pointer of git-lfs", "fetch the file itself: `git lfs pull`"),
 }
 
@@ -98,12 +92,12 @@ _OTHER_FILES = {
 def open_regular(path: Path) -> FileIO:
     """Open a file for reading, without a buffer.
 
-    Raises CheckpointError where it is none, but a pipe or a device: to read that could wait for ever. Raises OSError.
+    Raises CheckpointError for a pipe or a device, since reading that could wait forever. Raises OSError.
     """
     stream = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
-        raise CheckpointError(path, "not a file, but a pipe or a device", hint="write what it gives to a file")
+        raise CheckpointError(path, "is a pipe or a device, not a file", hint="write its content to a file first")
     return stream
 
 
@@ -116,19 +110,16 @@ def read_header(path: Path) -> Header:
         with open_regular(path) as stream:
             stat = os.fstat(stream.fileno())
             length = header_length(stream.read(8), path, stat.st_size)
-            chunks = (
-                os.pread(stream.fileno(), min(CHUNK_BYTES, 8 + length - at), at)
-                for at in range(0, 8 + length, CHUNK_BYTES)
-            )
-            header = parse_header(chunks, path, stat.st_size)
+            header = parse_header(os.pread(stream.fileno(), 8 + length, 0), path, stat.st_size)
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
     return replace(header, identity=file_identity(stat))
 
 
 def header_length(prefix: bytes, path: Path, file_bytes: int) -> int:
-    """Return the number of JSON bytes that a file's first 8 bytes announce, checked against the file's size and
-    the limit.
+    """Return the number of JSON bytes that a file's first 8 bytes announce.
+
+    Raises CheckpointError when that is more than the file has or than the limit.
     """
     if len(prefix) < 8:
         raise CheckpointError(
@@ -151,24 +142,22 @@ def header_length(prefix: bytes, path: Path, file_bytes: int) -> int:
     return length
 
 
-def parse_header(pieces: Iterable[bytes], path: Path, file_bytes: int) -> Header:
-    """Check a header (length prefix and JSON, in pieces) that belongs to a file of `file_bytes` bytes."""
+def parse_header(raw: bytes, path: Path, file_bytes: int) -> Header:
+    """Check a header (length prefix and JSON) that belongs to a file of `file_bytes` bytes.
+
+    Raises CheckpointError with the first fault.
+    """
 
     def fail(reason: str, hint: str | None = None) -> NoReturn:
         raise CheckpointError(path, reason, hint=hint)
 
-    packed = pack(pieces)
     names: list[str] = []
-    seen: set[str] = set()
     signatures: list[Signature] = []
     starts, ends = array("Q"), array("Q")
-    has_metadata = False
-    for name, value in members(packed, fail):
-        if name in seen:
-            fail(f"the header names {name!r} twice")
-        seen.add(name)
+    metadata: Mapping[str, str] = {}
+    for name, value in members(raw[8:], fail):
         if name == "__metadata__":
-            has_metadata = bool(read_metadata(value, fail))
+            metadata = read_metadata(value, fail)
             continue
         signature, start, end = read_entry(name, value, fail)
         names.append(sys.intern(name))  # K models have the same names: one copy of each is enough
@@ -179,11 +168,11 @@ def parse_header(pieces: Iterable[bytes], path: Path, file_bytes: int) -> Header
         order = sorted(range(len(names)), key=lambda i: (starts[i], ends[i]))
         names, signatures = [names[i] for i in order], [signatures[i] for i in order]
         starts, ends = array("Q", (starts[i] for i in order)), array("Q", (ends[i] for i in order))
-    check_bounds(names, starts, ends, file_bytes - packed.nbytes, fail)
-    bounds = array("Q", (packed.nbytes + start for start in starts))
+    check_bounds(names, starts, ends, file_bytes - len(raw), fail)
+    bounds = array("Q", (len(raw) + start for start in starts))
     bounds.append(file_bytes)
     tensors = TensorTable(names, tuple(signatures), bounds, path)
-    return Header(packed.content, packed.nbytes, tensors, has_metadata, file_bytes)
+    return Header(pack(raw), len(raw), tensors, metadata, file_bytes)
 
 
 def new_header(
@@ -192,7 +181,7 @@ def new_header(
     """Return the header of a file that is to be written; see `build_header`."""
     listed = list(tensors)
     raw = build_header(listed, metadata)
-    return parse_header([raw], path, len(raw) + sum(nbytes for *_, nbytes in listed))
+    return parse_header(raw, path, len(raw) + sum(nbytes for *_, nbytes in listed))
 
 
 def build_header(

@@ -1,21 +1,17 @@
-"""What the JSON of a safetensors header may say, checked value by value."""
+"""The JSON of a safetensors header: parse it and check every value."""
 
 from __future__ import annotations
 
 import json
 import reprlib
-import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Any, NamedTuple, NoReturn
 
-from fedmr_merge.checkpoint.json_reader import JsonReader
 from fedmr_merge.checkpoint.tensor_table import Signature
 
-CHUNK_BYTES = 1 << 18  #: of a header that are looked at at a time
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
     "F4": 4,
@@ -45,85 +41,94 @@ _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_INTEGER = (1 << 64) - 1
 
 
-class Packed(NamedTuple):
-    """A header, compressed, and what was seen on the way."""
-
-    content: bytes
-    nbytes: int
-    has_minus: bool
-    has_escape: bool
+#: More lists and objects than the longest valid header has: a tensor's entry takes three of them and 49 bytes at least.
+_MAX_CONTAINERS = 6_500_000
 
 
-def pack(pieces: Iterable[bytes]) -> Packed:
-    packing = zlib.compressobj()
-    content = bytearray()
-    nbytes, has_minus, has_escape = 0, False, False
-    for piece in pieces:
-        content += packing.compress(piece)
-        nbytes += len(piece)
-        has_minus |= b"-" in piece
-        has_escape |= b"\\" in piece
-    return Packed(bytes(content + packing.flush()), nbytes, has_minus, has_escape)
+class RawEntry(NamedTuple):
+    """An object with just the keys that describe a tensor; its values are not checked yet."""
+
+    dtype: Any
+    shape: Any
+    data_offsets: Any
 
 
-def unpack(packed: bytes) -> Iterator[bytes]:
-    """Yield the pieces of a header that was compressed. Raises zlib.error where it is damaged."""
-    unpacking = zlib.decompressobj()
-    while packed:
-        yield unpacking.decompress(packed, CHUNK_BYTES)
-        packed = unpacking.unconsumed_tail
+def members(content: bytes, fail: Callable[[str], NoReturn]) -> list[tuple[str, Any]]:
+    """Return the members of a header's JSON object, of which none has the name of another.
 
-
-def members(packed: Packed, fail: Callable[[str], NoReturn]) -> Iterator[tuple[str, Any]]:
-    """Yield the members of a header's JSON object; objects among the values come as tuples of pairs."""
+    A value that is an object comes as a `RawEntry` if it has the keys of one, else as a tuple of pairs.
+    """
 
     def no_constant(word: str) -> NoReturn:
         fail(f"the header holds {word}, which is not JSON")
 
     def integer(digits: str) -> int:
         if digits.startswith("-"):
-            fail(f"the header holds a negative number, {digits}")
+            fail(f"the header holds a negative number, {reprlib.repr(digits)}")
         return int(digits)
 
-    # A hook per number costs as much as all the rest; it is only needed where there is a minus sign.
-    parse_int = integer if packed.has_minus else None
-    decoder = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=no_constant, parse_int=parse_int)
-    pieces = unpack(packed.content)
-    reader = JsonReader(chain([next(pieces)[8:]], pieces), decoder)
+    if content.count(b"[") + content.count(b"{") > _MAX_CONTAINERS:
+        fail("the header holds more lists and objects than any valid one")
+    parse_int = integer if b"-" in content else None  # a hook per number costs as much as all the rest
     try:
-        for name in reader.members():
-            value = reader.value()
-            if packed.has_escape:
-                json.dumps((name, value), ensure_ascii=False).encode()  # an unpaired surrogate is no character
-            yield name, value
-        reader.end()
-    except UnicodeError:
+        text = content.decode("utf-8")
+        found = json.loads(text, object_pairs_hook=_read_object, parse_constant=no_constant, parse_int=parse_int)
+    except UnicodeDecodeError:
         fail("the header is not valid UTF-8")
     except (ValueError, RecursionError) as error:
         fail(f"the header is not valid JSON: {error}")
+    if isinstance(found, RawEntry):
+        fail("the header describes a tensor without a name")
+    if not isinstance(found, tuple):
+        fail(f"the header is not a JSON object: {reprlib.repr(found)}")
+    if (twice := _named_twice(found)) is not None:
+        fail(f"the header names {reprlib.repr(twice)} twice")
+    if b"\\" in content:
+        _refuse_surrogates(found, fail)
+    return list(found)
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> RawEntry | tuple[tuple[str, Any], ...]:
+    fields = dict(pairs)
+    return RawEntry(**fields) if len(pairs) == 3 and fields.keys() == _ENTRY_KEYS else tuple(pairs)
+
+
+def _named_twice(pairs: Sequence[tuple[str, Any]]) -> str | None:
+    if len(dict(pairs)) == len(pairs):
+        return None
+    return Counter(name for name, _ in pairs).most_common(1)[0][0]
+
+
+def _refuse_surrogates(pairs: Sequence[tuple[str, Any]], fail: Callable[[str], NoReturn]) -> None:
+    """Refuse an escaped surrogate without its partner, which is not a character, in a name or in the metadata."""
+    try:
+        for name, value in pairs:
+            json.dumps(name if isinstance(value, RawEntry) else (name, value), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        fail("the header is not valid UTF-8")
 
 
 def read_metadata(value: Any, fail: Callable[[str], NoReturn]) -> dict[str, str]:
+    """Return the metadata, a map of strings; empty for null."""
     if value is None:
         return {}
-    if not isinstance(value, tuple) or not all(isinstance(text, str) for _, text in value):
+    if not _are_pairs(value) or not all(isinstance(text, str) for _, text in value):
         fail("__metadata__ must map strings to strings")
-    if len(dict(value)) < len(value):
-        fail(f"__metadata__ names {Counter(name for name, _ in value).most_common(1)[0][0]!r} twice")
+    if (twice := _named_twice(value)) is not None:
+        fail(f"__metadata__ names {reprlib.repr(twice)} twice")
     return dict(value)
 
 
 def read_entry(name: str, value: Any, fail: Callable[[str], NoReturn]) -> tuple[Signature, int, int]:
-    """Return what a tensor is, and its first byte and end, counted from the end of the header."""
-    if not isinstance(value, tuple):
-        fail(f"tensor {name!r}: its entry is not an object")
-    fields = dict(value)
-    if len(value) != len(_ENTRY_KEYS) or fields.keys() != _ENTRY_KEYS:
+    """Return what a tensor is, and its first byte and its end, counted from the end of the header."""
+    if not isinstance(value, RawEntry):
+        if not _are_pairs(value):
+            fail(f"tensor {name!r}: its entry is not an object")
         fail(
             f"tensor {name!r}: its entry must have dtype, shape and data_offsets, "
             f"found {reprlib.repr(sorted(key for key, _ in value))}"
         )
-    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    dtype, shape, offsets = value
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         fail(f"tensor {name!r}: unknown dtype {reprlib.repr(dtype)}")
     if not _are_sizes(shape):
@@ -141,15 +146,19 @@ def read_entry(name: str, value: Any, fail: Callable[[str], NoReturn]) -> tuple[
     return signature, start, end
 
 
+def _are_pairs(value: Any) -> bool:
+    return isinstance(value, tuple) and not isinstance(value, RawEntry)
+
+
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n <= _MAX_INTEGER for n in value)
 
 
 @lru_cache(maxsize=4096)
 def _sized(dtype: str, shape: tuple[int, ...]) -> tuple[Signature, int | None]:
-    """Return one and the same signature for all tensors that have it, and its bytes; None where they are not whole.
+    """Return the signature, one object for all tensors that share it, and its size in bytes; None if it is a fraction.
 
-    Sizes are multiplied one by one, as 64-bit readers do, so that none can overflow there.
+    Raises OverflowError. The sizes are multiplied one by one, as 64-bit readers do, so that none can overflow there.
     """
     bits = 1
     for size in (*shape, DTYPE_BITS[dtype]):
@@ -160,7 +169,7 @@ def _sized(dtype: str, shape: tuple[int, ...]) -> tuple[Signature, int | None]:
 
 
 def check_bounds(names: Sequence[str], starts: array[int], ends: array[int], data_bytes: int, fail: Any) -> None:
-    """Tensors must follow each other without gap or overlap, from the first byte of the data to the last."""
+    """Check that the tensors follow each other without gap or overlap, from the first byte of the data to the last."""
     position = 0
     for name, start, end in zip(names, starts, ends, strict=True):
         if start != position:

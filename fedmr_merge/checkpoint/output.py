@@ -119,7 +119,7 @@ def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True, torc
         if torch_dtype and content is not None:
             (target / name).write_bytes(_STATED_DTYPE.sub(rb'\1"%s"' % torch_dtype.encode(), content))
         else:  # it may be of any size
-            assemble(target / name, (), [Segment(source, 0, nbytes)], watch)
+            assemble(target / name, b"", [Segment(source, 0, nbytes)], watch)
 
 
 def lay_out(

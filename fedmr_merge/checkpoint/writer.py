@@ -151,6 +151,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_all(descriptor: int, content: bytes | memoryview, position: int | None = None) -> None:
+    """Write all of the content to an open file, at a position if one is given, however little each write takes."""
+    view = memoryview(content).cast("B")
+    while view:
+        if position is None:
+            count = os.write(descriptor, view)
+        else:
+            count = os.pwrite(descriptor, view, position)
+            position += count
+        view = view[count:]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is complete or keeps its old content."""
     with replaced_file(path) as stream:

@@ -132,7 +132,7 @@ def _by_headers(snapshot: HubSnapshot, named: Collection[str]) -> Checkpoint:
             continue
         inner = name.removeprefix(f"{snapshot.subfolder}/") if is_folder else name.rpartition("/")[2]
         place = Path(snapshot.origin) / inner
-        header = parse_header([read_remote_header(snapshot, name)], place, snapshot.listed(name).size)
+        header = parse_header(read_remote_header(snapshot, name), place, snapshot.listed(name).size)
         files.append(WeightFile(inner, place, header))
     configs = [name for name in listed if is_folder and name.rpartition("/")[2] in named]
     folder = fetch(snapshot, configs) if configs else Path(snapshot.origin)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmr_merge.checkpoint.header import Header, parse_header
-from fedmr_merge.checkpoint.header_json import CHUNK_BYTES, pack, unpack
+from fedmr_merge.checkpoint.header import Header, pack, parse_header, unpack
 from fedmr_merge.checkpoint.open import Checkpoint, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.errors import CheckpointError
@@ -124,8 +123,7 @@ def _real_place(path: Path) -> Path:
 
 def _pack_file(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            return _as_text(pack(iter(lambda: stream.read(CHUNK_BYTES), b"")).content)
+        return _as_text(pack(path.read_bytes()))
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
 
@@ -154,21 +152,18 @@ class Unpacking:
     def __init__(self, lineage_bytes: int) -> None:
         self._left = self._BASE_BYTES + self._RATIO * lineage_bytes
 
-    def pieces(self, packed: bytes) -> Iterator[bytes]:
-        """Yield the unpacked pieces. Raises ValueError beyond the bound, zlib.error where it is damaged."""
-        for piece in unpack(packed):
-            self._left -= len(piece)
-            if self._left < 0:
-                raise ValueError("its headers and indexes are far larger than those of any model that it describes")
-            yield piece
+    def content(self, packed: bytes) -> bytes:
+        """Return the unpacked content. Raises ValueError beyond the bound and where it is damaged."""
+        content = unpack(packed, self._left)
+        self._left -= len(content)
+        return content
 
 
 def read_parent(content: Mapping[str, Any], unpacking: Unpacking) -> Parent:
     """Read what `describe_parent` gave. Raises an error of any kind where it is damaged."""
     indexes = {name: base64.b64decode(text) for name, text in content["indexes"].items()}
     for packed in indexes.values():
-        for _ in unpacking.pieces(packed):  # `undo` writes them: damage must be found before
-            pass
+        unpacking.content(packed)  # `undo` writes them: damage must be found before
     return Parent(
         slot=int(content["slot"]),
         path=str(content["path"]),
@@ -183,5 +178,4 @@ def _read_file(content: Mapping[str, Any], unpacking: Unpacking) -> ParentFile:
     name, nbytes = str(content["name"]), content["bytes"]
     if type(nbytes) is not int or not 0 <= nbytes < 1 << 63:
         raise ValueError(f"{nbytes!r:.40} is not a number of bytes")
-    pieces = unpacking.pieces(base64.b64decode(content["header"]))
-    return ParentFile(name, parse_header(pieces, Path(name), nbytes))
+    return ParentFile(name, parse_header(unpacking.content(base64.b64decode(content["header"])), Path(name), nbytes))

@@ -8,7 +8,6 @@ Integer and bool tensors have no mean: slot 0's copy is kept.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from fedmr_merge.checkpoint.matching import match_checkpoints
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.output import OutputFile, OutputModel, lay_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output
+from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output, write_all
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside
 from fedmr_merge.merging.options import (
@@ -186,14 +185,10 @@ def _write_file(
     from fedmr_merge.merging.engine import for_each_piece  # imports numpy
 
     with path.open("xb", buffering=0) as stream:
-        for part in file.header.pieces:
-            stream.write(part)
+        write_all(stream.fileno(), file.header.raw)
 
         def write(position: int, raw: Array) -> None:
-            view = memoryview(raw.data)
-            while view:
-                written = os.pwrite(stream.fileno(), view, position)
-                view, position = view[written:], position + written
+            write_all(stream.fileno(), raw.data, position)
             if progress:
                 progress(raw.nbytes)
 

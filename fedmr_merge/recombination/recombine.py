@@ -170,9 +170,9 @@ def _write_models(
     def write(job: tuple[int, OutputFile, Path]) -> None:
         slot, file, path = job
         if not work.hashes:
-            assemble(path, file.header.pieces, file.segments, watch, progress)
+            assemble(path, file.header.raw, file.segments, watch, progress)
             return
-        found = assemble_hashed(path, file.header.pieces, file.segments, watch, progress)
+        found = assemble_hashed(path, file.header.raw, file.segments, watch, progress)
         digests[slot].fill(file.tensors, found)
 
     digests = {slot: Digests(work.checkpoints[slot].tensors) for slot in work.models} if work.hashes else {}

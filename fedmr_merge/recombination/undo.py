@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.folder import INDEX, leads_out
-from fedmr_merge.checkpoint.header_json import unpack
+from fedmr_merge.checkpoint.header import unpack
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
@@ -88,10 +88,9 @@ def _restore_weights(
         place = path / file.name if source.is_folder else path
         place.parent.mkdir(parents=True, exist_ok=True)
         tensors = (entries[file.prefix + name] for name in file.header.tensors)
-        assemble(place, file.header.pieces, (Segment(e.file, e.start, e.end) for e in tensors), watch, progress)
+        assemble(place, file.header.raw, (Segment(e.file, e.start, e.end) for e in tensors), watch, progress)
     for name, packed in source.indexes.items():
-        with (path / name).open("wb") as stream:
-            stream.writelines(unpack(packed))
+        (path / name).write_bytes(unpack(packed))
 
 
 def _source_names(sources: Sequence[Parent]) -> list[str]:

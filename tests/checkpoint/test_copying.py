@@ -39,8 +39,8 @@ def test_segments_are_copied_in_order(
     segments = [Segment(paths[i], min(a, b), max(a, b)) for i, a, b in drawn]
     expected = [s.path.read_bytes()[s.start : s.end] for s in segments]
     written: list[int] = []
-    assemble(folder / "a", [b"header"], segments, SourceWatch([]), written.append)
-    digests = assemble_hashed(folder / "b", [b"header"], segments, SourceWatch([]))
+    assemble(folder / "a", b"header", segments, SourceWatch([]), written.append)
+    digests = assemble_hashed(folder / "b", b"header", segments, SourceWatch([]))
     assert (folder / "a").read_bytes() == (folder / "b").read_bytes() == b"header" + b"".join(expected)
     assert digests == b"".join(hashlib.sha256(piece).digest() for piece in expected)
     assert sum(written) == sum(map(len, expected))
@@ -78,7 +78,7 @@ def test_other_ways_of_copying(way: str, tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(os, "copy_file_range", refuse(errno.EXDEV))
     if way == "buffer":
         monkeypatch.setattr(os, "sendfile", refuse(errno.EINVAL))
-    assemble(tmp_path / "out", [b"x"], [Segment(path, 5, BUFFER_BYTES + 90)], SourceWatch([]))
+    assemble(tmp_path / "out", b"x", [Segment(path, 5, BUFFER_BYTES + 90)], SourceWatch([]))
     assert (tmp_path / "out").read_bytes() == b"x" + path.read_bytes()[5 : BUFFER_BYTES + 90]
 
 
@@ -86,14 +86,14 @@ def test_a_full_disk_is_no_reason_to_try_another_way(tmp_path: Path, monkeypatch
     (path,) = sources(tmp_path, 1)
     monkeypatch.setattr(os, "copy_file_range", refuse(errno.ENOSPC))
     with pytest.raises(OSError, match="refused"):
-        assemble(tmp_path / "out", [], [Segment(path, 0, 50)], SourceWatch([]))
+        assemble(tmp_path / "out", b"", [Segment(path, 0, 50)], SourceWatch([]))
 
 
 @pytest.mark.parametrize("copy", [assemble, assemble_hashed])
 def test_a_source_that_ends_too_soon(copy: Callable[..., object], tmp_path: Path) -> None:
     (path,) = sources(tmp_path, 1)
     with pytest.raises(CheckpointError, match="source-0: truncated while it was read: it ends before byte 60"):
-        copy(tmp_path / "out", [], [Segment(path, 0, 60)], SourceWatch([]))
+        copy(tmp_path / "out", b"", [Segment(path, 0, 60)], SourceWatch([]))
 
 
 @pytest.mark.parametrize("copy", [assemble, assemble_hashed])
@@ -103,7 +103,7 @@ def test_more_sources_than_files_may_be_open(
     monkeypatch.setattr(copying, "_MAX_OPEN", 2)
     paths = sources(tmp_path, 5)
     before = open_files()
-    copy(tmp_path / "out", [], [Segment(p, 0, 50) for p in paths * 2], SourceWatch([]))
+    copy(tmp_path / "out", b"", [Segment(p, 0, 50) for p in paths * 2], SourceWatch([]))
     assert (tmp_path / "out").read_bytes() == b"".join(p.read_bytes() for p in paths * 2)
     assert open_files() == before
 

@@ -31,7 +31,7 @@ def ours(content: bytes) -> str | None:
     """None where the file is valid, else what is wrong with it."""
     try:
         length = header_length(content[:8], FILE, len(content))
-        parse_header([content[: 8 + length]], FILE, len(content))
+        parse_header(content[: 8 + length], FILE, len(content))
     except CheckpointError as error:
         return error.reason
     return None
@@ -239,7 +239,7 @@ def test_written_headers_are_valid_and_aligned(tmp_path: Path) -> None:
         assert len(built) % 8 == 0
         content = built + b"".join(r for _, _, r in model(0).values())
         assert theirs(content, tmp_path / "x.safetensors") is None
-        found = parse_header([built], FILE, len(content))
+        found = parse_header(built, FILE, len(content))
         assert {n: (e.dtype, e.shape) for n, e in found.tensors.items()} == dict(MIXED)
         assert found.metadata == (metadata or {})
 

@@ -202,7 +202,7 @@ def test_header_is_read_without_the_tensors(hub: HubServer, padding: int, ranges
     hub.ranges = ranges
     snapshot = resolve(hub)
     raw = read_remote_header(snapshot, "model.safetensors")
-    header = parse_header([raw], Path("remote"), snapshot.files["model.safetensors"].size)
+    header = parse_header(raw, Path("remote"), snapshot.files["model.safetensors"].size)
     assert header.tensors["layer.weight"].nbytes == 4_000_000
     assert content.startswith(raw)
     assert len(hub.requests("GET", "/storage/")) == (1 if padding == 10 else 2)

@@ -314,7 +314,7 @@ class _StoreWriter:
         room = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.store))
         try:
             staged = room / target.name
-            assemble(staged, [header], (Segment(e.file, e.start, e.end) for e in entries), self.watch, self.progress)
+            assemble(staged, header, (Segment(e.file, e.start, e.end) for e in entries), self.watch, self.progress)
             staged.chmod(0o444)  # every model that links to it would change with it
             sync(staged)
             staged.rename(target)
