@@ -27,7 +27,7 @@ from fedmr_merge.merging.options import MeanOptions
 #: Measured: Python with what a recombination imports, and what each name adds to that, once and for each model, and
 #: each weight file.
 _INTERPRETER_BYTES = 50 * 10**6
-_BYTES_PER_NAME = 750
+_BYTES_PER_NAME = 1100
 _BYTES_PER_LISTED_TENSOR = 70
 _BYTES_PER_FILE = 2500
 
