@@ -168,6 +168,13 @@ def test_long_values_are_shortened_in_messages() -> None:
     assert len(reason) < 300
 
 
+def test_a_header_of_countless_lists_is_refused_before_it_is_parsed() -> None:
+    content = raw(b'{"a": [' + b"[]," * 6_600_000 + b"[]]}")
+    before = time.process_time()
+    assert "more lists and objects than any valid one" in str(ours(content))
+    assert time.process_time() - before < 2
+
+
 NUMBERS = st.one_of(st.integers(-2, 20), st.sampled_from([1 << 32, 1 << 63, (1 << 64) - 1, 1 << 64]), st.floats())
 ENTRIES = st.fixed_dictionaries(
     {
