@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import fedmr_merge
-from fedmr_merge.cli import compare, console, merge, proof, publish, rules, train
+from fedmr_merge.cli import compare, console, merge, proof, publish, rules, sweep, train
 from fedmr_merge.errors import FedmrMergeError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help starts in half the time
 )
-for room in (merge, proof, train, compare, publish):
+for room in (merge, proof, train, sweep, compare, publish):
     room.register(app)
 app.add_typer(rules.app, name="rules")
 app.add_typer(proof.store_app, name="store")

@@ -1,7 +1,8 @@
-"""The command that compares runs."""
+"""The commands that compare runs: compare, report."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,45 +11,94 @@ import typer
 from fedmr_merge.cli import console
 
 if TYPE_CHECKING:
-    from fedmr_merge.report.comparison import Experiment
+    from fedmr_merge.report.study import Study
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands of this module."""
     app.command()(compare)
+    app.command()(report)
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or what their publish stages wrote.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, what their publish stages wrote, or sweep folders.")],
     target: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Also tell the rounds to this test accuracy, e.g. 0.9.")
+        float | None, typer.Option(min=0, max=1, help="Also show the rounds to this test accuracy, e.g. 0.9.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="A folder for table.md, runs.csv and curves.png; must not exist.")
+        Path | None,
+        typer.Option("-o", "--out", help="A folder for the table, as Markdown and CSV, and the curves."),
     ] = None,
 ) -> None:
     """Compare runs: accuracy as mean ± standard deviation over the seeds.
 
     Runs that differ in their seed alone are one row.
     """
-    from fedmr_merge.report.comparison import comparison_table, read_experiments
+    from fedmr_merge.report.comparison import comparison_table, verdict_table
+    from fedmr_merge.report.study import read_study
 
-    experiments = read_experiments(runs)
-    columns, rows = comparison_table(experiments, target)
+    study = read_study(runs)
+    columns, rows = comparison_table(study, target)
+    verdicts = verdict_table(study)
     if out is not None:
-        _write(out, experiments, columns, rows)
+        _write(out, study, target)
     console.table(columns, rows, right=columns[columns.index("seeds") :])
-    console.say("the best round was picked by the test data: it is no estimate for new data")
+    if verdicts[1]:
+        console.say()
+        console.table(*verdicts, right=verdicts[0][2:6])
+    console.say("the best round was picked by the test data: it is not an estimate for new data")
     if out is not None:
         console.say(f"written: {out}")
 
 
-def _write(out: Path, experiments: list[Experiment], columns: list[str], rows: list[list[str]]) -> None:
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, what their publish stages wrote, or sweep folders.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the report; must not exist.")] = Path(
+        "report"
+    ),
+    target: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Also show rounds and bytes to this test accuracy, e.g. 0.9."),
+    ] = None,
+) -> None:
+    """Write one HTML page about runs, or a sweep.
+
+    Curves, accuracies, FedMR's margin, communication, partition, confusion, similarity and lineage, in one file that
+    needs no network; the numbers as CSV and Markdown beside it.
+
+    Example: fedmr-merge report sweeps/table1 -o report
+    """
+    from fedmr_merge.checkpoint.writer import refuse_existing
+    from fedmr_merge.report.page import write_page
+    from fedmr_merge.report.study import read_study
+
+    refuse_existing(out)
+    study = read_study(runs)
+    _write(out, study, target, page=lambda folder: write_page(study, folder / "index.html", target=target))
+    console.say(f"  page       {out / 'index.html'}")
+    console.say(f"  numbers    {out / 'runs.csv'}, {out / 'curves.csv'}, {out / 'table.md'}")
+    console.say("next:")
+    console.say(f"  open       {(out / 'index.html').resolve().as_uri()}")
+
+
+def _write(out: Path, study: Study, target: float | None, page: Callable[[Path], None] = lambda _: None) -> None:
     from fedmr_merge.checkpoint.writer import staged_output
-    from fedmr_merge.report.comparison import comparison_csv, draw_comparison, markdown_table
+    from fedmr_merge.report.comparison import (
+        comparison_csv,
+        comparison_table,
+        curves_csv,
+        draw_comparison,
+        markdown_table,
+        verdict_table,
+    )
 
     with staged_output(out) as staging:
         staging.mkdir()
-        (staging / "table.md").write_text(markdown_table(columns, rows), encoding="utf-8")
-        (staging / "runs.csv").write_text(comparison_csv(experiments), encoding="utf-8")
-        draw_comparison(experiments, staging / "curves.png")
+        verdicts = verdict_table(study)
+        text = markdown_table(*comparison_table(study, target))
+        text += "\n" + markdown_table(*verdicts) if verdicts[1] else ""
+        (staging / "table.md").write_text(text, encoding="utf-8")
+        (staging / "runs.csv").write_text(comparison_csv(study), encoding="utf-8")
+        (staging / "curves.csv").write_text(curves_csv(study), encoding="utf-8")
+        draw_comparison(study, staging / "curves.png")
+        page(staging)

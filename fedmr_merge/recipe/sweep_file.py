@@ -14,7 +14,7 @@
       - {if: {data: cifar100, method: FedProx}, set: {'stages[0].fedprox.mu': 0.001}}
     exclude:                                  # combinations that are not run
       - {data: femnist, alpha: alpha=0.1}
-    reference: {file: table1.csv, choices: {cnn: CNN}}   # published numbers, to be compared with
+    reference: {file: table1.csv, choices: {cnn: CNN}}      # published numbers, to be compared with
 
 A run's recipe is the base recipe, changed first by the settings of the command line, then by those of its choices in
 the order of the axes, then by those of `when`, then by its seed. `recipe` among the settings of a choice replaces the
@@ -38,7 +38,7 @@ from fedmr_merge.options import Faults, check_options, mapping
 from fedmr_merge.recipe.text import apply_value, read_recipe_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._=-]+")
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Reference:
 
     file: str  #: a CSV file beside the sweep file: a column for each axis, then `accuracy_mean` and `accuracy_std` in %
     choices: dict[str, str] = field(default_factory=dict)  #: choice → what the file calls it, where that differs
+    where: dict[str, str] = field(default_factory=dict)  #: column → value, for the rows of the file that count
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def sweep_runs(
             recipe = _recipe(sweep, choices, settings, bases)
             if rounds is not None:
                 _shorten(recipe, rounds)
-            name = _NOT_IN_A_NAME.sub("-", "_".join(choices.values())) or sweep.name
+            name = _NOT_IN_A_NAME.sub("-", "_".join(choices.values()).replace("=", "")) or sweep.name
             recipe |= {"name": f"{sweep.name}-{name}", "seed": seed}
             found.append(SweepRun(f"{name}_seed{seed}", choices, seed, recipe))
     if not found:

@@ -12,13 +12,15 @@ import torch
 from data_layouts import write_cifar10, write_cifar100, write_femnist
 
 from fedmr_merge.recipe.run import Run
-from fedmr_merge.recipe.schema import read_recipe
+from fedmr_merge.recipe.schema import parse_recipe, read_recipe
+from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "paper"
 MODELS = ("cnn", "resnet20", "vgg16")
 DATA = ("cifar10", "cifar100", "femnist")
 IN_FILES = dict(zip(("CNN", "ResNet-20", "VGG-16", "CIFAR-10", "CIFAR-100", "FEMNIST"), MODELS + DATA, strict=True))
 FILES = [f"{preset}{model}-{data}.yaml" for preset in ("", "authors/") for model in MODELS for data in DATA]
+SWEEPS = ("table1", "figure3", "figure4", "figure5", "overhead", "lenet-cifar10")
 README = (FOLDER / "README.md").read_text()
 
 
@@ -49,7 +51,8 @@ def method_setting(method, data):
 
 
 def test_there_is_a_file_for_every_model_and_data_set_and_no_other():
-    assert sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.yaml")) == sorted(FILES)
+    found = [str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.yaml")]
+    assert sorted(found) == sorted([*FILES, *(f"{name}.yaml" for name in SWEEPS)])
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -145,3 +148,20 @@ def test_runs_on_tiny_data_in_the_same_layout(tmp_path, file, write, settings):
     final = rounds[-1].state.global_weights
     assert any(not torch.equal(final[name], tensor) for name, tensor in before.items())
     assert (tmp_path / "run" / "global" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_run_of_a_sweep_is_a_valid_recipe(name):
+    for run in sweep_runs(read_sweep(FOLDER / f"{name}.yaml"), seeds=[0]):
+        parse_recipe(run.recipe, run.name)
+
+
+def test_table1_is_27_cells_of_7_methods_under_both_presets_with_the_papers_numbers():
+    runs = sweep_runs(read_sweep(FOLDER / "table1.yaml"), seeds=[0])
+    cells = {tuple(run.choices[axis] for axis in ("model", "dataset", "heterogeneity")) for run in runs}
+    assert (len(cells), len(runs)) == (27, 2 * 27 * 7)
+    in_table = {
+        (IN_FILES[row["model"]], IN_FILES[row["dataset"]], row["heterogeneity"], row["method"])
+        for row in csv.DictReader((FOLDER / "table1.csv").open())
+    }
+    assert in_table == {tuple(run.choices[axis] for axis in run.choices if axis != "preset") for run in runs}

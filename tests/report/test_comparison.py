@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from small_run import RECIPE, command
+from small_run import RECIPE, command, write_run
 
 from fedmr_merge.errors import RunError
-from fedmr_merge.recipe.schema import parse_recipe
-from fedmr_merge.report.comparison import comparison_table, read_experiments
-
-
-def write_run(folder: Path, *accuracies: float, **changes: Any) -> Path:
-    """Write what a run records."""
-    folder.mkdir(parents=True)
-    recipe = parse_recipe(RECIPE | {"stages": [{"fedmr": {"rounds": 4}}, {"evaluate": {}}]} | changes, "r.yaml")
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    head = {"stage": 1, "method": "fedmr", "seconds": 0.5}
-    lines = [head | {"round": i, "test_accuracy": found} for i, found in enumerate(accuracies, start=1)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+from fedmr_merge.report.comparison import comparison_table
+from fedmr_merge.report.study import read_study
 
 
 def table(*folders: Path, target: float | None = None) -> list[dict[str, str]]:
-    columns, rows = comparison_table(read_experiments(folders), target)
+    columns, rows = comparison_table(read_study(folders), target)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
@@ -44,6 +31,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> Non
         "model": "cnn",
         "seeds": "2",
         "rounds": "3",
+        "last 10 rounds, %": f"36.67 ± {100 * 0.2 / 3 / math.sqrt(2):.2f}",
         "last round, %": f"45.00 ± {deviation}",
         "best round, %": f"55.00 ± {deviation}",
     }
@@ -83,7 +71,7 @@ def test_rounds_to_a_target_are_those_of_the_runs_that_reach_it(tmp_path: Path) 
 def test_a_run_that_comes_twice_is_refused(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.5)
     with pytest.raises(RunError, match="are the same recipe with the same seed, 3"):
-        read_experiments([a, b])
+        read_study([a, b])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +94,7 @@ def test_what_is_no_run(tmp_path: Path, files: dict[str, str], message: str) -> 
     for name, text in files.items():
         (folder / name).write_text(text)
     with pytest.raises(RunError, match=message) as caught:
-        read_experiments([folder])
+        read_study([folder])
     assert caught.value.hint
 
 
@@ -138,4 +126,4 @@ def test_what_a_publish_stage_wrote_is_the_same_run(tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", 0.5)
     (other / "recipe.yaml").write_text(yaml.safe_dump(published | {"stages": [*published["stages"], {"publish": {}}]}))
     with pytest.raises(RunError, match="same recipe"):
-        read_experiments([run, other])
+        read_study([run, other])

@@ -1,0 +1,243 @@
+"""The command for many runs: sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedmr_merge.cli import console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fedmr_merge.recipe.sweep import Event, Sweep
+
+_OPTIONS = "Which runs"
+_HOW = "How they are done"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(sweep)
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file: a base recipe, axes and seeds.")],
+    only: Annotated[
+        str | None,
+        typer.Option(help="Choices, separated by commas; the others of their axes are left out.", metavar="A,B"),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds instead of the file's, e.g. 0,1,2.", metavar="S,T")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the base recipe, e.g. training.lr=0.05; repeatable.", metavar="PATH=VALUE"),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of each run; its training stages keep their shares.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default one, or one on each visible GPU.")
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(help="Do the I-th of N shares of the runs, for many machines.", metavar="I/N")
+    ] = "1/1",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The folder of the sweep; sweeps/NAME by default.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report the runs and what they will take; write nothing.")
+    ] = False,
+) -> None:
+    """Do the runs of a sweep, or resume it.
+
+    Every run is an ordinary run folder. A sweep that was interrupted is resumed by the same command; a run that fails
+    is recorded, and the others are done all the same.
+
+    Example: fedmr-merge sweep recipes/paper/table1.yaml --only cnn,cifar10,alpha=0.1 --seeds 0,1,2 --jobs 2
+    """
+    from fedmr_merge.recipe.sweep import Sweep
+    from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
+    from fedmr_merge.recipe.sweep_workers import visible_gpus
+    from fedmr_merge.recipe.text import parse_setting
+
+    definition = read_sweep(file)
+    runs = sweep_runs(
+        definition,
+        only=[name.strip() for name in only.split(",")] if only else (),
+        seeds=_numbers(seeds, "--seeds") if seeds else None,
+        settings=[parse_setting(setting) for setting in settings or ()],
+        rounds=rounds,
+    )
+    share = _shard(shard)
+    opened = Sweep(definition, runs, out or Path("sweeps") / definition.name)
+    jobs = jobs or len(visible_gpus()) or 1
+    if dry_run:
+        _show(opened, share, jobs)
+        return
+    opened.prepare()
+    failed = _follow(opened, share, jobs)
+    _closing_words(opened)
+    if failed:
+        raise typer.Exit(2)
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{option}: expected numbers separated by commas, found {text[:60]!r}") from None
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+        raise typer.BadParameter(f"--shard: expected I/N with I from 1 to N, found {text[:60]!r}")
+    return int(first), int(count)
+
+
+def _follow(sweep: Sweep, share: tuple[int, int], jobs: int) -> int:
+    """Do the runs, showing them; returns how many failed."""
+    from fedmr_merge.recipe.sweep_workers import Ended
+
+    failed = 0
+    total = len(sweep.runs[share[0] - 1 :: share[1]])
+    console.say(f"{sweep.definition.name}: {console.plural(total, 'run')}, {jobs} at a time, in {sweep.out}")
+    with _display(total, jobs) as show:
+        for event in sweep.execute(jobs, share):
+            show(event)
+            if isinstance(event, Ended) and event.fault:
+                failed += 1
+                console.complain("error", f"{event.name}: {event.fault}")
+    return failed
+
+
+@contextlib.contextmanager
+def _display(total: int, jobs: int) -> Iterator[Callable[[Event], None]]:
+    """Give a function that shows an event: as a live table in a terminal, as lines elsewhere."""
+    board = _Board(total, jobs)
+    if console.quiet or not sys.stderr.isatty():
+        yield lambda event: board.note(event, say=console.say)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), get_renderable=board.table, refresh_per_second=2) as live:
+
+        def show(event: Event) -> None:
+            board.note(event, say=lambda _: None)
+            live.refresh()
+
+        yield show
+
+
+class _Board:
+    """What is known of the runs of a sweep while they are done."""
+
+    def __init__(self, total: int, jobs: int) -> None:
+        self.total, self.jobs = total, jobs
+        self.running: dict[str, tuple[int, int, float, float]] = {}  # name → round, rounds, accuracy, begun
+        self.accuracies: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
+        self._seconds: list[float] = []  # that the runs that are done took
+
+    def note(self, event: Event, *, say: Callable[[str], None]) -> None:
+        """Take an event in, and say it."""
+        from fedmr_merge.recipe.sweep import Skipped, Started
+        from fedmr_merge.recipe.sweep_workers import Progress
+
+        if isinstance(event, Started):
+            self.running[event.name] = (0, 0, 0.0, time.monotonic())
+            say(f"{event.name}: started")
+        elif isinstance(event, Progress):
+            begun = self.running[event.name][3]
+            self.running[event.name] = (event.round, event.rounds, event.accuracy, begun)
+            self.accuracies[event.name] = event.accuracy
+        elif isinstance(event, Skipped):
+            self.counts["skipped"] += 1
+            say(f"{event.name}: {event.reason}")
+        else:
+            begun = self.running.pop(event.name)[3]
+            if event.fault:
+                self.counts["failed"] += 1
+            else:
+                self.counts["done"] += 1
+                self._seconds.append(time.monotonic() - begun)
+                say(f"{event.name}: done, {self._accuracy(event.name)}; {self._left()}")
+
+    def _accuracy(self, name: str) -> str:
+        return f"accuracy {self.accuracies[name]:.4f}" if name in self.accuracies else "it was complete already"
+
+    def _left(self) -> str:
+        """How much is left to do."""
+        left = self.total - sum(self.counts.values())
+        if not self._seconds or not left:
+            return f"{left} of {self.total} left"
+        seconds = sum(self._seconds) / len(self._seconds) * left / self.jobs
+        return f"{left} of {self.total} left, about {_duration(seconds)}"
+
+    def table(self) -> Table:
+        """Return the live table."""
+        from rich.table import Table
+
+        table = Table(title=", ".join([*(f"{count} {what}" for what, count in self.counts.items()), self._left()]))
+        for column in ("run", "round", "accuracy", "time left"):
+            table.add_column(column, justify="left" if column == "run" else "right")
+        for name, (round, rounds, accuracy, begun) in self.running.items():
+            left = _duration((time.monotonic() - begun) / round * (rounds - round)) if round else ""
+            table.add_row(name, f"{round}/{rounds}" if rounds else "", f"{accuracy:.4f}" if round else "", left)
+        return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _show(sweep: Sweep, share: tuple[int, int], jobs: int) -> None:
+    from fedmr_merge.recipe.sweep_forecast import forecast
+
+    runs = sweep.runs[share[0] - 1 :: share[1]]
+    found = forecast(runs)
+    axes = list(sweep.definition.axes)
+    rows = [
+        [
+            *(cost.run.choices[axis] for axis in axes),
+            str(cost.run.seed),
+            str(cost.rounds),
+            f"{cost.seconds_a_round:.2f}" if cost.seconds_a_round is not None else "",
+            console.size(round(cost.sent_bytes)) if cost.sent_bytes is not None else "",
+            console.size(cost.disk_bytes) if cost.disk_bytes is not None else "",
+        ]
+        for cost in found
+    ]
+    columns = [*axes, "seed", "rounds", "s a round", "sent and received", "on disk"]
+    console.table(columns, rows, right=columns[len(axes) :])
+    seconds = sum(cost.seconds_a_round * cost.rounds for cost in found if cost.seconds_a_round is not None)
+    untimed = sum(cost.seconds_a_round is None for cost in found)
+    disk = console.size(sum(cost.disk_bytes or 0 for cost in found))
+    console.say(
+        f"{console.plural(len(runs), 'run')}: {seconds / 3600:.1f} hours of one job, {seconds / 3600 / jobs:.1f} with "
+        f"{jobs} at a time; {disk} on disk"
+        + (f"; {untimed} of them could not be timed here and are not counted" if untimed else "")
+    )
+    for reason in dict.fromkeys(cost.absent for cost in found if cost.absent):
+        console.complain("warning", reason)
+    console.say(f"dry run: nothing was written to {sweep.out}")
+
+
+def _closing_words(sweep: Sweep) -> None:
+    import shlex
+
+    folder = shlex.quote(str(sweep.out))
+    console.say(f"  runs       {sweep.out / 'runs'}")
+    console.say("next:")
+    console.say(f"  compare    fedmr-merge compare {folder}")
+    console.say(f"  report     fedmr-merge report {folder} -o report")

@@ -1,0 +1,186 @@
+"""The processes of a sweep that run recipes: each runs one at a time, and one that dies takes only its own run with it.
+
+A worker is a process of its own, so that a run which is killed for its memory, or crashes, does not end the others; it
+lives for many runs, so that torch is imported once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from fedmr_merge.errors import FedmrMergeError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run for a worker to do."""
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any]  #: unchecked
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A round of a run is over."""
+
+    name: str
+    round: int
+    rounds: int  #: of the whole run
+    accuracy: float  #: of the global model on the test data, 0 to 1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run is over; `fault` says why it failed, if it did."""
+
+    name: str
+    fault: str | None = None
+
+
+def visible_gpus() -> list[str]:
+    """Return the identifiers of the GPUs that this process may use, without importing torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [gpu for gpu in chosen.split(",") if gpu and gpu != "-1"]
+    folder = Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number, _ in enumerate(folder.iterdir())] if folder.is_dir() else []
+
+
+class Workers:
+    """Some worker processes. Use as a context manager: it stops them, and what they run is saved.
+
+    Args:
+        count: How many runs are done at a time.
+    """
+
+    def __init__(self, count: int) -> None:
+        gpus = visible_gpus()
+        threads = max(1, (os.cpu_count() or 1) // count)
+        self._environments = [_environment(threads, gpus[slot % len(gpus)] if gpus else None) for slot in range(count)]
+        self._idle = list(range(count))
+        self._processes: dict[int, tuple[Any, Connection]] = {}
+        self._jobs: dict[int, Job] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, connection in self._processes.values():
+            connection.close()
+            process.terminate()  # it saves what is done, as after Ctrl-C
+        for process, _connection in self._processes.values():
+            process.join()
+
+    @property
+    def free(self) -> bool:
+        """Whether a worker has nothing to do."""
+        return bool(self._idle)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a worker has something to do."""
+        return bool(self._jobs)
+
+    def start(self, job: Job) -> None:
+        """Give a job to a worker that is free."""
+        slot = self._idle.pop()
+        if slot not in self._processes:
+            self._processes[slot] = self._spawn(slot)
+        self._processes[slot][1].send(job)
+        self._jobs[slot] = job
+
+    def events(self, timeout_seconds: float | None = None) -> Iterator[Progress | Ended]:
+        """Wait for the workers, and yield what they have to say. A worker that died has failed its run."""
+        ready = wait([self._processes[slot][1] for slot in self._jobs], timeout_seconds)
+        for slot in [slot for slot in self._jobs if self._processes[slot][1] in ready]:
+            process, connection = self._processes[slot]
+            event: Progress | Ended
+            try:
+                event = connection.recv()
+            except (EOFError, OSError):
+                del self._processes[slot]
+                process.join()
+                event = Ended(self._jobs[slot].name, f"its process ended: {_reason(process.exitcode)}")
+            if isinstance(event, Ended):
+                del self._jobs[slot]
+                self._idle.append(slot)
+            yield event
+
+    def _spawn(self, slot: int) -> tuple[Any, Connection]:
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there,), daemon=True)
+        with _changed_environment(self._environments[slot]):
+            process.start()
+        there.close()
+        return process, here
+
+
+def _environment(threads: int, gpu: str | None) -> dict[str, str]:
+    found = {"OMP_NUM_THREADS": str(threads)}
+    return found if gpu is None else found | {"CUDA_VISIBLE_DEVICES": gpu}
+
+
+@contextmanager
+def _changed_environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _reason(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}" + (", perhaps for its memory" if code == -9 else "")
+    return f"exit code {code}"
+
+
+def _work(connection: Connection) -> None:
+    """Do jobs until the other side is gone. The body of a worker process."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the process that started this one, which then stops it
+    try:
+        while True:
+            job: Job = connection.recv()
+            try:
+                _follow(job, connection)
+            except FedmrMergeError as error:
+                connection.send(Ended(job.name, str(error)))
+            except (ValueError, RuntimeError, MemoryError) as error:
+                connection.send(Ended(job.name, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+    except (EOFError, BrokenPipeError):
+        pass
+
+
+def _follow(job: Job, connection: Connection) -> None:
+    from fedmr_merge.recipe.run import RoundDone, Run
+    from fedmr_merge.recipe.schema import parse_recipe
+
+    recipe = parse_recipe(job.recipe, job.name)
+    with Run(recipe, job.folder) as run:
+        for event in run.execute():
+            if isinstance(event, RoundDone):
+                metrics = event.result.metrics
+                connection.send(Progress(job.name, event.result.round, recipe.rounds, metrics["test_accuracy"]))
+    connection.send(Ended(job.name))

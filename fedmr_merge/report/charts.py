@@ -1,0 +1,193 @@
+"""The interactive charts of a report, as plotly figures (MIT licence)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedmr_merge.report.figures import PALETTE
+from fedmr_merge.report.study import Experiment, Spread
+from fedmr_merge.runs.record import RunRecord
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_MOST_BARS = 300  # of clients
+
+
+def curves(experiments: Sequence[Experiment]) -> Figure:
+    """Return test accuracy against rounds, with the deviation over seeds as a band; buttons show it against the bytes
+    sent so far, and on a logarithmic axis.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    by_bytes: list[Any] = []
+    by_round: list[Any] = []
+    for number, experiment in enumerate(experiments):
+        spreads = [Spread.of(found) for found in zip(*experiment.curves.values(), strict=False)]
+        rounds = list(range(1, len(spreads) + 1))
+        sent = [round * (experiment.bytes_a_round or 0) / 1e6 for round in rounds]
+        means = [100 * spread.mean for spread in spreads]
+        bands = [100 * (spread.deviation or 0) for spread in spreads]
+        colour, dash = PALETTE[number % len(PALETTE)], _DASHES[number // len(PALETTE) % len(_DASHES)]
+        group = experiment.method
+        figure.add_scatter(
+            x=rounds + rounds[::-1],
+            y=[m + b for m, b in zip(means, bands, strict=True)]
+            + [m - b for m, b in zip(means[::-1], bands[::-1], strict=True)],
+            fill="toself",
+            fillcolor=colour,
+            opacity=0.2,
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=group,
+        )
+        figure.add_scatter(
+            x=rounds,
+            y=means,
+            customdata=bands,
+            name=group,
+            legendgroup=group,
+            line={"color": colour, "dash": dash, "width": 2},
+            hovertemplate="%{y:.2f} ± %{customdata:.2f} %<extra>%{fullData.name}, round %{x}</extra>",
+        )
+        by_round += [rounds + rounds[::-1], rounds]
+        by_bytes += [sent + sent[::-1], sent]
+    figure.update_layout(
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "right",
+                "x": 0,
+                "y": 1.16,
+                "xanchor": "left",
+                "buttons": [
+                    _button("by round", {"x": by_round}, {"xaxis.title.text": "round", "xaxis.type": "linear"}),
+                    _button("log rounds", {"x": by_round}, {"xaxis.title.text": "round", "xaxis.type": "log"}),
+                    *(
+                        [_button("by bytes", {"x": by_bytes}, {"xaxis.title.text": _MEGABYTES, "xaxis.type": "linear"})]
+                        if any(experiment.bytes_a_round for experiment in experiments)
+                        else []
+                    ),
+                ],
+            }
+        ],
+        xaxis_title="round",
+        yaxis_title="test accuracy of the global model (%)",
+    )
+    return figure
+
+
+_MEGABYTES = "sent to the clients and back (MB)"
+
+
+def _button(label: str, data: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
+    return {"label": label, "method": "update", "args": [dict(data), dict(layout)]}
+
+
+def partition(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """Return a bar for each client, divided by class; the largest clients where there are very many."""
+    import plotly.graph_objects as go
+
+    clients = sorted(range(len(counts)), key=lambda client: -sum(counts[client]))[:_MOST_BARS]
+    clients.sort()
+    figure = go.Figure()
+    for label, name in enumerate(names):
+        figure.add_bar(
+            x=clients,
+            y=[counts[client][label] for client in clients],
+            name=name,
+            hovertemplate=f"client %{{x}}: %{{y}} of {name}<extra></extra>",
+        )
+    figure.update_layout(barmode="stack", xaxis_title="client", yaxis_title="training examples")
+    return figure
+
+
+def confusion(found: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """Return the share of each class's examples that were taken for which class, in percent of the class."""
+    shares = [[100 * count / max(1, sum(row)) for count in row] for row in found]
+    figure = heat_map(shares, list(names), list(names), "%{y} taken for %{x}: %{z:.1f} %", "%")
+    figure.update_layout(xaxis_title="predicted", yaxis_title="label")
+    return figure
+
+
+def class_accuracy(values: Sequence[float | None], names: Sequence[str]) -> Figure:
+    """Return the accuracy on each class."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.add_bar(
+        x=list(names),
+        y=[None if value is None else 100 * value for value in values],
+        marker_color=PALETTE[0],
+        hovertemplate="%{x}: %{y:.1f} %<extra></extra>",
+    )
+    figure.update_layout(yaxis_title="test accuracy (%)", yaxis_range=[0, 100], showlegend=False)
+    figure.update_xaxes(type="category")
+    return figure
+
+
+def similarity(experiments: Sequence[Experiment]) -> Figure:
+    """Return the mean pairwise cosine similarity of the cohort's models after training, round by round."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, experiment in enumerate(experiments):
+        runs = [[line.get("similarity") for line in run.metrics] for run in experiment.runs.values()]
+        means = [
+            Spread.of(found).mean if (found := [v for v in values if v is not None]) else None
+            for values in itertools.zip_longest(*runs)
+        ]
+        figure.add_scatter(
+            x=list(range(1, len(means) + 1)),
+            y=means,
+            name=experiment.method,
+            line={"color": PALETTE[number % len(PALETTE)], "dash": _DASHES[number // len(PALETTE) % len(_DASHES)]},
+            hovertemplate="%{y:.4f}<extra>%{fullData.name}, round %{x}</extra>",
+        )
+    figure.update_layout(xaxis_title="round", yaxis_title="mean pairwise cosine similarity")
+    return figure
+
+
+def layer_similarity(layers: Mapping[str, Sequence[float]]) -> Figure:
+    """Return a heat map: for each layer, how close each model's copy is to the mean of all copies (cosine)."""
+    slots = [f"slot {slot}" for slot in range(len(next(iter(layers.values()))))]
+    return heat_map(list(layers.values()), slots, list(layers), "%{y}, %{x}: %{z:.4f}", "cosine")
+
+
+def trained_by(run: RunRecord) -> Figure | None:
+    """Return a picture of who trained each layer's copy in the last round; None where no plan was recorded."""
+    line = run.lineage[-1] if run.lineage else None
+    if line is None or not line.get("plan"):
+        return None
+    permutations, clients = line["plan"]["permutations"], line["clients"]
+    rows = [[clients[source] for source in permutation] for permutation in permutations.values()]
+    slots = [f"slot {slot}" for slot in range(len(clients))]
+    figure = heat_map(rows, slots, list(permutations), "%{y} of %{x}: trained by client %{z}", "client")
+    figure.update_traces(text=rows, texttemplate="%{text}", showscale=False)
+    return figure
+
+
+def heat_map(
+    values: Sequence[Sequence[float]], columns: Sequence[str], rows: Sequence[str], hover: str, unit: str
+) -> Figure:
+    """Return a heat map whose rows are read from the top."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=[list(row) for row in values],
+        x=list(columns),
+        y=list(rows),
+        colorscale="Cividis",
+        colorbar={"title": unit},
+        hovertemplate=hover + "<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
+    figure.update_xaxes(type="category")
+    figure.update_layout(height=max(320, 60 + 22 * len(rows)))
+    return figure

@@ -1,0 +1,228 @@
+"""What is compared: runs that differ in their seed alone are one experiment, and experiments make a study.
+
+A study is read from run folders, from what their `publish` stages wrote, and from the folders of sweeps.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedmr_merge.errors import RunError
+from fedmr_merge.runs.record import RunRecord, holds_run, read_run
+from fedmr_merge.runs.sweep_folder import RUNS, SWEEP_FILE, PublishedNumber, read_sweep_folder
+
+#: Options that say where and how fast something is computed, but not what.
+_TECHNICAL = {
+    "data": ("path",),
+    "training": ("device", "threads", "checkpoint_every", "engine", "cohort_chunk", "compile"),
+}
+_NOT_TRAINING = ("evaluate", "publish")
+_LAST_ROUNDS = 10
+METHOD = "method"  #: the axis of a sweep whose choices are compared with each other; the other axes make cells
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation; of one number the deviation is not known."""
+
+    mean: float
+    deviation: float | None
+    count: int = 1
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Spread:
+        """Return those of some numbers."""
+        deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
+        return cls(statistics.fmean(numbers), deviation, len(numbers))
+
+    def shown(self, scale: float = 1.0, digits: int = 2) -> str:
+        """Return it as people write it, times `scale`."""
+        deviation = "" if self.deviation is None else f" ± {scale * self.deviation:.{digits}f}"
+        return f"{scale * self.mean:.{digits}f}{deviation}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs of one recipe with different seeds."""
+
+    recipe: Mapping[str, Any]
+    runs: Mapping[int, RunRecord]  #: by seed
+    choices: Mapping[str, str] = field(default_factory=dict)  #: axis → choice, where a sweep made it
+
+    @property
+    def name(self) -> str:
+        """The name that its recipe has."""
+        return str(self.recipe["name"])
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that change the model, in their order."""
+        names = (next(iter(stage)) for stage in self.recipe["stages"])
+        return tuple(name for name in names if name not in _NOT_TRAINING)
+
+    @property
+    def method(self) -> str:
+        """What the sweep calls its method, else its stages."""
+        return self.choices.get(METHOD) or ", ".join(self.stages)
+
+    @property
+    def cell(self) -> tuple[tuple[str, str], ...]:
+        """Its choices on all axes but the method: experiments of one cell are compared with each other."""
+        if self.choices:
+            return tuple((axis, choice) for axis, choice in self.choices.items() if axis != METHOD)
+        kept = comparable(self.recipe)
+        return (("setting", json.dumps({key: kept[key] for key in ("data", "model", "training")}, sort_keys=True)),)
+
+    @cached_property
+    def curves(self) -> dict[int, tuple[float, ...]]:
+        """Seed → test accuracy of the global model after each round, 0 to 1."""
+        return {seed: tuple(line["test_accuracy"] for line in run.metrics) for seed, run in self.runs.items()}
+
+    @property
+    def rounds(self) -> str:
+        """How many rounds its runs have; from and to, where they differ."""
+        lengths = sorted({len(curve) for curve in self.curves.values()})
+        return "-".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
+
+    @property
+    def last(self) -> Spread:
+        """The accuracy after the last round."""
+        return Spread.of([curve[-1] for curve in self.curves.values()])
+
+    @property
+    def final(self) -> Spread:
+        """The mean accuracy of the last ten rounds, which varies less than that of the last one."""
+        return Spread.of(list(self.final_by_seed.values()))
+
+    @property
+    def final_by_seed(self) -> dict[int, float]:
+        """Seed → mean accuracy of the last ten rounds."""
+        return {seed: statistics.fmean(curve[-_LAST_ROUNDS:]) for seed, curve in self.curves.items()}
+
+    @property
+    def best(self) -> Spread:
+        """The accuracy after the best round of each run."""
+        return Spread.of([max(curve) for curve in self.curves.values()])
+
+    def rounds_to(self, target: float) -> list[int]:
+        """Return, for each run that reaches this accuracy, the round that does."""
+        first = (next((i for i, found in enumerate(c, start=1) if found >= target), None) for c in self.curves.values())
+        return [round for round in first if round is not None]
+
+    @property
+    def bytes_a_round(self) -> float | None:
+        """The mean of the bytes that a round sends to its clients and gets back; None where it was not recorded."""
+        counts = [
+            line["bytes_down"] + line["bytes_up"]
+            for run in self.runs.values()
+            for line in run.metrics
+            if "bytes_down" in line and "bytes_up" in line
+        ]
+        return statistics.fmean(counts) if counts else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Experiments, and published numbers to compare them with."""
+
+    experiments: tuple[Experiment, ...]
+    published: tuple[PublishedNumber, ...] = ()
+    axes: tuple[str, ...] = ()  #: of the sweeps that it was read from
+    sweeps: tuple[str, ...] = ()  #: their names
+
+    def published_for(self, choices: Mapping[str, str]) -> PublishedNumber | None:
+        """Return the published number for these choices, if there is one."""
+        found = (p for p in self.published if p.choices and p.choices.items() <= choices.items())
+        return next(found, None)
+
+    @property
+    def cells(self) -> dict[tuple[tuple[str, str], ...], list[Experiment]]:
+        """The experiments, cell by cell."""
+        found: dict[tuple[tuple[str, str], ...], list[Experiment]] = {}
+        for experiment in self.experiments:
+            found.setdefault(experiment.cell, []).append(experiment)
+        return found
+
+
+def read_study(folders: Sequence[Path]) -> Study:
+    """Read run folders, what `publish` stages wrote, and sweep folders; runs without a round are left out of a sweep.
+
+    Raises RunError for a folder that holds none of these, and where a recipe comes twice with one seed.
+    """
+    found: dict[str, Experiment] = {}
+    published: list[PublishedNumber] = []
+    axes: dict[str, None] = {}
+    sweeps: list[str] = []
+    for folder in folders:
+        if (folder / SWEEP_FILE).is_file():
+            sweep = read_sweep_folder(folder)
+            published += sweep.published
+            axes |= dict.fromkeys(sweep.axes)
+            sweeps.append(sweep.name)
+            members = [(folder / RUNS / name, run.choices) for name, run in sweep.runs.items()]
+            members = [(path, choices) for path, choices in members if holds_run(path) and read_run(path).metrics]
+            if not members:
+                raise RunError(f"{folder}: no run of this sweep has a round yet", hint="wait for it, or resume it")
+        else:
+            members = [(folder, {})]
+        for path, choices in members:
+            _add(found, read_run(path), choices)
+    return Study(tuple(found.values()), tuple(published), tuple(axes), tuple(sweeps))
+
+
+def _add(found: dict[str, Experiment], run: RunRecord, choices: Mapping[str, str]) -> None:
+    if not run.metrics:
+        raise RunError(f"{run.path}: the run has no round yet", hint="`fedmr-merge run` resumes it")
+    seed = run.recipe["seed"]
+    key = json.dumps([dict(choices), comparable(run.recipe)], sort_keys=True)
+    known = found.get(key)
+    if known is None:
+        found[key] = Experiment(run.recipe, {seed: run}, choices)
+    elif seed in known.runs:
+        raise RunError(
+            f"{known.runs[seed].path} and {run.path} are the same recipe with the same seed, {seed}",
+            hint="name one of them",
+        )
+    else:
+        found[key] = Experiment(known.recipe, {**known.runs, seed: run}, choices)
+
+
+def comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes a recipe an experiment: all but the seed and what cannot change its outcome by much."""
+    kept = {
+        key: {option: value for option, value in recipe[key].items() if option not in _TECHNICAL.get(key, ())}
+        for key in ("data", "model", "training")
+    }
+    stages = [stage for stage in recipe["stages"] if next(iter(stage)) not in _NOT_TRAINING]
+    return {"name": recipe["name"], **kept, "stages": stages}
+
+
+def differing_options(experiments: Sequence[Experiment]) -> list[str]:
+    """Return, for each experiment, the options that another has, too, with another value."""
+    flat = [dict(_flat(comparable(experiment.recipe))) for experiment in experiments]
+    columns = ("name", "data.name", "model.name")
+    return [
+        ", ".join(
+            f"{path}={value}"
+            for path, value in own.items()
+            if path not in columns and any(path in other and other[path] != value for other in flat)
+        )
+        for own in flat
+    ]
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value:
+        for number, inner in enumerate(value):
+            yield from _flat(inner, f"{path}[{number}]")
+    else:
+        yield path, json.dumps(value) if not isinstance(value, str) else value
