@@ -11,7 +11,8 @@ from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
 from fedmr_merge.checkpoint.folder import STANDARD_NAMES
 from fedmr_merge.checkpoint.header import Header, new_header
 from fedmr_merge.checkpoint.metadata import HASHES_KEY, shared_metadata
-from fedmr_merge.checkpoint.open import Checkpoint, WeightFile, component_prefix
+from fedmr_merge.checkpoint.open import Checkpoint, WeightFile
+from fedmr_merge.checkpoint.selection import component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.checkpoint.writer import write_json
 from fedmr_merge.errors import CheckpointError, PlanError
@@ -135,8 +136,9 @@ def lay_out(
         return _in_shards(donor, sources, sidecars_from, max_shard_bytes or DEFAULT_SHARD_BYTES)
     files = tuple(OutputFile(file.name, file.header, sources) for file in donor.files)
     # The index beside another model's sidecars would name other shards.
-    indexes = {} if sidecars_from is donor else {name: _weight_map(name, files) for name in donor.indexes}
-    return OutputModel(files, donor.is_folder, sidecars_from, indexes, own_indexes=sidecars_from is donor)
+    is_own = sidecars_from is donor and not donor.stale_indexes
+    indexes = {} if is_own else {name: _weight_map(name, files) for name in donor.indexes}
+    return OutputModel(files, donor.is_folder, sidecars_from, indexes, own_indexes=is_own)
 
 
 def _in_shards(donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint, max_shard_bytes: int) -> OutputModel:

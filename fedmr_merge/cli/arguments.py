@@ -83,24 +83,24 @@ def fetching(inputs: Sequence[str]) -> Iterator[Progress | None]:
 
 
 def warn_left_out(opened: Sequence[Checkpoint]) -> None:
-    """Say which weight files lie beside the models and are not part of what was read, and which other files do not
-    come along.
+    """Report which weights lie beside the models and are not part of what was read, which other files do not come
+    along, and which indexes are not true of their shards.
     """
-    sources: dict[str, list[str]] = {}
+    _warn_of(opened, [c.left_out for c in opened], "left out: the library that loads the model does not read it")
+    _warn_of(opened, [c.left_behind for c in opened], "left behind: only weights, config and tokenizer come along")
     for checkpoint in opened:
-        for name in checkpoint.left_out:
-            sources.setdefault(name, []).append(checkpoint.source)
-    for name, found in sources.items():
-        console.complain(
-            "warning", f"{name} of {console.listed(found, ', ', 3)} is not part of the model that is read: left out"
-        )
-    if behind := list(dict.fromkeys(name for checkpoint in opened for name in checkpoint.left_behind)):
-        found = [checkpoint.source for checkpoint in opened if checkpoint.left_behind]
-        console.complain(
-            "warning",
-            f"{console.listed(behind, ', ', 4)} of {console.listed(found, ', ', 3)} left behind: only weights, config "
-            "and tokenizer come along",
-        )
+        for index, what in checkpoint.stale_indexes.items():
+            console.complain(
+                "warning",
+                f"{checkpoint.source}: {index} is stale: {what}; what the shards hold was read, as its library does",
+            )
+
+
+def _warn_of(opened: Sequence[Checkpoint], names: Sequence[Sequence[str]], what: str) -> None:
+    """Print one warning for all files of a kind, and for all models that have some."""
+    if found := list(dict.fromkeys(name for listed in names for name in listed)):
+        sources = [checkpoint.source for checkpoint, listed in zip(opened, names, strict=True) if listed]
+        console.complain("warning", f"{console.listed(found, ', ', 4)} of {console.listed(sources, ', ', 3)} {what}")
 
 
 def _may_be_hub(argument: str) -> bool:

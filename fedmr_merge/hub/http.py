@@ -50,10 +50,19 @@ class Traffic:
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
-        self.largest_answer: int | None = None  #: bytes; of a file that is being fetched
+        self.largest_answer: int | None = None  #: bytes; while a file of a known size is fetched
         self._progress = progress
         self._left = 0
         self._lock = threading.Lock()  # the client sends several files at once
+
+    @contextlib.contextmanager
+    def at_most(self, nbytes: int) -> Iterator[None]:
+        """Refuse answers of more bytes than this, for the length of a block."""
+        self.largest_answer = nbytes
+        try:
+            yield
+        finally:
+            self.largest_answer = None
 
     def expect(self, total: int) -> None:
         """Say how many bytes there are to pass; until then none is reported."""

@@ -6,26 +6,37 @@ gigabytes are fetched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmr_merge.checkpoint.folder import INDEX, PIPELINE, WEIGHTS
+from fedmr_merge.checkpoint.folder import PIPELINE
 from fedmr_merge.checkpoint.header import parse_header
-from fedmr_merge.checkpoint.open import Checkpoint, WeightFile, checkpoint_of, component_prefix, open_checkpoint
-from fedmr_merge.checkpoint.sidecars import MODULES, named_folders
+from fedmr_merge.checkpoint.open import Checkpoint, WeightFile, checkpoint_of, open_checkpoint, open_selection
+from fedmr_merge.checkpoint.selection import MODULES, Selection
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import CheckpointError, HubError, OutputError
 
 if TYPE_CHECKING:
+    from fedmr_merge.hub.client import Hub
     from fedmr_merge.hub.listing import HubSnapshot
 
-#: What is fetched beside the headers to tell whether models fit together.
+#: What is fetched beside the headers to find out whether models fit together.
 CONFIGS = ("config.json", PIPELINE, "adapter_config.json", MODULES)
 
 Input = str | Path | Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """A model on the Hub, and which files of its folder are the model."""
+
+    hub: Hub
+    snapshot: HubSnapshot
+    selection: Selection
 
 
 def open_inputs(
@@ -43,31 +54,41 @@ def open_inputs(
     on the Hub is fetched. `progress` is called with the number of bytes just fetched. Raises CheckpointError or
     HubError.
     """
-    found: list[Checkpoint | HubSnapshot] = []
-    for item in inputs:
-        if isinstance(item, Checkpoint):
-            found.append(item)
-        elif is_on_hub(item):
-            found += _expand(str(item))
-        else:
-            found.append(_one_model(open_checkpoint(item)))
-    if not all(isinstance(item, Checkpoint) for item in found):
-        named = {*CONFIGS, *configs}
-        by_headers = tuple(item if isinstance(item, Checkpoint) else _by_headers(item, named) for item in found)
-        check(by_headers)
-        if headers_only:
-            return by_headers
-    return tuple(item if isinstance(item, Checkpoint) else _fetch(item, progress) for item in found)
+    with contextlib.ExitStack() as stack:
+        hub: Hub | None = None
+        found: list[Checkpoint | _Remote] = []
+        for item in inputs:
+            if isinstance(item, Checkpoint):
+                found.append(item)
+            elif is_on_hub(item):
+                hub = hub or _open(stack, progress)
+                found += _expand(hub, str(item))
+            else:
+                found.append(_one_model(open_checkpoint(item)))
+        if hub is not None:
+            named = {*CONFIGS, *configs}
+            by_headers = tuple(_by_headers(item, named) if isinstance(item, _Remote) else item for item in found)
+            check(by_headers)
+            if headers_only:
+                return by_headers
+        return tuple(_fetch(item) if isinstance(item, _Remote) else item for item in found)
 
 
-def _expand(item: str) -> Sequence[HubSnapshot]:
-    from fedmr_merge.hub.snapshot import expand_hub
+def _open(stack: contextlib.ExitStack, progress: Progress | None) -> Hub:
+    from fedmr_merge.hub.client import open_hub  # imports huggingface_hub
+
+    return stack.enter_context(open_hub(progress=progress))
+
+
+def _expand(hub: Hub, item: str) -> list[_Remote]:
+    from fedmr_merge.hub.snapshot import expand_hub, select_files
 
     try:
-        return expand_hub(item)
+        snapshots = expand_hub(hub, item)
     except HubError as error:
         # Most of the time it is a path with a typing error.
         raise type(error)(f"{item}: no such file or folder, and on the Hub: {error}", hint=error.hint) from error
+    return [_Remote(hub, snapshot, select_files(hub, snapshot)) for snapshot in snapshots]
 
 
 def is_on_hub(item: str | Path) -> bool:
@@ -120,58 +141,53 @@ def _opened_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(str(place.resolve() if place.is_symlink() else place) for place in places)
 
 
-def _by_headers(snapshot: HubSnapshot, named: Collection[str]) -> Checkpoint:
-    """The model as its headers and its configuration describe it; its weights are not on this machine."""
-    from fedmr_merge.hub.snapshot import fetch, model_files, read_remote_header
+def _by_headers(remote: _Remote, named: Collection[str]) -> Checkpoint:
+    """Return the model as its headers and its configuration describe it; its weights are not on this machine."""
+    from fedmr_merge.hub.snapshot import fetch_files, read_remote_header
 
-    is_folder = not snapshot.subfolder.endswith(WEIGHTS)
+    hub, snapshot, selection = remote.hub, remote.snapshot, remote.selection
+    place = Path(snapshot.origin)
     files = []
-    listed = model_files(snapshot)
-    for name in listed:
-        if not name.endswith(WEIGHTS):
-            continue
-        inner = name.removeprefix(f"{snapshot.subfolder}/") if is_folder else name.rpartition("/")[2]
-        place = Path(snapshot.origin) / inner
-        header = parse_header(read_remote_header(snapshot, name), place, snapshot.listed(name).size)
-        files.append(WeightFile(inner, place, header))
-    configs = [name for name in listed if is_folder and name.rpartition("/")[2] in named]
-    folder = fetch(snapshot, configs) if configs else Path(snapshot.origin)
-    sidecars = tuple(name.removeprefix(f"{snapshot.subfolder}/") for name in configs)
-    checkpoint = checkpoint_of(folder, is_folder, tuple(files), sidecars, ())
-    others = sum(snapshot.listed(name).size for name in listed if is_folder and not name.endswith((WEIGHTS, INDEX)))
-    return _one_model(replace(_of_snapshot(checkpoint, snapshot), is_remote=True, sidecar_bytes=others))
+    for name in selection.weights:
+        listed = snapshot.outer(name)
+        path = place if snapshot.is_file else place / name
+        header = parse_header(read_remote_header(hub, snapshot, listed), path, snapshot.listed(listed).size)
+        files.append(WeightFile(name, path, header))
+    if snapshot.is_file:
+        return _of_hub(replace(checkpoint_of(place, tuple(files)), is_remote=True), snapshot)
+    configs = tuple(name for name in selection.sidecars if name.rpartition("/")[2] in named)
+    folder = fetch_files(hub, snapshot, map(snapshot.outer, (*configs, *selection.indexes)))
+    checkpoint = checkpoint_of(folder, tuple(files), replace(selection, sidecars=configs))
+    nbytes = sum(snapshot.listed(snapshot.outer(name)).size for name in selection.sidecars)
+    return _one_model(_of_hub(replace(checkpoint, is_remote=True, sidecar_bytes=nbytes), snapshot))
+
+
+def _fetch(remote: _Remote) -> Checkpoint:
+    from fedmr_merge.hub.snapshot import fetch_model
+
+    place = fetch_model(remote.hub, remote.snapshot, remote.selection)
+    is_file = remote.snapshot.is_file
+    checkpoint = open_checkpoint(place) if is_file else open_selection(place, remote.selection)
+    return _of_hub(checkpoint, remote.snapshot)
+
+
+def _of_hub(checkpoint: Checkpoint, snapshot: HubSnapshot) -> Checkpoint:
+    """Add what only the listing of the repository says."""
+    return replace(checkpoint, origin=snapshot.origin, licence=snapshot.licence)
 
 
 def _one_model(checkpoint: Checkpoint) -> Checkpoint:
-    """Raise CheckpointError where a folder holds models to merge, which have the same tensors, and no pipeline."""
+    """Raise CheckpointError where a folder holds models to merge, which have the same tensors, and is not one model of
+    several components.
+    """
     parts: dict[str, set[str]] = {}
     for file in checkpoint.files:
         parts.setdefault(file.prefix, set()).update(file.header.tensors)
-    if len(parts) > 1 and PIPELINE not in checkpoint.sidecars and len({*map(frozenset, parts.values())}) == 1:
+    is_declared = not {PIPELINE, MODULES}.isdisjoint(checkpoint.sidecars)
+    if len(parts) > 1 and not is_declared and len({*map(frozenset, parts.values())}) == 1:
         names, source = [prefix.rstrip("/") for prefix in parts], checkpoint.source
         shown = f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
         models = f"{source}/{'slot-*' if names[-1].startswith('slot-') else '*'}"
         hint = f"name them, {models}, or one of them; a pipeline of components has a model_index.json"
         raise CheckpointError(source, f"holds {len(names)} models of the same tensors: {shown}", hint=hint)
     return checkpoint
-
-
-def _fetch(snapshot: HubSnapshot, progress: Progress | None) -> Checkpoint:
-    from fedmr_merge.hub.snapshot import fetch
-
-    return _of_snapshot(open_checkpoint(fetch(snapshot, progress=progress)), snapshot)
-
-
-def _of_snapshot(checkpoint: Checkpoint, snapshot: HubSnapshot) -> Checkpoint:
-    """Add what only the listing of the repository tells."""
-    place = f"{snapshot.subfolder}/" if snapshot.subfolder else ""
-    inner = (name.removeprefix(place) for name in snapshot.files if checkpoint.is_folder and name.endswith(WEIGHTS))
-    read = {file.name for file in checkpoint.files}
-    modules = [f"{name}/" for name in named_folders(checkpoint.read_json(MODULES))]
-    own = {"", *(file.prefix for file in checkpoint.files)}
-    left_out = tuple(name for name in inner if name not in read and component_prefix(name) in {*own, *modules})
-    around = (name.removeprefix(place) for name in snapshot.left_behind if checkpoint.is_folder)
-    left_behind = tuple(name for name in around if component_prefix(name) in own)
-    return replace(
-        checkpoint, origin=snapshot.origin, licence=snapshot.licence, left_out=left_out, left_behind=left_behind
-    )

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from fedmr_merge.checkpoint.folder import PICKLE_HINT, PICKLE_SUFFIXES, WEIGHTS
-from fedmr_merge.checkpoint.sidecars import is_missed, is_sidecar
+from fedmr_merge.checkpoint.folder import WEIGHTS, is_index
+from fedmr_merge.checkpoint.sidecars import is_sidecar
 from fedmr_merge.errors import HubError
 
 if TYPE_CHECKING:
@@ -62,13 +62,30 @@ class HubSnapshot:
     subfolder: str  #: empty for the root; no slash at either end
     files: Mapping[str, HubFile]  #: path in the repository → file; safetensors, indexes and sidecars under `subfolder`
     licence: str | None  #: what the repository's card says; unknown offline
-    pickles: tuple[str, ...] = ()  #: pickled weights; they are never fetched
-    left_behind: tuple[str, ...] = ()  #: other files that are not fetched and may be missed
+    others: tuple[str, ...] = ()  #: paths of all other files under `subfolder`; they are never fetched
 
     @property
     def origin(self) -> str:
-        """How lineage and cards call it: `org/name@commit/subfolder`."""
+        """What lineages and cards call it: `org/name@commit/subfolder`."""
         return _reference(self.repo_id, self.commit, self.subfolder)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one weight file."""
+        return self.subfolder in self.files
+
+    @property
+    def _prefix(self) -> str:
+        folder = self.subfolder.rpartition("/")[0] if self.is_file else self.subfolder
+        return f"{folder}/" if folder else ""
+
+    def inner(self, name: str) -> str:
+        """Return the path of a file in the model's folder, from that in the repository."""
+        return name.removeprefix(self._prefix)
+
+    def outer(self, name: str) -> str:
+        """Return the path of a file in the repository, from that in the model's folder."""
+        return self._prefix + name
 
     def listed(self, file: str) -> HubFile:
         """Return a file by its path in the repository. Raises HubError when the snapshot does not list it."""
@@ -151,9 +168,8 @@ def places(snapshot: HubSnapshot, ref: HubRef) -> list[str]:
 def narrow(snapshot: HubSnapshot, place: str) -> HubSnapshot:
     """Return the part of a snapshot that lies in a folder, or is one file."""
     files = {n: f for n, f in snapshot.files.items() if not place or n == place or n.startswith(f"{place}/")}
-    pickles = tuple(name for name in snapshot.pickles if not place or name.startswith(f"{place}/"))
-    left_behind = tuple(name for name in snapshot.left_behind if not place or name.startswith(f"{place}/"))
-    return replace(snapshot, subfolder=place, files=files, pickles=pickles, left_behind=left_behind)
+    others = tuple(name for name in snapshot.others if not place or name.startswith(f"{place}/"))
+    return replace(snapshot, subfolder=place, files=files, others=others)
 
 
 def git_blob_digest(size: int) -> Any:
@@ -175,26 +191,15 @@ def _reference(repo_id: str, revision: str | None, subfolder: str) -> str:
 
 def _snapshot(hub: Hub, ref: HubRef, commit: str, files: Mapping[str, HubFile], licence: str | None) -> HubSnapshot:
     wanted = {name: file for name, file in sorted(files.items()) if _is_fetched(name)}
-    pickles = tuple(name for name in sorted(files) if name.endswith(PICKLE_SUFFIXES))
-    left_behind = tuple(name for name in sorted(files) if is_missed(name) or name.endswith(".py"))
-    if not any(name.endswith(WEIGHTS) for name in wanted):
-        if not pickles:
-            raise HubError(f"{ref}: the repository holds no safetensors")
-        refuse_pickles(str(ref), pickles[0])
-    return HubSnapshot(hub.endpoint, ref.repo_id, commit, "", wanted, licence, pickles, left_behind)
-
-
-def refuse_pickles(subject: str, pickle: str) -> NoReturn:
-    """Raise HubError for weights that are nowhere but in a pickle."""
-    reason = f"the only weights are pickled ({pickle}): they can run code when they are loaded and are refused"
-    raise HubError(f"{subject}: {reason}", hint=PICKLE_HINT)
+    others = tuple(name for name in sorted(files) if name not in wanted)
+    return HubSnapshot(hub.endpoint, ref.repo_id, commit, "", wanted, licence, others)
 
 
 def _is_fetched(name: str) -> bool:
     path = PurePosixPath(name)
-    if any(part.startswith(".") for part in path.parts) or name.endswith(".bin.index.json") or path.suffix == ".py":
+    if any(part.startswith(".") for part in path.parts) or path.suffix == ".py":
         return False
-    return path.suffix == WEIGHTS or is_sidecar(path.name)
+    return path.suffix == WEIGHTS or is_index(name) or is_sidecar(path.name)
 
 
 def _refuse_name(name: object, subject: str) -> None:

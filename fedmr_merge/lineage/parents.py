@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.header import Header, pack, parse_header, unpack
-from fedmr_merge.checkpoint.open import Checkpoint, component_prefix
+from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.checkpoint.selection import component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.errors import CheckpointError
 from fedmr_merge.hub.listing import file_hash

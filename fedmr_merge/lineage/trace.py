@@ -7,7 +7,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from fedmr_merge.checkpoint.folder import INDEX
+from fedmr_merge.checkpoint.folder import is_index
 from fedmr_merge.errors import VerificationError
 from fedmr_merge.lineage.model import HERE, LINEAGE_FILE, Lineage, TensorOrigin
 from fedmr_merge.lineage.reader import read_lineage
@@ -89,5 +89,5 @@ def _follow(lineage: Lineage, origin: TensorOrigin) -> list[TracedOrigin]:
 def _link(lineage: Lineage, origin: TensorOrigin) -> TracedOrigin:
     parent = lineage.parents[origin.source_slot]
     place = parent.path if parent.hub is not None else str(parent.place(lineage.folder))
-    folder = place[: -len(PurePosixPath(place).name) - 1] if place.endswith(INDEX) else place
+    folder = place[: -len(PurePosixPath(place).name) - 1] if is_index(place) else place
     return TracedOrigin(origin, f"{folder}/{origin.source_file}" if parent.is_folder else place)

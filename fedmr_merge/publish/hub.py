@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from fedmr_merge.checkpoint.folder import INDEX, WEIGHTS
+from fedmr_merge.checkpoint.folder import WEIGHTS, is_index
 from fedmr_merge.errors import HubError, PushError, UnreachedError
 from fedmr_merge.hub.listing import HubFile
 from fedmr_merge.hub.remote import Remote, check_account, look, remote_files
@@ -190,7 +190,7 @@ class _Push:
         changed = tuple(file for file in files if file.path not in remote or not file.equals(remote[file.path]))
         ours = {file.path for file in files}
         families = {_family(file.path) for file in files if file.is_weights}
-        stale = (path for path in remote if path.endswith((WEIGHTS, INDEX)) and path not in ours)
+        stale = (path for path in remote if (path.endswith(WEIGHTS) or is_index(path)) and path not in ours)
         return changed, tuple(path for path in stale if _family(path) in families)
 
     def _commit(self, user: str, remote: Remote, changed: tuple[PushFile, ...], stale: tuple[str, ...]) -> _Landed:

@@ -81,6 +81,8 @@ def _folder(source: str | Path, endpoint: str | None, token: str | None) -> Path
         raise CheckpointError(path, "is a file; a model is a folder with config.json and safetensors")
     if isinstance(source, Path) or parse_hub(source) is None:
         raise CheckpointError(source, "no such folder", hint="name a folder, or org/name[@revision][/subfolder]")
-    from fedmr_merge.hub.snapshot import fetch, resolve_hub
+    from fedmr_merge.hub.client import open_hub  # imports huggingface_hub
+    from fedmr_merge.hub.snapshot import fetch_model, resolve_hub
 
-    return fetch(resolve_hub(source, endpoint=endpoint, token=token), token=token)
+    with open_hub(endpoint=endpoint, token=token) as hub:
+        return fetch_model(hub, resolve_hub(hub, source))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
-from fedmr_merge.checkpoint.folder import INDEX, leads_out
+from fedmr_merge.checkpoint.folder import leads_out, without_index
 from fedmr_merge.checkpoint.header import unpack
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
@@ -95,7 +95,7 @@ def _restore_weights(
 
 def _source_names(sources: Sequence[Parent]) -> list[str]:
     """What the rebuilt inputs are called: as they were, or by their slot where two had one name."""
-    names = [Path(source.path).name.removesuffix(INDEX) if source.hub is None else "" for source in sources]
+    names = [without_index(Path(source.path).name) if source.hub is None else "" for source in sources]
     if len(set(names)) == len(names) and not any(map(leads_out, names)):
         return names
     return [f"slot-{source.slot:02d}" + ("" if source.is_folder else ".safetensors") for source in sources]

@@ -164,21 +164,94 @@ def test_the_index_that_is_named_says_which_model(pipeline: bool, tmp_path: Path
     assert content(open_checkpoint(tmp_path / "model.safetensors.index.json")) == expected(0)
 
 
-MODULES = json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../x"}, {"path": 3}, 4])
+MODULES = json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": 3}, 4])
 
 
-def test_modules_of_a_model_are_carried_and_their_weights_told(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    taken = {"modules.json": MODULES, "config.json": "{}", "1_Pooling/config.json": "{}"}
-    write_folder(folder, model(0), {**taken, "2_Dense/config.json": "{}", "../x/config.json": "{}"})
-    write(folder / "2_Dense" / "model.safetensors", model(1))
-    found = open_checkpoint(folder)
+def test_modules_of_a_model_are_components(tmp_path: Path) -> None:
+    taken = {"modules.json": MODULES, "config.json": "{}", "1_Pooling/config.json": "{}", "2_Dense/config.json": "{}"}
+    write_folder(tmp_path, model(0), {**taken, "runs/config.json": "{}"})
+    write(tmp_path / "2_Dense" / "model.safetensors", model(1))
+    write(tmp_path / "runs" / "model.safetensors", model(2))
+    found = open_checkpoint(tmp_path)
     assert set(found.sidecars) == set(taken)
-    assert found.left_out == ("2_Dense/model.safetensors",)
+    assert content(found) == expected() | {f"2_Dense/{name}": raw for name, raw in expected(1).items()}
+
+
+@pytest.mark.parametrize("router", ["", "router/"])
+def test_modules_that_a_router_names_are_components(router: str, tmp_path: Path) -> None:
+    types = json.dumps({"types": {"query_0_StaticEmbedding": "x", "document_0_Transformer": "x", "../x": "x"}})
+    modules = json.dumps([{"path": router.rstrip("/")}])
+    write_sidecars(tmp_path, {"modules.json": modules, f"{router}router_config.json": types})
+    for seed, name in enumerate(("query_0_StaticEmbedding", "document_0_Transformer")):
+        write_folder(tmp_path / router / name, model(seed), {"config.json": "{}"})
+    found = open_checkpoint(tmp_path)
+    assert {file.prefix for file in found.files} == {f"{router}{name}/" for name in json.loads(types)["types"]} - {
+        f"{router}../x/"
+    }
+    assert f"{router}query_0_StaticEmbedding/config.json" in found.sidecars
+
+
+def test_a_module_in_a_pickle_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, model(0), {"modules.json": MODULES, "2_Dense/pytorch_model.bin": "x"})
+    with pytest.raises(CheckpointError, match=r"2_Dense/pytorch_model\.bin: pickled weights"):
+        open_checkpoint(tmp_path)
+    write(tmp_path / "2_Dense" / "model.safetensors", model(1))
+    assert len(open_checkpoint(tmp_path).files) == 2, "a pickle beside its safetensors is not missed"
+
+
+@pytest.mark.parametrize("stem", ["model", "diffusion_pytorch_model"])
+def test_a_variant_is_the_model_where_there_is_no_other(stem: str, tmp_path: Path) -> None:
+    write_sharded(tmp_path, model(0), 2, stem=f"{stem}.fp16")
+    (tmp_path / f"{stem}.fp16.safetensors.index.json").rename(tmp_path / f"{stem}.safetensors.index.fp16.json")
+    found = open_checkpoint(tmp_path)
     assert content(found) == expected()
+    assert found.indexes == (f"{stem}.safetensors.index.fp16.json",)
+    assert content(open_checkpoint(tmp_path / f"{stem}.safetensors.index.fp16.json")) == expected()
+    write(tmp_path / f"{stem}.bf16.safetensors", model(1))
+    with pytest.raises(CheckpointError, match="several variants, and none without a variant"):
+        open_checkpoint(tmp_path)
+    write(tmp_path / f"{stem}.safetensors", model(2))
+    assert content(open_checkpoint(tmp_path)) == expected(2)
 
 
-def test_weights_beside_the_model_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stem", "wins"),
+    [("model", "the one file"), ("adapter_model", "the one file"), ("diffusion_pytorch_model", "index")],
+)
+def test_a_file_and_an_index_side_by_side_are_read_as_their_library_does(stem: str, wins: str, tmp_path: Path) -> None:
+    write_sharded(tmp_path, model(0), 2, stem=stem)
+    write(tmp_path / f"{stem}.safetensors", model(1))
+    shards = {f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)}
+    found = open_checkpoint(tmp_path)
+    assert content(found) == expected(0 if wins == "index" else 1)
+    left_out = {f"{stem}.safetensors"} if wins == "index" else {*shards, f"{stem}.safetensors.index.json"}
+    assert set(found.left_out) == left_out
+    assert content(open_checkpoint(tmp_path / f"{stem}.safetensors.index.json")) == expected(0), "unless it is named"
+
+
+def test_a_stale_index_is_reported_and_its_shards_are_the_model(tmp_path: Path) -> None:
+    def change(weight_map: dict[str, str], _: Path) -> None:
+        weight_map["gone"] = weight_map.pop("layer3.weight")
+        weight_map["layer0.weight"] = "model-00002-of-00002.safetensors"
+
+    broken_index(change)(tmp_path)
+    found = open_checkpoint(tmp_path)
+    assert content(found) == {name: raw for name, (_, _, raw) in model(0, LINEAR).items()}
+    assert found.stale_indexes == {
+        "model.safetensors.index.json": "2 of its tensors are not in the shard that it names, such as 'layer0.weight'; "
+        "2 of the tensors in its shards are not where it says, or not in it"
+    }
+
+
+def test_hidden_weights_are_nobody_s(tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors", model(0))
+    for name in ("._model", "._a"):
+        write(tmp_path / f"{name}.safetensors", {})
+    (tmp_path / "._model.safetensors.index.json").write_text("x")
+    assert open_checkpoint(tmp_path).left_out == ()
+
+
+def test_weights_beside_the_model_are_reported(tmp_path: Path) -> None:
     write_sharded(tmp_path, model(0), 2)
     for name in ("value_head", "adapter_model"):
         write(tmp_path / f"{name}.safetensors", model(1))
@@ -272,23 +345,23 @@ def doubled(folder: Path) -> None:
     write(folder / "model-00002-of-00002.safetensors", model(0, LINEAR))
 
 
+def module_outside(folder: Path) -> None:
+    write_folder(folder, model(0, LINEAR), {"modules.json": '[{"path": ""}, {"path": "../x"}]'})
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "shard outside": (point_to("../../x.safetensors"), "leads out of the folder"),
     "shard absolute": (point_to("/etc/passwd"), "leads out of the folder"),
     "shard with backslash": (point_to("..\\x.safetensors"), "leads out of the folder"),
-    "shard with a null": (point_to("x\0.safetensors"), "no file name"),
-    "shard with half a character": (point_to("\ud800.safetensors"), "no file name"),
+    "shard with a null": (point_to("x\0.safetensors"), "not a file name"),
+    "shard with half a character": (point_to("\ud800.safetensors"), "not a file name"),
     "shard empty": (point_to(""), "leads out of the folder"),
     "shard the folder itself": (point_to("."), "leads out of the folder"),
     "shard in a folder below": (point_to("sub/x.safetensors"), "beside its index"),
     "shard a pickle": (point_to("pytorch_model.bin"), "pickled weights"),
-    "shard in the wrong file": (point_to("model-00002-of-00002.safetensors"), "'layer0.weight' is not in"),
+    "shard of another kind": (point_to("config.json"), "shard config.json is not a weight file"),
+    "shard of 300 characters": (point_to("x" * 300 + ".safetensors"), "…"),
     "shard missing": (drop_shard, "shard model-00002-of-00002.safetensors is missing"),
-    "tensor not in the index": (broken_index(lambda m, _: m.pop("layer3.weight")), "the index does not name it"),
-    "tensor not in any shard": (
-        broken_index(lambda m, _: m.update({"more": "model-00001-of-00002.safetensors"})),
-        "'more' is not in",
-    ),
     "tensor in two shards": (doubled, "layer0.weight"),
     "link out of the folder": (link_out, "a link that leads out"),
     "component out of the folder": (component_out, "a link that leads out"),
@@ -298,6 +371,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder of a pipeline nowhere": (folder_nowhere, "scheduler: a link to sched, where there is nothing"),
     "index no JSON": (lambda f: write_sidecars(f, {"model.safetensors.index.json": "{"}), "not valid JSON"),
     "index empty": (lambda f: write_sidecars(f, {"model.safetensors.index.json": "{}"}), "weight_map must map"),
+    "module outside": (module_outside, "a module lies outside the model, in '../x'"),
     "two weight files": (two_files, "2 weight files and no index"),
     "two indexes": (two_indexes, "several indexes"),
     "nothing in it": (lambda f: write_sidecars(f, {"config.json": "{}"}), "no .safetensors file"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
-from small_checkpoints import LINEAR, file_bytes, model, read, write, write_folder, write_sidecars
+from small_checkpoints import LINEAR, file_bytes, model, read, tree, write, write_folder, write_sharded, write_sidecars
 
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import CheckpointError, HubError, LayerMismatchError, VerificationError
@@ -108,9 +108,41 @@ def test_what_lies_beside_a_model_of_the_hub_comes_along_or_is_told(run: HubServ
     run.add_repo("alice/sentences", weights | others | {"modules.json": modules})
     for headers_only in (True, False):
         found = open_inputs(["alice/sentences"], headers_only=headers_only)[0]
-        assert set(found.left_out) == {"value_head.safetensors", "2_Dense/model.safetensors"}
-        assert {name for name in found.sidecars if name.endswith("config.json")} == {taken[2], taken[3]}
-    assert set(found.sidecars) == {*taken, "modules.json"}
+        assert found.left_out == ("value_head.safetensors",)
+        assert {file.name for file in found.files} == {"model.safetensors", "2_Dense/model.safetensors"}
+        configs = {name for name in found.sidecars if name.endswith("config.json")}
+        assert configs == {"config.json", "1_Pooling/config.json", "2_Dense/config.json"}
+    assert set(found.sidecars) == {*taken, "2_Dense/config.json", "modules.json"}
+
+
+def test_modules_of_a_sentence_transformer_are_recombined_and_written(tmp_path: Path) -> None:
+    modules = '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]'
+    configs = ("config.json", "1_Pooling/config.json", "2_Dense/config.json")
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i, LINEAR), {"modules.json": modules, **dict.fromkeys(configs, "{}")})
+        write_folder(tmp_path / f"m{i}" / "2_Dense", {"linear.weight": model(i, LINEAR)["layer0.weight"]})
+    recombine([tmp_path / "m0", tmp_path / "m1"], tmp_path / "out", output=OutputOptions())
+    for name in ("slot-00", "slot-01", "global"):
+        written = tmp_path / "out" / name
+        assert read(written).keys() == {*LINEAR, "2_Dense/linear.weight"}
+        assert {p.relative_to(written).as_posix() for p in written.rglob("*.json")} == {"modules.json", *configs}
+    after = [read(tmp_path / "out" / name)["2_Dense/linear.weight"] for name in ("slot-00", "slot-01")]
+    assert sorted(after) == sorted(model(i, LINEAR)["layer0.weight"] for i in range(2))
+    undo(tmp_path / "out", tmp_path / "back")
+    assert tree(tmp_path / "back" / "m1") == tree(tmp_path / "m1")
+
+
+def test_a_stale_index_is_not_written_and_is_restored(tmp_path: Path) -> None:
+    for i in range(2):
+        write_sharded(tmp_path / f"m{i}", model(i, LINEAR), sidecars={"config.json": "{}"})
+        index = tmp_path / f"m{i}" / "model.safetensors.index.json"
+        index.write_text(index.read_text().replace("layer0.weight", "gone"))
+    recombine([tmp_path / "m0", tmp_path / "m1"], tmp_path / "out")
+    assert open_checkpoint(tmp_path / "m0").stale_indexes
+    for name in ("slot-00", "slot-01", "global"):
+        assert not open_checkpoint(tmp_path / "out" / name).stale_indexes
+    undo(tmp_path / "out", tmp_path / "back")
+    assert tree(tmp_path / "back" / "m1") == tree(tmp_path / "m1")
 
 
 def test_checkpoints_pass(tmp_path: Path) -> None:

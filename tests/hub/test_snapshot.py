@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_models import CARD, QUICK, weights
+from hub_models import CARD, expand_hub, fetch, read_remote_header, resolve_hub, weight_files, weights
 from hub_routes import Blob
 from hub_server import HubServer
 from huggingface_hub import constants
@@ -18,23 +18,18 @@ from fedmr_merge.checkpoint.header import parse_header
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import CheckpointError, HubError
 from fedmr_merge.hub.http import Patience
-from fedmr_merge.hub.snapshot import (
-    HubRef,
-    HubSnapshot,
-    expand_hub,
-    fetch,
-    parse_hub,
-    read_remote_header,
-    resolve_hub,
-    weight_files,
-)
+from fedmr_merge.hub.listing import HubRef, HubSnapshot, parse_hub
 
 REPO = "alice/digits"
 MODEL = {"model.safetensors": weights(0), "config.json": b"{}", "README.md": CARD.encode()}
 
 
 def resolve(hub: HubServer, ref: str = REPO, **options: Any) -> HubSnapshot:
-    return resolve_hub(ref, endpoint=hub.endpoint, **{"patience": QUICK, **options})
+    return resolve_hub(ref, endpoint=hub.endpoint, **options)
+
+
+def expand(hub: HubServer, ref: str) -> tuple[HubSnapshot, ...]:
+    return expand_hub(ref, endpoint=hub.endpoint)
 
 
 def below(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:
@@ -98,7 +93,7 @@ def test_only_weights_index_and_sidecars_are_fetched(hub: HubServer) -> None:
 def test_subfolder_and_glob_over_folders(hub: HubServer) -> None:
     slots = {name: content for i in (10, 2, 1) for name, content in below(f"slot-{i:02d}", MODEL).items()}
     hub.add_repo(REPO, MODEL | slots | {"slot-99/config.json": b"{}"})
-    found = expand_hub(f"{REPO}/slot-*", endpoint=hub.endpoint)
+    found = expand(hub, f"{REPO}/slot-*")
     assert [snapshot.subfolder for snapshot in found] == ["slot-01", "slot-02", "slot-10"]
     assert len(hub.log) == 1
     assert set(fetched(fetch(found[0]))) == {"model.safetensors", "config.json"}
@@ -109,7 +104,7 @@ def test_subfolder_and_glob_over_folders(hub: HubServer) -> None:
         "slot-01/model.safetensors",
     }
     assert not hub.requests("GET", "slot-02")
-    assert [s.subfolder for s in expand_hub(f"{REPO}/slot-0[12]", endpoint=hub.endpoint)] == ["slot-01", "slot-02"]
+    assert [s.subfolder for s in expand(hub, f"{REPO}/slot-0[12]")] == ["slot-01", "slot-02"]
     with pytest.raises(HubError, match="names 3 models"):
         resolve(hub, f"{REPO}/slot-*")
     with pytest.raises(HubError, match="nothing of that name") as caught:
@@ -119,11 +114,12 @@ def test_subfolder_and_glob_over_folders(hub: HubServer) -> None:
 
 def test_glob_over_weight_files(hub: HubServer) -> None:
     hub.add_repo(REPO, {f"slot-{i:02d}.safetensors": weights(i) for i in range(3)} | {"lineage.json": b"{}"})
-    found = expand_hub(f"{REPO}/slot-*", endpoint=hub.endpoint)
+    found = expand(hub, f"{REPO}/slot-*")
     assert [fetch(snapshot).read_bytes() for snapshot in found] == [weights(i) for i in range(3)]
     assert open_checkpoint(fetch(found[0])).parameters == 16
-    with pytest.raises(HubError, match="3 weight files in one folder and no index"):
+    with pytest.raises(CheckpointError, match="3 weight files and no index") as caught:
         fetch(resolve(hub))
+    assert f"{REPO}@{found[0].commit}/*.safetensors" in str(caught.value.hint)
 
 
 def test_shards_are_those_of_the_index(hub: HubServer) -> None:
@@ -165,7 +161,7 @@ def test_components_are_the_model_whatever_lies_beside_their_index(hub: HubServe
 def test_a_component_in_a_pickle_is_refused(hub: HubServer) -> None:
     parts = {"model_index.json": b"{}", **below("unet", MODEL), "text_encoder/pytorch_model.bin": b"x"}
     hub.add_repo(REPO, parts | {"unet/pytorch_model.bin": b"x"})
-    with pytest.raises(HubError, match=r"text_encoder/pytorch_model\.bin") as caught:
+    with pytest.raises(CheckpointError, match=r"text_encoder/pytorch_model\.bin") as caught:
         weight_files(resolve(hub))
     assert "convert" in str(caught.value.hint)
     assert weight_files(resolve(hub, f"{REPO}/unet")) == ("unet/model.safetensors",)
@@ -173,17 +169,17 @@ def test_a_component_in_a_pickle_is_refused(hub: HubServer) -> None:
 
 def test_pickles_alone_are_refused_by_name(hub: HubServer) -> None:
     hub.add_repo(REPO, {"pytorch_model.bin": b"\x80\x02."})
-    with pytest.raises(HubError, match=r"pytorch_model\.bin") as caught:
-        resolve(hub)
+    with pytest.raises(CheckpointError, match=rf"{REPO}@[0-9a-f]*/pytorch_model\.bin") as caught:
+        fetch(resolve(hub))
     assert "convert" in str(caught.value.hint)
     hub.add_repo("alice/empty")
-    with pytest.raises(HubError, match="holds no safetensors"):
-        resolve(hub, "alice/empty")
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file in this folder"):
+        fetch(resolve(hub, "alice/empty"))
 
 
 @pytest.mark.parametrize(
     ("ref", "message"),
-    [("alice/none", "no such repository"), (f"{REPO}@none", "no such revision"), ("none", "is no Hub id")],
+    [("alice/none", "no such repository"), (f"{REPO}@none", "no such revision"), ("none", "is not a Hub id")],
 )
 def test_what_is_not_there(hub: HubServer, ref: str, message: str) -> None:
     hub.add_repo(REPO, MODEL)
@@ -212,7 +208,7 @@ def test_header_is_read_without_the_tensors(hub: HubServer, padding: int, ranges
 def test_header_that_is_none(hub: HubServer, content: bytes) -> None:
     hub.add_repo(REPO, {"model.safetensors": content})
     with pytest.raises(CheckpointError):
-        read_remote_header(resolve(hub), "model.safetensors", patience=QUICK)
+        read_remote_header(resolve(hub), "model.safetensors")
 
 
 def test_header_of_a_file_of_another_size(hub: HubServer) -> None:
@@ -221,7 +217,7 @@ def test_header_of_a_file_of_another_size(hub: HubServer) -> None:
     snapshot = resolve(hub)
     hub.stored[blob.sha256 or ""] = weights(0) + b"more"
     with pytest.raises(HubError, match=rf"lists {blob.size} bytes and sends {blob.size + 4}"):
-        read_remote_header(snapshot, "model.safetensors", patience=QUICK)
+        read_remote_header(snapshot, "model.safetensors")
 
 
 # What passes
@@ -233,15 +229,15 @@ def test_cuts_are_healed(hub: HubServer, pattern: str, kind: str) -> None:
     hub.add_repo(REPO, MODEL)
     hub.fail("GET|HEAD", pattern, kind, times=2)
     snapshot = resolve(hub)
-    assert read_remote_header(snapshot, "model.safetensors", patience=QUICK)
-    assert (fetch(snapshot, patience=QUICK) / "model.safetensors").read_bytes() == weights(0)
+    assert read_remote_header(snapshot, "model.safetensors")
+    assert (fetch(snapshot) / "model.safetensors").read_bytes() == weights(0)
 
 
 def test_download_that_is_cut_goes_on_where_it_stopped(hub: HubServer) -> None:
     content = weights(0, 400_000)
     hub.add_repo(REPO, {"model.safetensors": content})
     hub.fail("GET", "/storage/", "half an answer")
-    assert (fetch(resolve(hub), patience=QUICK) / "model.safetensors").read_bytes() == content
+    assert (fetch(resolve(hub)) / "model.safetensors").read_bytes() == content
     assert len(hub.requests("GET", "/storage/")) == 2
 
 
@@ -249,14 +245,14 @@ def test_download_that_is_reset_is_made_again(hub: HubServer) -> None:
     content = weights(0, 400_000)
     hub.add_repo(REPO, {"model.safetensors": content})
     hub.fail("GET", "/storage/", "reset", times=2)
-    assert (fetch(resolve(hub), patience=QUICK) / "model.safetensors").read_bytes() == content
+    assert (fetch(resolve(hub)) / "model.safetensors").read_bytes() == content
 
 
 def test_range_that_is_too_short_is_asked_again(hub: HubServer) -> None:
     hub.add_repo(REPO, MODEL)
     size = len(MODEL["model.safetensors"])
     hub.fail("GET", "/storage/", "answer", status=206, headers={"Content-Range": f"bytes 0-9/{size}"}, body=bytes(10))
-    assert MODEL["model.safetensors"].startswith(read_remote_header(resolve(hub), "model.safetensors", patience=QUICK))
+    assert MODEL["model.safetensors"].startswith(read_remote_header(resolve(hub), "model.safetensors"))
     assert len(hub.requests("GET", "/storage/")) == 2
 
 
@@ -265,7 +261,7 @@ def test_file_that_vanished(hub: HubServer) -> None:
     snapshot = resolve(hub)
     del repo.history()[0].tree["config.json"]  # type: ignore[attr-defined]
     with pytest.raises(HubError, match=r"config\.json: there is no such file"):
-        fetch(snapshot, patience=QUICK)
+        fetch(snapshot)
 
 
 def test_cache_that_cannot_be_written(hub: HubServer, tmp_path: Path) -> None:
@@ -273,7 +269,7 @@ def test_cache_that_cannot_be_written(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "fedmr-merge").write_text("not a folder")
     with pytest.raises(HubError, match="Not a directory"):
-        fetch(resolve(hub), patience=QUICK)
+        fetch(resolve(hub))
 
 
 @pytest.mark.parametrize(("kind", "status"), [("hang", 0), ("half an answer", 0), ("answer", 503)])
@@ -312,16 +308,16 @@ def test_names_that_lead_elsewhere_condemn_the_repository(hub: HubServer, name: 
 @pytest.mark.parametrize("shard", ["../../../x.safetensors", "/etc/passwd", "missing.safetensors", "config.json"])
 def test_index_that_leads_elsewhere(hub: HubServer, shard: str) -> None:
     index = json.dumps({"weight_map": {"a": shard}}).encode()
-    hub.add_repo(REPO, MODEL | {"model.safetensors.index.json": index})
-    with pytest.raises(HubError, match=shard if shard != "config.json" else "is no weight file"):
-        fetch(resolve(hub), patience=QUICK)
+    hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors.index.json": index})
+    with pytest.raises(CheckpointError, match=shard if shard != "config.json" else "is not a weight file"):
+        fetch(resolve(hub))
 
 
 @pytest.mark.parametrize("index", [b"[]", b'{"weight_map": {"a": 1}}', b"{", b'{"weight_map": []}'])
 def test_index_that_is_none(hub: HubServer, index: bytes) -> None:
-    hub.add_repo(REPO, MODEL | {"model.safetensors.index.json": index})
-    with pytest.raises(HubError, match=r"model\.safetensors\.index\.json"):
-        fetch(resolve(hub), patience=QUICK)
+    hub.add_repo(REPO, {"model.safetensors.index.json": index})
+    with pytest.raises(CheckpointError, match=rf"{REPO}@[0-9a-f]*/model\.safetensors\.index\.json: "):
+        fetch(resolve(hub))
 
 
 @pytest.mark.parametrize("etag", ["../../../evil", '"/etc/passwd"', "abc", "", 'W/"..%2f.."', "A" * 64])
@@ -331,7 +327,7 @@ def test_malformed_etag_is_refused(hub: HubServer, tmp_path: Path, etag: str) ->
     snapshot = resolve(hub)
     before = fetched(tmp_path)
     with pytest.raises(HubError, match=r"malformed ETag|no sense"):
-        fetch(snapshot, ["model.safetensors"], patience=QUICK)
+        fetch(snapshot, ["model.safetensors"])
     assert fetched(tmp_path) == before
 
 
@@ -359,7 +355,7 @@ def test_sizes_and_hashes_that_are_none(hub: HubServer, blob: Blob, message: str
     hub.add_repo(REPO, MODEL)
     hub.repos[REPO].history()[0].tree["config.json"] = blob  # type: ignore[index]
     with pytest.raises(HubError, match=message or r"config\.json"):
-        fetch(resolve(hub), patience=QUICK)
+        fetch(resolve(hub))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -369,7 +365,7 @@ def test_other_bytes_of_the_right_size_are_refused_and_not_kept(hub: HubServer, 
     hub.fail("GET", pattern, "wrong bytes", times=100)
     snapshot = resolve(hub)
     with pytest.raises(HubError, match=rf"{file}: .* sends other bytes than it lists"):
-        fetch(snapshot, patience=QUICK)
+        fetch(snapshot)
     assert not list((tmp_path / "hf").rglob(file))
     hub.faults.clear()
     assert (fetch(snapshot) / file).read_bytes() == MODEL[file]
@@ -390,14 +386,14 @@ def test_answer_without_end_is_cut_short(hub: HubServer) -> None:
     snapshot = resolve(hub)
     hub.stored[blob.sha256 or ""] = bytes(50_000_000)
     with pytest.raises(HubError, match=f"more than the {blob.size} bytes that it lists"):
-        fetch(snapshot, ["model.safetensors"], patience=QUICK)
+        fetch(snapshot, ["model.safetensors"])
 
 
 @pytest.mark.parametrize("key", ["auto_map", "custom_pipelines", "trust_remote_code"])
 def test_config_that_asks_for_code_is_refused(hub: HubServer, key: str) -> None:
     hub.add_repo(REPO, MODEL | {"config.json": json.dumps({key: {"AutoModel": "evil.Model"}}).encode()})
     with pytest.raises(HubError, match=f"config.json: its '{key}' asks for code"):
-        fetch(resolve(hub), patience=QUICK)
+        fetch(resolve(hub))
 
 
 def test_redirect_to_plain_http_elsewhere_is_refused(hub: HubServer) -> None:
@@ -405,7 +401,7 @@ def test_redirect_to_plain_http_elsewhere_is_refused(hub: HubServer) -> None:
     snapshot = resolve(hub)
     hub.fail("GET", "/resolve/", "keep", headers={"Location": "http://192.0.2.1/x"}, times=100)
     with pytest.raises(HubError, match="plain http at 192"):
-        read_remote_header(snapshot, "model.safetensors", patience=QUICK)
+        read_remote_header(snapshot, "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -446,8 +442,13 @@ def test_offline_mode_answers_from_the_cache_by_commit(hub: HubServer, monkeypat
         with pytest.raises(HubError, match="offline mode is on") as caught:
             resolve(hub, ref)
         assert caught.value.hint == f"write {REPO}@{online.commit}"
+    assert MODEL["model.safetensors"].startswith(read_remote_header(online, "model.safetensors"))
+    (snapshot_folder := fetch(snapshot)).joinpath("model.safetensors").unlink()
+    assert snapshot_folder.is_dir()
     with pytest.raises(HubError, match="offline mode is on"):
-        read_remote_header(online, "model.safetensors", patience=QUICK)
+        read_remote_header(online, "model.safetensors")
+    with pytest.raises(HubError, match=r"no \.safetensors file in this folder, and offline mode is on"):
+        fetch(resolve(hub, f"{REPO}@{online.commit}"))
     assert not hub.log
 
 

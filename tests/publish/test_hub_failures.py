@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_models import ONCE, QUICK, weights, write_model
+from hub_models import ONCE, QUICK, fetch, resolve_hub, weights, write_model
 from hub_push import REPO, TOKEN, push
 from hub_server import PHASES, HubServer
 from huggingface_hub import constants
@@ -22,7 +22,6 @@ from huggingface_hub import constants
 from fedmr_merge.errors import HubError, PushError
 from fedmr_merge.hub.errors import Passing, root_cause
 from fedmr_merge.hub.http import Client, Patience
-from fedmr_merge.hub.snapshot import fetch, resolve_hub
 from fedmr_merge.publish.hub import PushOptions, push_to_hub
 
 

@@ -7,12 +7,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from hub_models import weights, write_cohort, write_model
+from hub_models import expand_hub, fetch, resolve_hub, weights, write_cohort, write_model
 from hub_push import REPO, push
 from hub_server import HubServer
 
 from fedmr_merge.errors import HubError
-from fedmr_merge.hub.snapshot import expand_hub, fetch, resolve_hub
 from fedmr_merge.publish.hub import PushOptions, plan_push
 
 

@@ -6,13 +6,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from hub_models import QUICK, weights, write_model
+from hub_models import QUICK, fetch, resolve_hub, weights, write_model
 from hub_push import REPO, push
 from hub_server import HubServer
 from huggingface_hub import constants
 
 from fedmr_merge.errors import HubError
-from fedmr_merge.hub.snapshot import fetch, resolve_hub
 
 if importlib.util.find_spec("hf_xet") is None:
     pytest.skip("hf_xet is not made for this platform", allow_module_level=True)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hub_models import expand_hub
 from hub_server import HubServer
 from huggingface_hub import constants
 from small_run import RECIPE, command, follow
 
 from fedmr_merge.errors import PushError, RecipeError
-from fedmr_merge.hub.snapshot import expand_hub
 from fedmr_merge.publish import write_card
 from fedmr_merge.publish.card_merge import split_card
 from fedmr_merge.recipe.run import RoundDone, Run
