@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fedmr_merge.report.figures import LINE_STYLES, PALETTE, draw
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, differing_options
-from fedmr_merge.report.verdict import Margin, margin
+from fedmr_merge.report.verdict import Margin, cell_margin
 
-_NAMED = 12  #: experiments that fit into a legend
+VERDICT_COLUMNS = ["cell", "FedMR over", "points", "paper's points", "p (paired t-test)", "seeds", "verdict"]
 
 
 def comparison_table(study: Study, target: float | None) -> tuple[list[str], list[list[str]]]:
@@ -54,13 +54,12 @@ def comparison_table(study: Study, target: float | None) -> tuple[list[str], lis
 
 def verdict_table(study: Study) -> tuple[list[str], list[list[str]]]:
     """Return a row for every cell in which FedMR and a baseline were run: its margin, ours and the paper's."""
-    columns = ["cell", "FedMR over", "points", "paper's points", "p (paired t-test)", "seeds", "verdict"]
     rows = []
     for cell, experiments in study.cells.items():
-        found = margin(study, experiments)
+        found = cell_margin(study, experiments)
         if found is not None:
-            rows.append([cell_name(cell, study), *_margin_row(found)])
-    return columns, rows
+            rows.append([cell_name(cell, study), *margin_row(found)])
+    return VERDICT_COLUMNS, rows
 
 
 def cell_name(cell: Sequence[tuple[str, str]], study: Study) -> str:
@@ -68,7 +67,8 @@ def cell_name(cell: Sequence[tuple[str, str]], study: Study) -> str:
     return ", ".join(choice for _, choice in cell) if study.axes else "these runs"
 
 
-def _margin_row(found: Margin) -> list[str]:
+def margin_row(found: Margin) -> list[str]:
+    """Return the cells of a row about a margin, after the name of its cell."""
     deviation = "" if found.deviation is None else f" ± {found.deviation:.2f}"
     return [
         found.baseline,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study
@@ -11,6 +11,20 @@ _FEDMR = "FedMR"
 _RECOMBINES = "fedmr"
 _ALL_ALIKE = 1e-6  # percentage points
 _NOT_A_BASELINE = ("fedmr", "independent", "fedcross", "fedmut")  #: what has no single model in every round
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one method did, seed by seed."""
+
+    method: str
+    stages: tuple[str, ...]  #: the training methods that its stages name
+    by_seed: Mapping[int, float]  #: accuracy, 0 to 1
+
+    @property
+    def mean(self) -> float:
+        """The mean over the seeds."""
+        return Spread.of(list(self.by_seed.values())).mean
 
 
 @dataclass(frozen=True)
@@ -38,60 +52,55 @@ class Margin:
         return "agrees with the paper in the sign alone: less than half of the margin"
 
 
-def margin(study: Study, cell: Sequence[Experiment]) -> Margin | None:
+def margin(cell: Sequence[Scores], published: Mapping[str, float]) -> Margin | None:
     """Return FedMR's margin in a cell; None where FedMR or a baseline is missing.
 
-    The accuracy of an experiment is the mean over its seeds of the mean of the last ten rounds. FedMR is the experiment
-    of that name, else the one with the best accuracy that has a `fedmr` stage; baselines are the experiments in which
-    every round ends with one model. The paired test is `scipy.stats.ttest_rel`.
+    FedMR is the method of that name, else the best of those that have a `fedmr` stage; baselines are the methods in
+    which every round ends with one model. The paired test is `scipy.stats.ttest_rel`.
+
+    Args:
+        cell: The methods that are compared with each other.
+        published: Method → published accuracy in percent.
     """
-    recombining = [e for e in cell if _RECOMBINES in e.stages]
-    named = [e for e in recombining if e.method == _FEDMR]
-    baselines = [e for e in cell if not any(stage in _NOT_A_BASELINE for stage in e.stages)]
+    recombining = [scores for scores in cell if _RECOMBINES in scores.stages]
+    named = [scores for scores in recombining if scores.method == _FEDMR]
+    baselines = [scores for scores in cell if not any(stage in _NOT_A_BASELINE for stage in scores.stages)]
     if not recombining or not baselines:
         return None
-    ours = (named or [max(recombining, key=lambda e: e.final.mean)])[0]
-    best = max(baselines, key=lambda e: e.final.mean)
-    seeds = tuple(sorted(ours.runs.keys() & best.runs.keys()))
-    pairs = [(100 * ours.final_by_seed[seed], 100 * best.final_by_seed[seed]) for seed in seeds]
-    published = _published_margin(study, ours, cell)
+    ours = (named or [max(recombining, key=lambda scores: scores.mean)])[0]
+    best = max(baselines, key=lambda scores: scores.mean)
+    seeds = tuple(sorted(ours.by_seed.keys() & best.by_seed.keys()))
+    pairs = [(100 * ours.by_seed[seed], 100 * best.by_seed[seed]) for seed in seeds]
+    # Of the published baselines those count that were run, so that both margins are over the same methods.
+    theirs = {scores.method: published[scores.method] for scores in baselines if scores.method in published}
+    known = max(theirs, key=lambda method: theirs[method]) if theirs and _FEDMR in published else None
     return Margin(
         fedmr=ours.method,
         baseline=best.method,
-        points=100 * (ours.final.mean - best.final.mean),
-        deviation=_deviation([a - b for a, b in pairs]),
+        points=100 * (ours.mean - best.mean),
+        deviation=_deviation(pairs),
         seeds=seeds,
         p_value=_paired_test(pairs),
-        published_baseline=published[0] if published else None,
-        published_points=published[1] if published else None,
+        published_baseline=known,
+        published_points=published[_FEDMR] - theirs[known] if known else None,
     )
 
 
-def _published_margin(study: Study, ours: Experiment, cell: Sequence[Experiment]) -> tuple[str, float] | None:
-    own = study.published_for({**ours.choices, METHOD: _FEDMR})
-    if own is None or not ours.choices:
-        return None
-    others = [
-        p
-        for p in study.published
-        if p.choices.get(METHOD) != _FEDMR
-        and {**ours.choices, METHOD: p.choices.get(METHOD)}.items() >= p.choices.items()
-    ]
-    # Of the published baselines those count that were run, so that both margins are over the same methods.
-    run = {e.method for e in cell}
-    others = [p for p in others if p.choices[METHOD] in run]
-    if not others:
-        return None
-    best = max(others, key=lambda p: p.mean)
-    return best.choices[METHOD], own.mean - best.mean
+def cell_margin(study: Study, cell: Sequence[Experiment]) -> Margin | None:
+    """Return FedMR's margin among the experiments of a cell, by the mean accuracy of their last ten rounds."""
+    scores = [Scores(e.method, e.stages, e.final_by_seed) for e in cell]
+    found = {e.method: study.published_for(e.choices) for e in cell if e.choices}
+    own = study.published_for({**cell[0].choices, METHOD: _FEDMR}) if cell[0].choices else None
+    published = {method: number.mean for method, number in {**found, _FEDMR: own}.items() if number is not None}
+    return margin(scores, published)
 
 
-def _deviation(differences: Sequence[float]) -> float | None:
-    return Spread.of(differences).deviation if differences else None
+def _deviation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    return Spread.of([a - b for a, b in pairs]).deviation if pairs else None
 
 
 def _paired_test(pairs: Sequence[tuple[float, float]]) -> float | None:
-    deviation = _deviation([a - b for a, b in pairs])
+    deviation = _deviation(pairs)
     if deviation is None or deviation < _ALL_ALIKE:  # differences that are all alike leave nothing to test with
         return None
     from scipy.stats import ttest_rel

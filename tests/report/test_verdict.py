@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from small_run import write_run
 
 from fedmr_merge.report.comparison import comparison_table, verdict_table
 from fedmr_merge.report.study import Study, read_study
-from fedmr_merge.report.verdict import margin
+from fedmr_merge.report.verdict import cell_margin
 
 STAGES = {
     "FedAvg": [{"fedavg": {"rounds": 4}}],
@@ -22,13 +25,13 @@ STAGES = {
 }
 
 
-def study(folder: Path, accuracies: dict[str, list[float]], published: dict[str, float]) -> Study:
+def study(folder: Path, accuracies: dict[str, list[float]], published: dict[str, float], *, rounds: int = 2) -> Study:
     """Write a sweep with one cell: method → the accuracy of each seed, in percent."""
     runs = {}
     for method, found in accuracies.items():
         for seed, accuracy in enumerate(found):
             name = f"{method.replace(' ', '-').replace('/', '-')}_seed{seed}"
-            write_run(folder / "runs" / name, accuracy / 100, accuracy / 100, seed=seed, stages=STAGES[method])
+            write_run(folder / "runs" / name, *[accuracy / 100] * rounds, seed=seed, stages=STAGES[method])
             runs[name] = {"choices": {"alpha": "alpha=0.5", "method": method}, "seed": seed}
     numbers = [
         {"choices": {"alpha": "alpha=0.5", "method": m}, "mean": mean, "deviation": 0.5}
@@ -46,7 +49,7 @@ def test_the_margin_is_over_the_best_method_with_one_model(tmp_path: Path) -> No
         {"FedAvg": 52.0, "SCAFFOLD": 54.0, "FedMR": 60.0, "MOON": 59.0},
     )
     [cell] = found.cells.values()
-    result = margin(found, cell)
+    result = cell_margin(found, cell)
     assert result is not None
     assert (result.fedmr, result.baseline, result.seeds) == ("FedMR", "SCAFFOLD", (0, 1, 2))
     assert result.points == pytest.approx(5.0)
@@ -83,7 +86,7 @@ def test_a_cell_without_a_baseline_has_no_verdict(tmp_path: Path) -> None:
 def test_differences_that_are_all_alike_are_not_tested(tmp_path: Path) -> None:
     found = study(tmp_path, {"FedAvg": [50.0, 51.0], "FedMR": [52.0, 53.0]}, {})
     [cell] = found.cells.values()
-    result = margin(found, cell)
+    result = cell_margin(found, cell)
     assert result is not None
     assert result.p_value is None
 
@@ -95,3 +98,29 @@ def test_the_published_number_stands_beside_ours(tmp_path: Path) -> None:
         ("alpha=0.5", "FedAvg", ""),
         ("alpha=0.5", "FedMR", "56.00 ± 0.50"),
     ]
+
+
+def test_the_page_about_the_paper_is_made_from_finished_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "reproduction.py"
+    docs = tmp_path / "docs"
+    docs.mkdir()
+
+    def reproduce(*sweeps: Path) -> str:
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, sweeps), "--docs", str(docs)])
+        runpy.run_path(str(script), run_name="__main__")
+        return (docs / "reproduction.md").read_text()
+
+    published = {"FedAvg": 50.0, "FedMR": 56.0}
+    (tmp_path / "a").mkdir()
+    study(tmp_path / "a", {"FedAvg": [50.0, 51.0], "FedMR": [53.0, 56.0]}, published, rounds=4)
+    (tmp_path / "b").mkdir()
+    study(tmp_path / "b", {"FedAvg": [50.0, 51.0, 90.0]}, published, rounds=3)  # one round is missing
+    page = reproduce(tmp_path / "a", tmp_path / "b")
+    assert "4 runs" in page
+    assert "| alpha=0.5 | FedAvg | +4.00 ± 1.41 | +6.00 over FedAvg |" in page
+    assert "at least half of the margin" in page
+    with (docs / "results" / "hand-runs.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for m in ("FedAvg", "FedMR") for s in "01"]
+    assert (docs / "results" / "hand-alpha0.5.png").exists()
+    assert reproduce(tmp_path / "a") == reproduce() == page  # a run that is there already is replaced

@@ -1,0 +1,183 @@
+"""What came out of reproducing the paper: finished runs → docs/results → docs/reproduction.md.
+
+    python benchmarks/reproduction.py SWEEP...     # add the finished runs of sweeps, then write the page
+    python benchmarks/reproduction.py              # write the page from what is there
+
+docs/results/NAME-runs.csv has a line a run, NAME-curves.csv every tenth round of it; NAME is the sweep's. A run that is
+there already is replaced. Nothing on the page is typed: it says what the files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from fedmr_merge.report.comparison import VERDICT_COLUMNS, comparison_csv, curves_csv, margin_row, markdown_table
+from fedmr_merge.report.figures import LINE_STYLES, PALETTE, draw
+from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, read_study
+from fedmr_merge.report.verdict import Scores, margin
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Add the sweeps that are named, and write the page."""
+    parser = argparse.ArgumentParser(description="Add the finished runs of sweeps to docs/results; write the page.")
+    parser.add_argument("sweeps", nargs="*", type=Path, help="folders of sweeps")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results/ and reproduction.md are")
+    options = parser.parse_args()
+    results = options.docs / "results"
+    results.mkdir(exist_ok=True)
+    for folder in options.sweeps:
+        add(folder, results)
+    target = options.docs / "reproduction.md"
+    target.write_text(page(results), encoding="utf-8")
+    print(f"written: {target}", file=sys.stderr)
+
+
+def add(folder: Path, results: Path) -> None:
+    """Add the finished runs of a sweep to the results."""
+    study = finished(read_study([folder]))
+    if not study.experiments:
+        return
+    axes = [axis for axis in study.axes if axis != METHOD]
+    for kind, text in (("runs", comparison_csv(study)), ("curves", curves_csv(study))):
+        path = results / f"{study.sweeps[0]}-{kind}.csv"
+        new = list(csv.DictReader(io.StringIO(text)))
+        added = {known_by(row, axes) for row in new}
+        rows = [row for row in read(path) if known_by(row, axes) not in added] + new
+        rows.sort(key=lambda row: (*known_by(row, axes), int(row.get("round", 0))))
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(new[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    published = [{"choices": p.choices, "mean": p.mean, "deviation": p.deviation} for p in study.published]
+    about = {"axes": axes, "published": published}
+    (results / f"{study.sweeps[0]}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def known_by(row: dict[str, str], axes: list[str]) -> tuple[str, ...]:
+    """Return what a run is known by: its choices and its seed."""
+    return tuple(row[name] for name in (*axes, METHOD, "seed"))
+
+
+def finished(study: Study) -> Study:
+    """Return the runs of a study that have all rounds of their recipes."""
+    kept = []
+    for experiment in study.experiments:
+        rounds = sum(options.get("rounds", 0) for stage in experiment.recipe["stages"] for options in stage.values())
+        runs = {seed: run for seed, run in experiment.runs.items() if len(run.metrics) == rounds}
+        if runs:
+            kept.append(Experiment(experiment.recipe, runs, experiment.choices))
+    return Study(tuple(kept), study.published, study.axes, study.sweeps)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+INTRODUCTION = """# Reproduction
+
+What came out of running the experiments of the FedMR paper (Hu et al., "FedMR: Federated Learning via Model
+Recombination", 2022, arXiv 2208.07677) with this package. `benchmarks/reproduction.py` makes this page from the files
+in [results/](results/), which hold a line for every finished run, with its seed and versions, and its learning curve.
+
+Accuracies are those of the global model on the test data, in percent, as mean ± standard deviation over the seeds. A
+method's accuracy is the mean of its last ten rounds. The margin is FedMR's accuracy less that of the best method in
+which every round ends with one model; the verdict compares it with the margin of the paper's Table 1 over the methods
+that were run, and the test is a paired t-test over the seeds that both have.
+
+The CIFAR-10 that was used is a copy of the images as JPEG files, which costs every method some accuracy: compare the
+methods with each other, and with the paper by differences.
+"""
+
+
+def page(results: Path) -> str:
+    """Return the page."""
+    parts = [INTRODUCTION]
+    for about in sorted(results.glob("*.json")):
+        parts.append(section(results, about.stem, json.loads(about.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def section(results: Path, name: str, about: dict[str, list]) -> str:
+    """Return what is to be said of one sweep, and draw its curves."""
+    axes, rows = about["axes"], read(results / f"{name}-runs.csv")
+    cells: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[axis] for axis in axes), {}).setdefault(row[METHOD], []).append(row)
+    verdicts, table = [], []
+    for cell, methods in cells.items():
+        choices = dict(zip(axes, cell, strict=True))
+        published = {
+            p["choices"][METHOD]: p
+            for p in about["published"]
+            if {axis: p["choices"].get(axis, choices[axis]) for axis in axes} == choices
+        }
+        scores = []
+        for method, runs in methods.items():
+            by_seed = {int(run["seed"]): float(run["last10"]) for run in runs}
+            scores.append(Scores(method, tuple(runs[0]["stages"].split()), by_seed))
+            best = Spread.of([float(run["best"]) for run in runs])
+            theirs = published.get(method)
+            seeds = ", ".join(run["seed"] for run in runs)
+            last = Spread.of(list(by_seed.values())).shown(100)
+            rounds = "-".join(dict.fromkeys(sorted(run["rounds"] for run in runs)))
+            their = f"{theirs['mean']:.2f} ± {theirs['deviation']:.2f}" if theirs else ""
+            table.append([", ".join(cell), method, seeds, rounds, last, best.shown(100), their])
+        found = margin(scores, {method: p["mean"] for method, p in published.items()})
+        if found is not None:
+            verdicts.append([", ".join(cell), *margin_row(found)])
+        draw_cell(results, name, cell, axes)
+    versions = sorted({(row["fedmr_merge"], row["torch"], row["device"]) for row in rows})
+    told = "; ".join(f"fedmr-merge {ours}, torch {torch}, {device}" for ours, torch, device in versions)
+    columns = ["cell", "method", "seeds", "rounds", "last 10 rounds", "best round", "paper"]
+    pictures = "\n".join(f"![{', '.join(cell)}](results/{picture(name, cell)})" for cell in cells)
+    return (
+        f"## {name}\n\n{len(rows)} runs of `recipes/paper/{name}.yaml`; {told}.\n\n"
+        + (markdown_table(VERDICT_COLUMNS, verdicts) + "\n" if verdicts else "")
+        + markdown_table(columns, table)
+        + f"\n{pictures}\n"
+    )
+
+
+def picture(name: str, cell: tuple[str, ...]) -> str:
+    """Return the name of the file with the curves of a cell."""
+    return "-".join([name, *cell]).replace("=", "") + ".png"
+
+
+def draw_cell(results: Path, name: str, cell: tuple[str, ...], axes: list[str]) -> None:
+    """Draw the learning curves of a cell: mean over the seeds, with the deviation as a band."""
+    curves: dict[str, dict[int, list[float]]] = {}
+    for row in read(results / f"{name}-curves.csv"):
+        if tuple(row[axis] for axis in axes) == cell:
+            curves.setdefault(row[METHOD], {}).setdefault(int(row["round"]), []).append(
+                100 * float(row["test_accuracy"])
+            )
+    with draw(results / picture(name, cell), 8.0, 4.5) as plot:
+        for number, (method, found) in enumerate(curves.items()):
+            rounds = sorted(found)
+            means = [statistics.fmean(found[round]) for round in rounds]
+            bands = [Spread.of(found[round]).deviation or 0.0 for round in rounds]
+            colour, style = PALETTE[number % len(PALETTE)], LINE_STYLES[number // len(PALETTE) % len(LINE_STYLES)]
+            seeds = max(map(len, found.values()))
+            plot.plot(rounds, means, color=colour, linestyle=style, label=f"{method} ({seeds} seed{'s'[: seeds > 1]})")
+            lower = [mean - band for mean, band in zip(means, bands, strict=True)]
+            upper = [mean + band for mean, band in zip(means, bands, strict=True)]
+            plot.fill_between(rounds, lower, upper, color=colour, alpha=0.15, linewidth=0)
+        plot.set(xlabel="round", ylabel="test accuracy of the global model (%)", title=", ".join(cell))
+        plot.grid(axis="y", linewidth=0.4, alpha=0.6)
+        plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, fontsize="small")
+
+
+if __name__ == "__main__":
+    main()
