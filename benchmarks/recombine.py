@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmr_merge.checkpoint.header import build_header
-from fedmr_merge.recombination.planning import OutputOptions
+from fedmr_merge.recombination.options import OutputOptions
 from fedmr_merge.recombination.recombine import recombine
 
 MEGABYTE = 10**6

@@ -44,7 +44,9 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from fedmr_merge.publish.push_options import PushOptions
     from fedmr_merge.recipe.run_recipe import FinishedRun, run_recipe
     from fedmr_merge.recombination.inspect import Inspection, inspect
-    from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+    from fedmr_merge.recombination.layouts.files import FilesLayout
+    from fedmr_merge.recombination.layouts.store import StoreLayout
+    from fedmr_merge.recombination.options import OutputOptions, PlanOptions
     from fedmr_merge.recombination.recombine import Outcome, recombine
     from fedmr_merge.recombination.undo import Rebuilt, undo
     from fedmr_merge.recombination.verify import Verification, verify
@@ -58,6 +60,7 @@ __all__ = [
     "DataError",
     "Difference",
     "FedmrMergeError",
+    "FilesLayout",
     "FinishedRun",
     "HubError",
     "Inspection",
@@ -79,6 +82,7 @@ __all__ = [
     "RecombinationPlan",
     "RuleError",
     "RunError",
+    "StoreLayout",
     "TrainingError",
     "UnreachedError",
     "Verification",
@@ -110,7 +114,9 @@ _HOMES = {
     "publish.load": "load_model",
     "recipe.run_recipe": "FinishedRun run_recipe",
     "recombination.inspect": "Inspection inspect",
-    "recombination.planning": "OutputOptions PlanOptions",
+    "recombination.layouts.files": "FilesLayout",
+    "recombination.layouts.store": "StoreLayout",
+    "recombination.options": "OutputOptions PlanOptions",
     "recombination.recombine": "Outcome recombine",
     "recombination.undo": "Rebuilt undo",
     "recombination.verify": "Verification verify",

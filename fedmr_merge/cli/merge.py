@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fedmr_merge.checkpoint.open import Checkpoint
     from fedmr_merge.layers.plan import RecombinationPlan
     from fedmr_merge.merging.options import MeanOptions, NotFinite
-    from fedmr_merge.recombination.planning import Recombination
+    from fedmr_merge.recombination.prepare import PreparedRecombination
 
 Weights = Annotated[str | None, typer.Option(help="Weights of the models in the mean, e.g. 0.5,0.25,0.25.")]
 Accumulate = Annotated[str, typer.Option(help="What the mean is added up in: float32 or float64.")]
@@ -109,10 +109,12 @@ def recombine(
     lives on in one and only one new model. OUT gets one model per slot, the mean in OUT/global, and OUT/lineage.json
     with the origin of every tensor.
     """
-    from fedmr_merge.checkpoint.writer import refuse_existing
-    from fedmr_merge.hub.inputs import refuse_inside, refuse_twice
-    from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
-    from fedmr_merge.recombination.recombine import check_target, execute
+    from fedmr_merge.hub.inputs import refuse_inside
+    from fedmr_merge.recombination.layouts.files import FilesLayout
+    from fedmr_merge.recombination.layouts.store import StoreLayout
+    from fedmr_merge.recombination.options import OutputOptions, PlanOptions
+    from fedmr_merge.recombination.prepare import prepare_recombination
+    from fedmr_merge.recombination.recombine import write_recombination
 
     if layout not in ("same", "store"):
         raise PlanError(
@@ -129,7 +131,6 @@ def recombine(
         _refuse_in_store(max_shard_size, hash)
     if plan is not None:
         _refuse_draw(context)
-    refuse_existing(out)
     mean = _mean_options(weights, accumulate, out_dtype, max_memory)
     if no_global:
         _refuse_without_mean(mean, require_finite)
@@ -148,34 +149,31 @@ def recombine(
         slots=slot_numbers("--slots", slots),
         mean=None if no_global else mean,
         sidecars_from=sidecars_from,
-        max_shard_bytes=size_in_bytes("--max-shard-size", max_shard_size),
         hash=hash,
         require_finite=require_finite,
-        in_store=layout == "store",
-        store=store,
+        layout=StoreLayout(store)
+        if layout == "store"
+        else FilesLayout(size_in_bytes("--max-shard-size", max_shard_size)),
     )
-
-    def check(work: Recombination) -> None:
-        refuse_twice(work.checkpoints)
-        check_target(work, out)
-
     with fetching(inputs := expand(checkpoints)) as progress:
-        work = plan_recombination(inputs, drawing, writing, check=check, headers_only=dry_run, progress=progress)
-    warn_left_out(work.checkpoints)
+        work = prepare_recombination(
+            inputs, out, drawing, writing, distinct=True, headers_only=dry_run, progress=progress
+        )
+    warn_left_out(work.parents)
     if dry_run:
         if save_plan is not None:
             _refuse_provisional(work)
-            refuse_inside(save_plan, work.checkpoints, "--save-plan")
+            refuse_inside(save_plan, work.parents, "--save-plan")
             _save_plan(work.plan, save_plan)
-        _show_plan(work, out)
+        _show_plan(work)
         console.say("dry run: nothing was written" + (f" but the plan, {save_plan}" if save_plan else ""))
         return
     with console.bytes_progress("recombining", work.nbytes) as progress:
-        outcome = execute(work, out, progress=progress)
-    _warn_not_finite(work.checkpoints, outcome.not_finite)
+        outcome = write_recombination(work, progress=progress)
+    _warn_not_finite(work.parents, outcome.not_finite)
     groups = work.grouping.groups
     console.say(
-        f"recombined {console.plural(len(work.checkpoints), 'model')} by rule {work.grouping.rule}: "
+        f"recombined {console.plural(len(work.parents), 'model')} by rule {work.grouping.rule}: "
         f"{console.plural(len(groups), 'layer group')} ({work.grouping.found}), "
         f"{work.plan.moved} of {len(groups) * work.plan.slots} moved"
     )
@@ -273,9 +271,8 @@ def _refuse_without_mean(options: MeanOptions, require_finite: bool) -> None:
             )
 
 
-def _show_plan(work: Recombination, out: Path) -> None:
-    from fedmr_merge.recombination.layouts.store import forecast, store_folder
-    from fedmr_merge.recombination.recombine import free_bytes
+def _show_plan(work: PreparedRecombination) -> None:
+    from fedmr_merge.recombination.layouts.files import free_bytes
 
     rows = [
         [
@@ -288,21 +285,18 @@ def _show_plan(work: Recombination, out: Path) -> None:
     console.say(f"rule {work.grouping.rule}: {work.grouping.found}")
     console.table(("layer group", "tensors", "source slot of slot 0, 1, …"), rows, right=("tensors",))
     show_ties(work.grouping)
-    nbytes, place = work.bytes_to_write, str(out)
-    if work.output.in_store:
-        shards = forecast(work)
-        store = store_folder(work.output.store, out)
-        more = f", {console.size(shards.nbytes)}, less what it holds already" if shards.copied_in else ""
-        console.say(f"store {store}: {shards.linked} shards to link, {shards.copied_in} of them to copy in{more}")
-        nbytes = shards.nbytes + (work.mean.nbytes if work.mean else 0) + work.sidecar_bytes
-        place = f"{out} and the store"
+    forecast = work.output.layout.forecast(work)
+    if (shards := forecast.shards) is not None:
+        more = f", {console.size(forecast.shard_bytes)}, less what it holds already" if shards.copied_in else ""
+        linked = f"{shards.linked} shards to link, {shards.copied_in} of them to copy in"
+        console.say(f"store {shards.store}: {linked}{more}")
     console.say(
-        f"to write {console.size(nbytes)} to {place}, free {console.size(free_bytes(out))}; "
+        f"to write {console.size(forecast.nbytes)} to {forecast.place}, free {console.size(free_bytes(work.out))}; "
         f"peak memory about {console.size(work.peak_memory_bytes)}"
     )
 
 
-def _refuse_provisional(work: Recombination) -> None:
+def _refuse_provisional(work: PreparedRecombination) -> None:
     """A plan is not kept before it is known which tensors are tied: it would not fit the models."""
     if work.grouping.perhaps_tied:
         raise PlanError(
@@ -402,7 +396,7 @@ def plan(
     from fedmr_merge.checkpoint.matching import match_checkpoints
     from fedmr_merge.hub.inputs import open_inputs, refuse_twice
     from fedmr_merge.layers.rules import compared_files
-    from fedmr_merge.recombination.planning import group_checkpoints
+    from fedmr_merge.recombination.prepare import group_checkpoints
 
     named = expand(checkpoints)
     opened = open_inputs(named, headers_only=True, configs=compared_files(rule))

@@ -111,7 +111,7 @@ def collect(
     store: Annotated[Path, typer.Argument(help="The store's folder.")] = Path(".fedmr-merge-store"),
 ) -> None:
     """Remove the shards that no output links to any more."""
-    from fedmr_merge.recombination.layouts.store import collect_garbage
+    from fedmr_merge.recombination.layouts.shards import collect_garbage
 
     shards, nbytes = collect_garbage(store)
     console.say(f"{store}: removed {console.plural(shards, 'shard')}, {console.size(nbytes)}")

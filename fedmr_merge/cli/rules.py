@@ -28,7 +28,7 @@ def explain(
     rule: Rule = "auto",
 ) -> None:
     """Show which layer group every tensor of a checkpoint belongs to."""
-    from fedmr_merge.recombination.planning import group_checkpoints
+    from fedmr_merge.recombination.prepare import group_checkpoints
 
     opened = open_one(checkpoint)
     show_groups(opened, group_checkpoints([opened], rule), tensors=True)

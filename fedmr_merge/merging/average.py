@@ -12,7 +12,7 @@ from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.folder import STANDARD_NAMES, WEIGHTS
@@ -141,6 +141,17 @@ def _in_dtype(file: OutputFile, options: MeanOptions) -> OutputFile:
         dtype = out_dtype(entry, options)
         tensors.append((name, dtype, entry.shape, entry.parameters * DTYPE_BITS[dtype] // 8))
     return replace(file, header=new_header(tensors, file.header.metadata, Path(file.name)))
+
+
+def mean_facts(path: str, options: MeanOptions, hashes: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return what a lineage says of a mean: its place in the output, how it was taken, the SHA-256 of its tensors."""
+    return {
+        "path": path,
+        "weights": options.weights,
+        "accumulate": "float64" if options.double else "float32",
+        "out_dtype": options.out_dtype,
+        "sha256": hashes,
+    }
 
 
 def write_mean(

@@ -26,7 +26,7 @@ from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.write_card import write_card
-from fedmr_merge.recombination.planning import slot_name
+from fedmr_merge.recombination.prepare import slot_name
 from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION, RECIPE
 from fedmr_merge.runs.public import published_partition, published_recipe
 from fedmr_merge.runs.record import read_run

@@ -26,7 +26,7 @@ from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
-from fedmr_merge.recombination.planning import slot_name
+from fedmr_merge.recombination.prepare import slot_name
 from fedmr_merge.runs.names import GLOBAL, Place, find_checkpoints
 
 _KEPT = 2  # besides the last of every stage; two, so that one is whole while the next replaces it

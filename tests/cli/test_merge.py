@@ -164,7 +164,7 @@ def test_dry_run_refuses_the_outputs_that_are_refused(run: Run, tmp_path: Path) 
         (["-o", "b"], "b: exists already"),
         (["-o", "b/c"], "b/c: lies in an input, b"),
         (["-o", "c", "--layout", "store", "--store", "a/s"], "a/s: lies in an input, a"),
-        (["-o", "c", "--layout", "store", "--store", "other"], "other: no store, and not empty: it has no store.json"),
+        (["-o", "c", "--layout", "store", "--store", "other"], "other: it is not a store, and not empty"),
         (["-o", "c", "--layout", "store", "--store", "file"], "file/store.json: cannot be written: Not a directory"),
         (["-o", "file/x"], "file/x: cannot be written: Not a directory"),
         (["-o", "loop/x"], "loop/x: cannot be written: Too many levels of symbolic links"),
@@ -198,7 +198,7 @@ def test_a_plan_is_not_saved_in_an_input_nor_models_rebuilt_in_the_output_read(r
 def test_dry_run_refuses_a_disk_that_is_too_small(
     run: Run, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedmr_merge.recombination import recombine as module
+    from fedmr_merge.recombination.layouts import files as module
 
     monkeypatch.setattr(module, "free_bytes", lambda path: 100)
     before = tree(tmp_path)

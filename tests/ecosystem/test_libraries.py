@@ -18,7 +18,9 @@ from fedmr_merge.federated.models._torchvision import torchvision  # noqa: F401
 transformers = pytest.importorskip("transformers")
 
 from fedmr_merge.lineage.reader import read_lineage  # noqa: E402
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions  # noqa: E402
+from fedmr_merge.recombination.layouts.files import FilesLayout  # noqa: E402
+from fedmr_merge.recombination.layouts.store import StoreLayout  # noqa: E402
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions  # noqa: E402
 from fedmr_merge.recombination.recombine import recombine  # noqa: E402
 from fedmr_merge.recombination.verify import verify  # noqa: E402
 
@@ -82,7 +84,8 @@ def test_models_load_run_and_hold_their_sources_parameters(name: str, layout: st
     paths = sources(make, tmp_path, 5_000 if layout == "sharded" else None)
     if layout == "sharded":
         assert (paths[0] / "model.safetensors.index.json").is_file()
-    outcome = recombine(paths, tmp_path / "out", PlanOptions("auto"), OutputOptions(in_store=layout == "store"))
+    output = OutputOptions(layout=StoreLayout() if layout == "store" else FilesLayout())
+    outcome = recombine(paths, tmp_path / "out", PlanOptions("auto"), output)
     assert outcome.work.grouping.rule == rule
     assert verify(tmp_path / "out").faults == []
     kind = type(make())

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedmr_merge.federated.models._torchvision import torchvision
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.undo import undo
 

@@ -14,7 +14,7 @@ from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import CheckpointError, HubError, LayerMismatchError, VerificationError
 from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.lineage.trace import trace
-from fedmr_merge.recombination.planning import OutputOptions
+from fedmr_merge.recombination.options import OutputOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify

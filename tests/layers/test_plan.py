@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedmr_merge.errors import PlanError
 from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
-from fedmr_merge.recombination.recombine import recombine_stacked
+from fedmr_merge.recombination.in_memory import recombine_stacked
 
 NAMES = st.lists(st.text(max_size=4), min_size=1, max_size=6, unique=True)
 SLOTS = st.integers(2, 12)

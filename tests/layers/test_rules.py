@@ -25,7 +25,10 @@ from fedmr_merge.layers.rules import (
     tie_groups,
 )
 from fedmr_merge.merging.average import average
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, group_checkpoints, plan_recombination
+from fedmr_merge.recombination.layouts.files import FilesLayout
+from fedmr_merge.recombination.layouts.store import StoreLayout
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
+from fedmr_merge.recombination.prepare import group_checkpoints, prepare_recombination
 from fedmr_merge.recombination.recombine import recombine
 
 Shapes = dict[str, tuple[int, ...]]
@@ -265,7 +268,7 @@ def test_layers_of_any_slot_are_read_with_care(layers: str, tmp_path: Path) -> N
     sound, broken = (tmp_path / f"{name}.safetensors" for name in "ab")
     write(sound, model(0))
     write(broken, model(1), {"fedmr_merge.layers": layers})
-    for output in (OutputOptions(max_shard_bytes=1000), OutputOptions(in_store=True)):
+    for output in (OutputOptions(layout=FilesLayout(1000)), OutputOptions(layout=StoreLayout())):
         with pytest.raises(RuleError, match=r"b\.safetensors: metadata fedmr_merge\.layers: "):
             recombine([sound, broken], tmp_path / "out", output=output)
 
@@ -407,10 +410,10 @@ def test_adapters_must_agree_on_what_scales_them(rank: int, fits: bool, tmp_path
         (tmp_path / str(i) / "adapter_config.json").write_text(json.dumps(config))
         sources.append(tmp_path / str(i))
     if fits:
-        assert plan_recombination(sources, PlanOptions("auto")).grouping.rule == "lora"
+        assert prepare_recombination(sources, tmp_path / "planned", PlanOptions("auto")).grouping.rule == "lora"
         return
     with pytest.raises(LayerMismatchError, match=r"adapter_config.json: r: expected 8, found 16"):
-        plan_recombination(sources, PlanOptions("auto"))
+        prepare_recombination(sources, tmp_path / "planned", PlanOptions("auto"))
 
 
 @pytest.mark.parametrize("adapter", ["", ".default"])
@@ -459,7 +462,7 @@ def test_adapters_must_agree_whatever_the_rule(
         if rule == "mean":
             average(sources, tmp_path / "out", ignore_config=ignore_config)
         else:
-            plan_recombination(sources, PlanOptions(rule, ignore_config=ignore_config))
+            prepare_recombination(sources, tmp_path / "planned", PlanOptions(rule, ignore_config=ignore_config))
 
     if words is None:
         merge()

@@ -10,7 +10,8 @@ from small_checkpoints import Raw, floats, write, write_folder
 
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.layers.ties import find_ties
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
+from fedmr_merge.recombination.prepare import prepare_recombination
 
 
 def llama(folder: Path, seed: int, *, equal: bool, config: str = "{}") -> Path:
@@ -37,7 +38,7 @@ def test_ties_are_found_by_the_config_and_by_equal_bytes(
     equal: tuple[bool, bool], config: str, tied: bool, tmp_path: Path
 ) -> None:
     sources = [llama(tmp_path / str(i), i, equal=e, config=config) for i, e in enumerate(equal)]
-    work = plan_recombination(sources, PlanOptions("tensor"), OutputOptions(mean=None))
+    work = prepare_recombination(sources, tmp_path / "planned", PlanOptions("tensor"), OutputOptions(mean=None))
     group_of = work.grouping.group_of
     assert (group_of["lm_head.weight"] == group_of["model.embed_tokens.weight"]) == tied
     assert group_of["model.norm.weight"] == "model.norm.weight"
@@ -46,7 +47,7 @@ def test_ties_are_found_by_the_config_and_by_equal_bytes(
 def test_ties_are_found_by_the_config_of_any_model(tmp_path: Path) -> None:
     sources = [llama(tmp_path / str(i), i, equal=False, config='{"tie_word_embeddings": true}') for i in range(2)]
     first = tmp_path / "0" / "model.safetensors"
-    group_of = plan_recombination([first, sources[1]], PlanOptions("tensor")).grouping.group_of
+    group_of = prepare_recombination([first, sources[1]], tmp_path / "planned", PlanOptions("tensor")).grouping.group_of
     assert group_of["lm_head.weight"] == group_of["model.embed_tokens.weight"]
 
 
@@ -149,8 +150,8 @@ def test_more_files_than_are_kept_open(tmp_path: Path) -> None:
 def test_a_recombination_keeps_ties_unless_told_otherwise(tmp_path: Path) -> None:
     one, other = NAMES[0]
     sources = [write(tmp_path / f"{i}.safetensors", {one: random(i), other: random(i)}) for i in range(3)]
-    grouping = plan_recombination(sources, PlanOptions("tensor")).grouping
+    grouping = prepare_recombination(sources, tmp_path / "planned", PlanOptions("tensor")).grouping
     assert [set(group.tensors) for group in grouping.groups] == [{one, other}]
     assert [set(tie) for tie in grouping.tied] == [{one, other}]
-    apart = plan_recombination(sources, PlanOptions("tensor", ties=False)).grouping
+    apart = prepare_recombination(sources, tmp_path / "planned", PlanOptions("tensor", ties=False)).grouping
     assert (len(apart.groups), apart.tied) == (2, ())

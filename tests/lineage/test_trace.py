@@ -10,7 +10,7 @@ from small_checkpoints import LINEAR, model, write, write_folder
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import VerificationError
 from fedmr_merge.lineage.trace import trace
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 
 

@@ -16,7 +16,7 @@ from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.merging import options as mean_options
 from fedmr_merge.merging.average import average
 from fedmr_merge.merging.options import MeanOptions, NotFinite
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.verify import verify
 

@@ -19,7 +19,7 @@ from fedmr_merge.publish.hub import plan_push
 from fedmr_merge.publish.merge_facts import find_lineage, merge_facts, published_lineage
 from fedmr_merge.publish.push_plan import prepared
 from fedmr_merge.publish.write_card import write_card
-from fedmr_merge.recombination.planning import PlanOptions
+from fedmr_merge.recombination.options import PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify

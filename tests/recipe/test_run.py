@@ -21,7 +21,7 @@ from fedmr_merge.layers.plan import RecombinationPlan
 from fedmr_merge.publish.load import load_model
 from fedmr_merge.recipe.run import RoundDone, Run
 from fedmr_merge.recipe.schema import Recipe, parse_recipe
-from fedmr_merge.recombination.planning import PlanOptions
+from fedmr_merge.recombination.options import PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 
 ROOT = Path(__file__).parents[2]

@@ -20,8 +20,10 @@ from small_checkpoints import LINEAR, file_bytes, model, tree, write, write_shar
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
 from fedmr_merge.merging.average import average
-from fedmr_merge.recombination.planning import OutputOptions, plan_recombination
-from fedmr_merge.recombination.recombine import execute, recombine
+from fedmr_merge.recombination.layouts.store import StoreLayout
+from fedmr_merge.recombination.options import OutputOptions
+from fedmr_merge.recombination.prepare import prepare_recombination
+from fedmr_merge.recombination.recombine import recombine, write_recombination
 from fedmr_merge.recombination.verify import verify
 
 COMMAND = [sys.executable, "-m", "fedmr_merge"]
@@ -136,7 +138,7 @@ def limit_file_size(limit: int) -> None:
 
 
 def test_too_little_space_is_told_before_anything_is_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedmr_merge.recombination import recombine as module
+    from fedmr_merge.recombination.layouts import files as module
 
     monkeypatch.setattr(module, "free_bytes", lambda path: 100)
     with pytest.raises(FedmrMergeError, match=r"out: needs .* bytes, 100 are free"):
@@ -146,19 +148,17 @@ def test_too_little_space_is_told_before_anything_is_written(place: Path, monkey
 #: Everything is imported first: whoever may read the interpreter's files, nobody may not.
 AS_NOBODY = """
 import os, sys
-from pathlib import Path
 from fedmr_merge.errors import OutputError
 from fedmr_merge.merging import engine
 from fedmr_merge.merging.average import average
-from fedmr_merge.recombination.planning import plan_recombination
-from fedmr_merge.recombination.recombine import check_target, recombine
-def dry_run(sources, out):
-    check_target(plan_recombination(sources), Path(out))
+from fedmr_merge.recombination.prepare import prepare_recombination
+from fedmr_merge.recombination.recombine import recombine
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 try:
-    {"recombine": recombine, "average": average, "dry run": dry_run}[sys.argv[1]](sys.argv[3:], sys.argv[2])
+    commands = {"recombine": recombine, "average": average, "dry run": prepare_recombination}
+    commands[sys.argv[1]](sys.argv[3:], sys.argv[2])
 except OutputError as error:
     print(error)
 """
@@ -184,23 +184,23 @@ def test_a_source_that_is_cut_or_grows_or_is_replaced_after_the_plan(hashed: boo
     }
     for name, change in changes.items():
         sources = [write(tmp_path / name / f"{i}.safetensors", model(i, LINEAR)) for i in range(3)]
-        work = plan_recombination(sources, output=OutputOptions(mean=None, hash=hashed))
+        work = prepare_recombination(sources, tmp_path / name / "out", output=OutputOptions(mean=None, hash=hashed))
         change(sources[1])
         with pytest.raises(CheckpointError, match=r"1\.safetensors: (changed while it was read|cannot be read)"):
-            execute(work, tmp_path / name / "out")
+            write_recombination(work)
         assert not (tmp_path / name / "out").exists()
 
 
 WHILE_READ = {
-    "recombination.recombine.assemble_hashed": lambda sources, out: recombine(
+    "recombination.layouts.files.assemble_hashed": lambda sources, out: recombine(
         sources, out, output=OutputOptions(mean=None)
     ),
-    "recombination.recombine.assemble": lambda sources, out: recombine(
+    "recombination.layouts.files.assemble": lambda sources, out: recombine(
         sources, out, output=OutputOptions(mean=None, hash=False)
     ),
     "recombination.recombine.write_mean": recombine,
-    "recombination.layouts.store.assemble": lambda sources, out: recombine(
-        sources, out, output=OutputOptions(mean=None, in_store=True)
+    "recombination.layouts.shards.assemble": lambda sources, out: recombine(
+        sources, out, output=OutputOptions(mean=None, layout=StoreLayout())
     ),
     "merging.average.write_mean": average,
 }

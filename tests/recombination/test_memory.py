@@ -15,7 +15,8 @@ import pytest
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.merging.options import MeanOptions
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
+from fedmr_merge.recombination.prepare import prepare_recombination
 
 MEGABYTE = 1 << 20
 TENSOR = 16 * MEGABYTE
@@ -67,7 +68,7 @@ def run(arguments: list[str], bound: int) -> int:
 @pytest.mark.parametrize("options", [[], ["--no-hash", "--no-global"], ["--layout", "store", "--no-global"]])
 def test_recombine_holds_less_than_150_megabytes(options: list[str], sources: list[str]) -> None:
     out = str(Path(sources[0]).parent / "out")
-    foretold = plan_recombination(sources, output=OutputOptions(mean=None if options else MeanOptions()))
+    foretold = prepare_recombination(sources, out, output=OutputOptions(mean=None if options else MeanOptions()))
     assert run(["recombine", *sources, "-o", out, *options], 150 * MEGABYTE) < foretold.peak_memory_bytes < 150 * 10**6
 
 
@@ -78,7 +79,8 @@ def test_a_hundred_thousand_tensors_stay_below_250_megabytes(tmp_path: Path) -> 
         sources.append(str(tmp_path / f"{slot}.safetensors"))
         Path(sources[-1]).write_bytes(header + bytes([slot]) * 100_000)
     peak = run(["recombine", *sources, "-o", str(tmp_path / "out"), "--no-global"], 250 * 10**6)
-    assert peak < plan_recombination(sources, output=OutputOptions(mean=None)).peak_memory_bytes < 250 * 10**6
+    foretold = prepare_recombination(sources, tmp_path / "again", output=OutputOptions(mean=None))
+    assert peak < foretold.peak_memory_bytes < 250 * 10**6
     counts = [p.read_bytes()[-100_000:].count(1) for p in sorted((tmp_path / "out").glob("slot-*"))]
     assert sum(counts) == 100_000
     assert all(45_000 < count < 55_000 for count in counts)
@@ -108,7 +110,7 @@ def test_a_plan_of_many_rounds_takes_no_more_memory_than_one_of_two(tmp_path: Pa
     peaks = []
     for rounds in (2, 2, 30):  # the first one imports and caches
         tracemalloc.start()
-        plan_recombination(sources, PlanOptions(rounds=rounds), OutputOptions(mean=None))
+        prepare_recombination(sources, tmp_path / "out", PlanOptions(rounds=rounds), OutputOptions(mean=None))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.05 * peaks[1]

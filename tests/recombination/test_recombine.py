@@ -36,8 +36,12 @@ from fedmr_merge.errors import LayerMismatchError, OutputError, PlanError
 from fedmr_merge.layers.plan import RecombinationPlan, draw_plan
 from fedmr_merge.layers.rules import group_tensors
 from fedmr_merge.merging.average import average
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions, plan_recombination
-from fedmr_merge.recombination.recombine import recombine, recombine_stacked
+from fedmr_merge.recombination.in_memory import recombine_stacked
+from fedmr_merge.recombination.layouts.files import FilesLayout
+from fedmr_merge.recombination.layouts.store import StoreLayout
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
+from fedmr_merge.recombination.prepare import prepare_recombination
+from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify
 
@@ -145,7 +149,7 @@ def test_same_seed_same_bytes_in_another_process(tmp_path: Path) -> None:
     recombine(sources, tmp_path / "a" / "out", PlanOptions(seed=3))
     code = (
         "import sys; from fedmr_merge.recombination.recombine import recombine; "
-        "from fedmr_merge.recombination.planning import PlanOptions; "
+        "from fedmr_merge.recombination.options import PlanOptions; "
         "recombine(sys.argv[2:], sys.argv[1], PlanOptions(seed=3))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b" / "out"), *sources], check=True)
@@ -170,7 +174,7 @@ def test_lineage_says_where_every_tensor_came_from(tmp_path: Path) -> None:
 
 def test_inverse_plan_restores_every_input(tmp_path: Path) -> None:
     sources = files(tmp_path)
-    work = plan_recombination(sources)
+    work = prepare_recombination(sources, tmp_path / "out")
     recombine(sources, tmp_path / "out", PlanOptions(plan=work.plan), NO_MEAN)
     outputs = sorted((tmp_path / "out").glob("slot-*"))
     recombine(outputs, tmp_path / "back", PlanOptions(plan=work.plan.inverse()), NO_MEAN)
@@ -263,7 +267,7 @@ def test_sidecars_from_one_slot(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [1, 200, 10**9])
 def test_sharded_anew(limit: int, tmp_path: Path) -> None:
     sources = [write_sharded(tmp_path / "a", model(0), 3), write_folder(tmp_path / "b", model(1))]
-    recombine(sources, tmp_path / "out", output=OutputOptions(max_shard_bytes=limit))
+    recombine(sources, tmp_path / "out", output=OutputOptions(layout=FilesLayout(limit)))
     check_conserved(sources, tmp_path / "out")
     for name in ("slot-00", "slot-01", "global"):
         found = open_checkpoint(tmp_path / "out" / name)
@@ -288,7 +292,7 @@ def test_an_index_of_a_pipeline_tells_the_size_of_its_component(tmp_path: Path) 
         for place, layout in (("unet", LINEAR), ("text_encoder", MIXED)):
             write(tmp_path / str(slot) / place / "model.safetensors", model(slot, layout))
         sources.append(tmp_path / str(slot))
-    recombine(sources, tmp_path / "out", output=OutputOptions(max_shard_bytes=60))
+    recombine(sources, tmp_path / "out", output=OutputOptions(layout=FilesLayout(60)))
     for place, layout in (("unet", LINEAR), ("text_encoder", MIXED)):
         index = json.loads((tmp_path / "out" / "slot-00" / place / "model.safetensors.index.json").read_text())
         assert index["metadata"]["total_size"] == sum(len(raw) for _, _, raw in model(0, layout).values())
@@ -302,15 +306,15 @@ def test_an_adapter_stays_one_file(folders: bool, tmp_path: Path) -> None:
         write_sidecars(source.parent, {"adapter_config.json": "{}"})
     named = [source.parent if folders else source for source in sources]
     for output, hint in (
-        (OutputOptions(max_shard_bytes=100, mean=None), "allow shards of 288 bytes, or omit --max-shard-size"),
-        (OutputOptions(in_store=True, mean=None), "leave out --layout store"),
+        (OutputOptions(layout=FilesLayout(100), mean=None), "allow shards of 288 bytes, or omit --max-shard-size"),
+        (OutputOptions(mean=None, layout=StoreLayout()), "leave out --layout store"),
     ):
         with pytest.raises(PlanError, match="a PEFT adapter is loaded from one file") as caught:
-            plan_recombination(named, output=output)
+            prepare_recombination(named, tmp_path / "out", output=output)
         assert caught.value.hint == hint
     with pytest.raises(PlanError, match="a PEFT adapter"):
         average(named, tmp_path / "mean", max_shard_bytes=100)
-    recombine(named, tmp_path / "out", output=OutputOptions(max_shard_bytes=288))
+    recombine(named, tmp_path / "out", output=OutputOptions(layout=FilesLayout(288)))
     name = "slot-00/adapter_model.safetensors" if folders else "slot-00.safetensors"
     assert (tmp_path / "out" / name).is_file()
 
@@ -321,7 +325,7 @@ def test_a_bare_file_gets_no_sidecars(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"slot 1, .*b.safetensors, is a bare file and gets no config"):
         recombine(sources, tmp_path / "out", output=OutputOptions(sidecars_from=0))
     recombine(sources, tmp_path / "out", output=OutputOptions(sidecars_from=0, slots=(0,)))
-    recombine(sources, tmp_path / "sharded", output=OutputOptions(sidecars_from=0, max_shard_bytes=100))
+    recombine(sources, tmp_path / "sharded", output=OutputOptions(sidecars_from=0, layout=FilesLayout(100)))
     assert (tmp_path / "sharded" / "slot-01" / "config.json").is_file(), "in shards it is a folder"
 
 
@@ -344,9 +348,11 @@ def test_a_model_that_an_index_names_is_verified_and_undone(tmp_path: Path) -> N
 
 def test_sidecars_count_in_what_is_written(tmp_path: Path) -> None:
     sources = [write_folder(tmp_path / str(i), model(i), {"train.txt": "x" * (1000 + i)}) for i in range(2)]
-    work = plan_recombination(sources)
+    work = prepare_recombination(sources, tmp_path / "out")
     assert work.bytes_to_write == work.nbytes + 1000 + 1001 + 1000
-    work = plan_recombination(sources, output=OutputOptions(sidecars_from=1, slots=(0,), mean=None))
+    work = prepare_recombination(
+        sources, tmp_path / "out", output=OutputOptions(sidecars_from=1, slots=(0,), mean=None)
+    )
     assert work.bytes_to_write == work.nbytes + 1001
 
 

@@ -17,11 +17,8 @@ from fedmr_merge.cli.app import main
 from fedmr_merge.errors import OutputError, VerificationError
 from fedmr_merge.lineage.trace import trace
 from fedmr_merge.merging.options import MeanOptions
-from fedmr_merge.recombination.planning import (
-    HASHED_AT_ONCE_BYTES,
-    OutputOptions,
-    plan_recombination,
-)
+from fedmr_merge.recombination.options import OutputOptions
+from fedmr_merge.recombination.prepare import HASHED_AT_ONCE_BYTES, prepare_recombination
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify
@@ -140,7 +137,7 @@ def test_small_outputs_are_hashed_at_once_and_large_ones_later(tmp_path: Path) -
         for path in sources:
             path.write_bytes(header)
             os.truncate(path, len(header) + nbytes)  # a hole
-        assert plan_recombination(sources, output=OutputOptions(mean=None)).hashes == hashed
+        assert prepare_recombination(sources, tmp_path / "out", output=OutputOptions(mean=None)).hashes == hashed
 
 
 @pytest.mark.parametrize("change", [lambda path: flip(path, "conv1.weight"), lambda path: path.write_bytes(b"{")])

@@ -14,7 +14,7 @@ from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
 from fedmr_merge.layers.plan import LayerGroup, draw_plan
 from fedmr_merge.layers.rules import group_tensors
-from fedmr_merge.recombination.recombine import recombine_stacked
+from fedmr_merge.recombination.in_memory import recombine_stacked
 
 _STATISTICS = "buffers"
 

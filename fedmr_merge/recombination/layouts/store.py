@@ -1,335 +1,137 @@
-"""The store layout: a model as a sharded folder whose shards, one per layer group, are links to content-addressed
-files.
-
-    .fedmr-merge-store/store.json                  what tells a store from any other folder
-    .fedmr-merge-store/ab/abcd….safetensors        one layer group of one model, read-only
-    out/slot-00/model-abcd….safetensors            the same file (hard link), named by
-    out/slot-00/model.safetensors.index.json       a plain index, as every library reads it
-
-A file's name is the SHA-256 of its header, and the header holds the SHA-256 of every tensor: the name vouches for all
-the bytes. Recombining models that are in this layout already only makes links, so that a round writes next to nothing
-whatever the size of the models.
-"""
+"""The store layout: a model as a sharded folder whose shards, one for each layer group, are links into a store."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import hashlib
-import json
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
-from fedmr_merge.checkpoint.hashing import Digests, hash_tensors
-from fedmr_merge.checkpoint.header import build_header, read_header
-from fedmr_merge.checkpoint.metadata import HASHES_KEY, LAYERS_KEY, read_hashes
+from fedmr_merge.checkpoint.copying import SourceWatch
+from fedmr_merge.checkpoint.hashing import Digests
 from fedmr_merge.checkpoint.open import Checkpoint
-from fedmr_merge.checkpoint.output import base_name, copy_sidecars, write_index
+from fedmr_merge.checkpoint.output import ADAPTER, OutputFile, OutputModel, base_name, copy_sidecars, write_index
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, dumps, refuse_unwritable, sync, write_json
-from fedmr_merge.errors import CheckpointError, OutputError
-from fedmr_merge.layers.layer_rule import trainer_layers
+from fedmr_merge.checkpoint.writer import Progress
+from fedmr_merge.errors import OutputError, PlanError
+from fedmr_merge.hub.inputs import lies_in, refuse_inside
 from fedmr_merge.layers.plan import LayerGroup
+from fedmr_merge.recombination.layouts.base import Forecast, Layout, StoreReport, Written
+from fedmr_merge.recombination.layouts.shards import (
+    ShardWriter,
+    check_store,
+    held_shard,
+    is_read_only,
+    make_store,
+    using,
+)
 
 if TYPE_CHECKING:
-    from fedmr_merge.recombination.planning import Recombination
+    from fedmr_merge.recombination.prepare import PreparedRecombination
 
-_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
-_STAGING = ".staging-"
-_MARK = "store.json"
-_FORMAT_VERSION = 1
-_WHAT_IS_A_STORE = "a store is the folder .fedmr-merge-store beside an output"
-_WHAT_IS_IN_A_MARK = (
-    f'in a store of this version it holds {{"format_version": {_FORMAT_VERSION}}}: write that if it was damaged, '
-    "or name another folder"
-)
-_ANOTHER_PLACE = "choose another place with --store"
-_SHARD = re.compile(r"(?P<folder>[0-9a-f]{2})/(?P=folder)[0-9a-f]{62}\.safetensors")
-
-
-@dataclass
-class StoreReport:
-    """What writing into the store cost."""
-
-    store: Path
-    linked: int = 0  #: shards that only needed a link
-    copied_in: int = 0  #: shards that were copied from inputs in another layout
-    copied_instead: int = 0  #: shards that were copied because no link could be made
-    reason: str | None = None  #: why not
-
-
-@dataclass
-class StoreForecast:
-    """What writing into the store will cost, as far as headers tell."""
-
-    linked: int = 0  #: shards
-    copied_in: int = 0  #: those of them that no store holds as they are needed, at most
-    nbytes: int = 0  #: of their tensors
+STORE_FOLDER = ".fedmr-merge-store"
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """One layer group of one model, as a content-addressed file."""
+class StoreLayout(Layout):
+    """Write every model as links to shards of a store, one for each layer group.
 
-    path: Path
-    address: str
-    hashes: Mapping[str, str]
-
-
-def store_folder(store: Path | None, out: Path) -> Path:
-    """Return the store that is used: the one asked for, or the one beside the output."""
-    return store or out.parent / ".fedmr-merge-store"
-
-
-def forecast(work: Recombination) -> StoreForecast:
-    """Tell from headers alone what `write_in_store` will link and copy in."""
-    found = StoreForecast()
-    for slot in work.models:
-        for source, prefix, members in _shards(work, slot):
-            found.linked += 1
-            held = _held_shard(work.checkpoints[source], prefix, members)
-            if held is None or not _is_read_only(held.path):
-                found.copied_in += 1
-                found.nbytes += sum(work.checkpoints[source].tensors[prefix + member].nbytes for member in members)
-    return found
-
-
-@contextlib.contextmanager
-def _using(store: Path, *, alone: bool) -> Iterator[None]:
-    """Hold the store: with others for writing, alone for removing."""
-    descriptor = os.open(store, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise OutputError(store, "the store is in use", hint="try again when the other command is done") from error
-    finally:
-        os.close(descriptor)
-
-
-def write_in_store(
-    work: Recombination, staging: Path, store: Path, watch: SourceWatch, progress: Progress | None
-) -> tuple[StoreReport, Mapping[int, Digests]]:
-    """Write the models of a recombination as links into a store.
-
-    Returns what it cost, and the tensors' SHA-256, output slot by output slot. Raises OutputError when the store
-    cannot be written to.
+    Args:
+        store: the folder of the store; `.fedmr-merge-store` beside the output if None.
     """
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        if not _is_store(store):
-            write_json(store / _MARK, {"format_version": _FORMAT_VERSION})
-    except OSError as error:
-        raise OutputError(store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
-    with _using(store, alone=False):
-        return _write_models(work, staging, _StoreWriter(store, work.checkpoints, watch, progress))
+
+    store: str | Path | None = None
+
+    def folder(self, out: Path) -> Path:
+        """Return the store that is used: the one asked for, or the one beside the output."""
+        return Path(self.store) if self.store else out.parent / STORE_FOLDER
+
+    def plan(self, donor: Checkpoint, sources: Mapping[str, TensorEntry], sidecars_from: Checkpoint) -> OutputModel:
+        """Return the model to write in a slot; the store decides later which shards it has."""
+        if any(base_name(file.name) == ADAPTER for file in donor.files):
+            raise PlanError(
+                f"{donor.source}: a PEFT adapter is loaded from one file, {ADAPTER}.safetensors, and not from a "
+                "store's shards",
+                hint="leave out --layout store",
+            )
+        files = tuple(OutputFile(file.name, file.header, sources) for file in donor.files)
+        return OutputModel(files, True, sidecars_from)
+
+    def check(self, work: PreparedRecombination) -> None:
+        """Raise OutputError where the store would be in an input or in the output, or cannot become a store."""
+        store = self.folder(work.out)
+        refuse_inside(store, work.parents, "--store")
+        if lies_in(store, work.out):
+            raise OutputError(store, f"lies in the output, {work.out}", hint="choose another place with --store")
+        check_store(store)
+
+    def forecast(self, work: PreparedRecombination) -> Forecast:
+        """Return how many shards will be linked, and how many of them no input holds as they are needed."""
+        shards, nbytes = StoreReport(self.folder(work.out)), 0
+        for slot in work.models:
+            for source, prefix, members in _shards(work, slot):
+                shards.linked += 1
+                parent = work.parents[source]
+                held = held_shard(parent, prefix, members)
+                if held is None or not is_read_only(held.path):
+                    shards.copied_in += 1
+                    nbytes += sum(parent.tensors[prefix + member].nbytes for member in members)
+        total = nbytes + (work.mean.nbytes if work.mean else 0) + work.sidecar_bytes
+        return Forecast(total, f"{work.out} and the store", shards, nbytes)
+
+    def write(
+        self, work: PreparedRecombination, staging: Path, watch: SourceWatch, progress: Progress | None
+    ) -> Written:
+        """Link every model's shards, after copying those into the store that are not there.
+
+        Raises OutputError when the store cannot be written to.
+        """
+        store = self.folder(work.out)
+        make_store(store)
+        with using(store):
+            writer = ShardWriter(store, work.parents, watch, progress)
+            digests = {slot: _write_model(work, slot, staging / work.name(slot), writer) for slot in work.models}
+        return Written(digests, writer.report)
 
 
-def check_store(store: Path) -> None:
-    """Raise OutputError where a folder is no store and cannot become one. Nothing is written."""
-    if _is_store(store):
-        return
-    try:
-        if store.is_dir() and any(not path.name.startswith(f".{_MARK}") for path in store.iterdir()):
-            raise OutputError(store, f"no store, and not empty: it has no {_MARK}", hint=_ANOTHER_PLACE)
-    except OSError as error:
-        raise OutputError(store, f"cannot be read: {error.strerror}", hint=_ANOTHER_PLACE) from error
-    refuse_unwritable(store / _MARK, "--store")
+def _write_model(work: PreparedRecombination, slot: int, model: Path, writer: ShardWriter) -> Digests:
+    """Write the model of a slot as links and their indexes. Returns the SHA-256 of its tensors."""
+    donor = work.parents[slot]
+    digests = Digests(donor.tensors)
+    copy_sidecars(work.models[slot].sidecars_from, model, indexes=False)
+    model.mkdir(exist_ok=True)
+    weight_maps: dict[str, dict[str, str]] = {}
+    for source, prefix, members in _shards(work, slot):
+        stem = base_name(next(file.name for file in donor.files if file.prefix == prefix))
+        shard = writer.shard(source, prefix, members)
+        name = f"{stem}-{shard.address}.safetensors"
+        index = f"{prefix}{stem}.safetensors.index.json"
+        if index not in weight_maps:
+            weight_maps[index] = {}
+            (model / prefix).mkdir(parents=True, exist_ok=True)
+        writer.link(shard.path, model / prefix / name)
+        weight_maps[index] |= dict.fromkeys(members, name)
+        for member in members:
+            digests[prefix + member] = bytes.fromhex(shard.hashes[member])
+    for index, weight_map in weight_maps.items():
+        prefix = index[: index.rfind("/") + 1]
+        write_index(model / index, weight_map, sum(donor.tensors[prefix + member].nbytes for member in weight_map))
+    return digests
 
 
-def _is_store(folder: Path) -> bool:
-    """Whether a folder is marked as a store. Raises OutputError where it is one of another version, or unreadable."""
-    mark = folder / _MARK
-    try:
-        content = json.loads(mark.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(
-            mark, f"cannot be read: {getattr(error, 'strerror', None) or error}", hint=_WHAT_IS_IN_A_MARK
-        ) from error
-    if not isinstance(content, dict) or content.get("format_version") != _FORMAT_VERSION:
-        raise OutputError(mark, f"not the mark of a store of format version {_FORMAT_VERSION}", hint=_WHAT_IS_IN_A_MARK)
-    return True
-
-
-def _write_models(
-    work: Recombination, staging: Path, writer: _StoreWriter
-) -> tuple[StoreReport, Mapping[int, Digests]]:
-    digests: dict[int, Digests] = {}
-    for slot in work.models:
-        donor = work.checkpoints[slot]
-        digests[slot] = Digests(donor.tensors)
-        model = staging / work.name(slot)
-        copy_sidecars(work.models[slot].sidecars_from, model, indexes=False)
-        model.mkdir(exist_ok=True)
-        weight_maps: dict[str, dict[str, str]] = {}
-        for source, prefix, members in _shards(work, slot):
-            stem = base_name(next(f.name for f in donor.files if f.prefix == prefix))
-            shard = writer.shard(source, prefix, members)
-            name = f"{stem}-{shard.address}.safetensors"
-            index = f"{prefix}{stem}.safetensors.index.json"
-            if index not in weight_maps:
-                weight_maps[index] = {}
-                (model / prefix).mkdir(parents=True, exist_ok=True)
-            writer.link(shard.path, model / prefix / name)
-            weight_maps[index] |= dict.fromkeys(members, name)
-            for member in members:
-                digests[slot][prefix + member] = bytes.fromhex(shard.hashes[member])
-        for index, weight_map in weight_maps.items():
-            prefix = index.rpartition("/")[0]
-            total = sum(donor.tensors[f"{prefix}/{m}" if prefix else m].nbytes for m in weight_map)
-            write_index(model / index, weight_map, total)
-    return writer.report, digests
-
-
-def collect_garbage(store: Path) -> tuple[int, int]:
-    """Remove the shards of a store that no output links to any more. Returns how many shards and bytes went.
-
-    Raises OutputError when the folder is no store, or is being written to.
-    """
-    if not store.is_dir():
-        raise OutputError(store, "no such store", hint=_WHAT_IS_A_STORE)
-    if not _is_store(store):
-        raise OutputError(store, f"no store: it has no {_MARK}; nothing was removed", hint=_WHAT_IS_A_STORE)
-    shards, nbytes = 0, 0
-    with _using(store, alone=True):
-        for path in store.glob("??/*.safetensors"):
-            stat = path.lstat()
-            if stat.st_nlink == 1 and _SHARD.fullmatch(path.relative_to(store).as_posix()):
-                path.unlink()
-                shards, nbytes = shards + 1, nbytes + stat.st_size
-        for leftover in store.glob(f"{_STAGING}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    return shards, nbytes
-
-
-def _shards(work: Recombination, slot: int) -> Iterator[tuple[int, str, list[str]]]:
+def _shards(work: PreparedRecombination, slot: int) -> Iterator[tuple[int, str, list[str]]]:
     """Yield (source slot, component prefix, names within the component) of every shard of an output model."""
-    donor = work.checkpoints[slot]
+    donor = work.parents[slot]
     for group in work.grouping.groups:
         source = work.plan.source(group.name, slot)
         for prefix, members in _by_component(donor, group).items():
             yield source, prefix, members
 
 
-def _held_shard(source: Checkpoint, prefix: str, members: Sequence[str]) -> _Shard | None:
-    """Return the file of a source that is the shard of just these tensors, with what its header says of them; None
-    where there is none.
-
-    Raises CheckpointError when its name does not vouch for its header, or the header does not hold their SHA-256.
-    """
-    file = source.files_by_path[source.tensors[prefix + members[0]].file]
-    address = file.path.stem.rpartition("-")[2]
-    if len(address) != 64 or file.header.tensors.keys() != set(members):
-        return None
-    if HASHES_KEY not in file.header.metadata:
-        return None
-    if address != hashlib.sha256(file.header.raw).hexdigest():
-        raise CheckpointError(file.path, "its name is not the SHA-256 of its header: the shard was changed")
-    return _Shard(file.path, address, read_hashes(file))
-
-
-def _is_sound(path: Path, header: bytes, hashes: Mapping[str, str]) -> bool:
-    """Whether a shard of the store is there, holds what its name says, and cannot be changed in place."""
-    try:
-        found = read_header(path)
-        return found.raw == header and _is_read_only(path) and hash_tensors(found.tensors, SourceWatch([])) == hashes
-    except CheckpointError:
-        return False
-
-
-def _is_read_only(path: Path) -> bool:
-    return path.stat().st_mode & 0o222 == 0
-
-
 def _by_component(donor: Checkpoint, group: LayerGroup) -> dict[str, list[str]]:
-    """Return component prefix → names within it: a shard belongs to one component's folder."""
-    found: dict[str, list[str]] = {}
+    """Return component prefix → names within it: a shard belongs to the folder of one component."""
+    components: dict[str, list[str]] = {}
     for name in group.tensors:
-        place = donor.files_by_path[donor.tensors[name].file].prefix
-        found.setdefault(place, []).append(name.removeprefix(place))
-    return found
-
-
-class _StoreWriter:
-    def __init__(
-        self, store: Path, sources: Sequence[Checkpoint], watch: SourceWatch, progress: Progress | None
-    ) -> None:
-        self.store, self.sources, self.watch, self.progress = store, sources, watch, progress
-        self.report = StoreReport(store)
-        self._sound: set[Path] = set()  # shards of the store that this process has written, or read and found right
-
-    @cached_property
-    def _layers(self) -> Sequence[Mapping[str, str]]:
-        return [trainer_layers(source) or {} for source in self.sources]
-
-    def shard(self, slot: int, prefix: str, members: Sequence[str]) -> _Shard:
-        """Return the shard that holds these tensors of a source: its own file where it is one already and cannot be
-        changed in place, else one in the store.
-        """
-        source = self.sources[slot]
-        held = _held_shard(source, prefix, members)
-        if held is not None and _is_read_only(held.path):
-            return held
-        entries = {member: source.tensors[prefix + member] for member in members}
-        hashes = hash_tensors(entries, self.watch)
-        if held is not None and hashes != held.hashes:
-            raise CheckpointError(
-                held.path,
-                "its tensors are not what its header says: the shard was changed",
-                hint="take it from a copy, or recombine with --layout same",
-            )
-        return self._copy_in(entries, hashes, self._layers[slot])
-
-    def _copy_in(
-        self, entries: Mapping[str, TensorEntry], hashes: Mapping[str, str], layers: Mapping[str, str]
-    ) -> _Shard:
-        metadata = {"format": "pt", HASHES_KEY: dumps(dict(hashes))}
-        if known := {member: layers[member] for member in entries if member in layers}:
-            metadata[LAYERS_KEY] = dumps(known)
-        header = build_header(((m, e.dtype, e.shape, e.nbytes) for m, e in entries.items()), metadata)
-        address = hashlib.sha256(header).hexdigest()
-        target = self.store / address[:2] / f"{address}.safetensors"
-        if target not in self._sound and not _is_sound(target, header, hashes):
-            try:
-                self._write(target, header, list(entries.values()))
-            except OSError as error:
-                raise OutputError(self.store, f"cannot be written: {error.strerror}", hint=_ANOTHER_PLACE) from error
-            self.report.copied_in += 1
-        self._sound.add(target)
-        return _Shard(target, address, hashes)
-
-    def _write(self, target: Path, header: bytes, entries: Sequence[TensorEntry]) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.store))
-        try:
-            staged = room / target.name
-            assemble(staged, header, (Segment(e.file, e.start, e.end) for e in entries), self.watch, self.progress)
-            staged.chmod(0o444)  # every model that links to it would change with it
-            sync(staged)
-            staged.rename(target)
-        finally:
-            shutil.rmtree(room, ignore_errors=True)
-
-    def link(self, source: Path, target: Path) -> None:
-        """Link a shard into a model's folder; copy it where the file system makes no link, and remember why."""
-        try:
-            os.link(source.resolve() if source.is_symlink() else source, target)
-            self.report.linked += 1
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            shutil.copyfile(source, target)
-            target.chmod(0o444)  # a later round may link to it
-            self.report.copied_instead += 1
-            self.report.reason = error.strerror
+        prefix = donor.files_by_path[donor.tensors[name].file].prefix
+        components.setdefault(prefix, []).append(name.removeprefix(prefix))
+    return components

@@ -28,13 +28,14 @@ from small_checkpoints import (
 
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import CheckpointError, OutputError
-from fedmr_merge.recombination.layouts.store import collect_garbage
-from fedmr_merge.recombination.planning import OutputOptions, PlanOptions
+from fedmr_merge.recombination.layouts.shards import collect_garbage
+from fedmr_merge.recombination.layouts.store import StoreLayout
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 from fedmr_merge.recombination.recombine import Outcome, recombine
 from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify
 
-STORE = OutputOptions(in_store=True, mean=None)
+STORE = OutputOptions(mean=None, layout=StoreLayout())
 
 
 def sources(folder: Path, slots: int = 3) -> list[Path]:
@@ -111,7 +112,7 @@ def test_same_plan_as_without_a_store(tmp_path: Path) -> None:
 
 
 def test_verified_undone_and_back_to_files(tmp_path: Path) -> None:
-    recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(in_store=True))
+    recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(layout=StoreLayout()))
     assert verify(tmp_path / "one").faults == []
     assert [tree(p) for p in undo(tmp_path / "one", tmp_path / "back").paths] == [
         tree(p) for p in sorted(tmp_path.glob("m?"))
@@ -176,10 +177,10 @@ def test_only_shards_of_a_store_are_garbage(tmp_path: Path) -> None:
     write_folder(own / "en", model(0))
     write(own / "ab" / f"ab{'0' * 62}.safetensors", model(1))
     before = tree(own)
-    with pytest.raises(OutputError, match=r"mymodels: no store: it has no store\.json"):
+    with pytest.raises(OutputError, match=r"mymodels: it is not a store: it has no store\.json"):
         collect_garbage(own)
-    with pytest.raises(OutputError, match="mymodels: no store, and not empty"):
-        recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(in_store=True, store=own))
+    with pytest.raises(OutputError, match="mymodels: it is not a store, and not empty"):
+        recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(layout=StoreLayout(own)))
     assert tree(own) == before
     stored(tmp_path)
     store = tmp_path / ".fedmr-merge-store"
@@ -253,11 +254,11 @@ def test_shards_cannot_be_written_to_by_accident(tmp_path: Path) -> None:
 
 def test_a_store_of_its_own_place_and_one_that_cannot_be(tmp_path: Path) -> None:
     place = tmp_path / "deep" / "store"
-    recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(in_store=True, mean=None, store=place))
+    recombine(sources(tmp_path), tmp_path / "one", output=OutputOptions(mean=None, layout=StoreLayout(place)))
     assert inodes(tmp_path / "one") == inodes(place)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        recombine(sources(tmp_path), tmp_path / "x", output=OutputOptions(in_store=True, store=tmp_path / "file" / "s"))
+        recombine(sources(tmp_path), tmp_path / "x", output=OutputOptions(layout=StoreLayout(tmp_path / "file" / "s")))
     assert not (tmp_path / "x").exists()
 
 
@@ -346,5 +347,5 @@ def test_a_store_in_an_input_or_in_the_output_is_refused(store: str, tmp_path: P
     (tmp_path / "link").symlink_to("b")
     before = tree(tmp_path)
     with pytest.raises(OutputError, match=r"lies in (an input|the output)"):
-        recombine(sources, tmp_path / "out", output=OutputOptions(in_store=True, store=tmp_path / store))
+        recombine(sources, tmp_path / "out", output=OutputOptions(layout=StoreLayout(tmp_path / store)))
     assert tree(tmp_path) == before
