@@ -60,6 +60,7 @@ class Commit:
     parent: str | None
     title: str
     tree: Mapping[str, Blob]
+    description: str = ""
 
 
 @dataclass
@@ -76,9 +77,11 @@ class Repo:
         oid = next((self.refs[name] for name in names if name in self.refs), revision)
         return self.commits.get(oid)
 
-    def commit(self, ref: str, title: str, tree: Mapping[str, Blob], parent: str | None) -> Commit:
+    def commit(
+        self, ref: str, title: str, tree: Mapping[str, Blob], parent: str | None, description: str = ""
+    ) -> Commit:
         oid = hashlib.sha1(f"{self.name} {ref} {len(self.commits)} {title}".encode()).hexdigest()
-        self.commits[oid] = Commit(oid, parent, title, dict(tree))
+        self.commits[oid] = Commit(oid, parent, title, dict(tree), description)
         self.refs[ref] = oid
         return self.commits[oid]
 
@@ -195,7 +198,7 @@ def model_info(hub: HubServer, request: Request, name: str, revision: str | None
         siblings.append(item)
     card = commit.tree.get("README.md")
     head = re.match(rb"---\n(.*?)\n---", (card.content or b"") if card else b"", re.DOTALL)
-    info = {"id": name, "sha": commit.oid, "private": repo.private, "gated": "manual" if repo.gated else False}
+    info = {"id": repo.name, "sha": commit.oid, "private": repo.private, "gated": "manual" if repo.gated else False}
     info |= {"tags": [], "lastModified": DATE, "createdAt": DATE, "siblings": siblings}
     return reply(info | ({"cardData": yaml.safe_load(head[1])} if head else {}))
 
@@ -221,6 +224,14 @@ def refs(hub: HubServer, request: Request, name: str) -> Reply:
             kind: [{"name": r.removeprefix(at), "ref": r, "targetCommit": oid} for r, oid in known if r.startswith(at)]
             for kind, at in kinds.items()
         }
+    )
+
+
+@route("GET", "/api/models/{id}/commits/{rev}")
+def commits(hub: HubServer, request: Request, name: str, revision: str) -> Reply:
+    found = hub.reader(request, name).history(unquote(revision))
+    return reply(
+        [{"id": c.oid, "authors": [], "date": DATE, "title": c.title, "message": c.description} for c in found]
     )
 
 
@@ -310,7 +321,8 @@ def commit(hub: HubServer, request: Request, name: str, revision: str) -> Reply:
             del files[value["path"]]
     number = len(repo.pull_requests) + 1
     ref = f"refs/pr/{number}" if pull_request else f"refs/heads/{unquote(revision)}"
-    made = repo.commit(unquote(revision) if unquote(revision) in repo.refs else ref, header["summary"], files, head.oid)
+    target = unquote(revision) if unquote(revision) in repo.refs else ref
+    made = repo.commit(target, header["summary"], files, head.oid, header.get("description", ""))
     answer = {"success": True, "commitOid": made.oid, "commitUrl": f"{hub.endpoint}/{name}/commit/{made.oid}"}
     if pull_request:
         about = {"title": header["summary"], "num": number, "status": "open", "createdAt": DATE, "isPullRequest": True}

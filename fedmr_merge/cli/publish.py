@@ -10,7 +10,7 @@ import typer
 from fedmr_merge.cli import console
 
 if TYPE_CHECKING:
-    from fedmr_merge.publish.push_plan import PushPlan
+    from fedmr_merge.publish.hub import PushPreview
 
 
 def register(app: typer.Typer) -> None:
@@ -30,16 +30,16 @@ def push(
     license: Annotated[str | None, typer.Option(help="Licence in the card that is sent, e.g. apache-2.0.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Address of the Hub, instead of HF_ENDPOINT's.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what would be sent; send nothing, need no token.")
+        bool, typer.Option("--dry-run", help="List what would be sent and changed; send nothing.")
     ] = False,
 ) -> None:
     """Publish a model folder on the Hub. Nothing is sent before this command is typed."""
-    from fedmr_merge.publish.hub import PushOptions, plan_push, push_to_hub
+    from fedmr_merge.publish.hub import PushOptions, preview_push, push_to_hub
     from fedmr_merge.publish.staging import pushed_folder
 
     options = PushOptions(private, revision, create_pr, message, tag, license, endpoint)
     if dry_run:
-        _show(plan_push(path, repo_id, options))
+        _show(preview_push(path, repo_id, options))
         return
     nbytes = sum(file.stat().st_size for file in pushed_folder(path).rglob("*") if file.is_file())
     with console.bytes_progress("pushing", nbytes) as progress:
@@ -49,19 +49,36 @@ def push(
     else:
         console.say(f"pushed {console.plural(len(result.files), 'file')}")
         for name in result.deleted:
-            console.say(f"  removed there: {name}, weights that are no part of this model any more")
+            console.say(f"  removed there: {name}, weights that are not part of this model any more")
+    for note in result.notes:
+        console.say(f"  {note}")
     console.say(result.url)
 
 
-def _show(plan: PushPlan) -> None:
+def _show(preview: PushPreview) -> None:
     from fedmr_merge.publish.hub import refuse_faults
 
+    plan, found = preview.plan, preview.difference
     console.say(f"to {plan.target}")
     console.table(("file", "size"), [[file.path, console.size(file.size)] for file in plan.files], right=("size",))
     console.say(f"{console.plural(len(plan.files), 'file')}, {console.size(plan.nbytes)}, from {plan.source}")
     refuse_faults(plan)
     card = "its card is valid" if plan.has_card else "it has no card, README.md"
-    console.say(f"the files are fit to be published; {card}")
+    console.say(f"the files can be published; {card}")
+    if plan.passed_over:
+        console.say(f"passed over: {', '.join(plan.passed_over)}")
+    if found is None:
+        console.say(f"not compared with the Hub: {preview.reason}")
+    elif not found.exists:
+        console.say("the repository is not there yet, or this token may not see it")
+    else:
+        same = len(plan.files) - len(found.added) - len(found.updated)
+        console.say(f"on the Hub: {len(found.added)} new, {len(found.updated)} changed, {same} the same")
+        for verb, names in (("add", found.added), ("replace", found.updated), ("delete", found.deleted)):
+            for name in names:
+                console.say(f"  would {verb} {name}")
+        for note in found.notes:
+            console.say(f"  {note}")
     console.say(f"dry run: nothing was sent; to send it: {plan.command}")
 
 

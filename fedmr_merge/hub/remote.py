@@ -1,4 +1,4 @@
-"""Who may push where, and what is there already: everything that is asked before a push begins."""
+"""Which account may push to which repository, and what is there already: all that is asked before a push begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.errors import HubError
-from fedmr_merge.hub.listing import HubFile
+from fedmr_merge.hub.listing import HubFile, git_blob_digest
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from fedmr_merge.hub.client import Hub
 
 _TOKENS = "https://huggingface.co/settings/tokens"
-_WRITE_HINT = f"make a token that may write at {_TOKENS}, then `hf auth login`, or set HF_TOKEN"
+_WRITE_HINT = f"create a token with write permission at {_TOKENS}, then `hf auth login`, or set HF_TOKEN"
 _READERS = ("read", "no_access")
+_MAX_CARD_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Remote:
 
 
 def check_account(hub: Hub, repo_id: str, *, pull_request: bool) -> str:
-    """Return whose token this is.
+    """Return the name of the token's owner.
 
     Raises HubError when there is no token, when it is not valid, when it may only read, or when its owner may not write
-    to the repository's namespace. A pull request needs a token that may write, but no place in the namespace.
+    to the repository's namespace. A pull request needs a token that may write, but not a membership in the namespace.
     """
     if hub.token is None:
         raise HubError(f"{repo_id}: no token was given, and a push needs one", hint=_WRITE_HINT)
@@ -48,6 +49,10 @@ def check_account(hub: Hub, repo_id: str, *, pull_request: bool) -> str:
     orgs = {str(org.get("name")): org.get("roleInOrg") for org in answer.get("orgs") or () if isinstance(org, dict)}
     if pull_request or namespace == name:
         return name
+    spelled = next((known for known in (name, *orgs) if known.lower() == namespace.lower()), None)
+    if namespace not in orgs and spelled is not None:
+        right = f"{spelled}/{repo_id.split('/')[1]}"
+        raise HubError(f"{repo_id}: the Hub spells this namespace {spelled}", hint=f"push to {right}")
     if namespace not in orgs:
         hint = f"push to {name}/{repo_id.split('/')[1]}, or propose it with --create-pr"
         raise HubError(f"{repo_id}: {name} is not a member of {namespace}", hint=hint)
@@ -57,7 +62,7 @@ def check_account(hub: Hub, repo_id: str, *, pull_request: bool) -> str:
 
 
 def _may_write(token: Mapping[str, Any], namespace: str, repo_id: str, pull_request: bool) -> bool:
-    """Whether a fine-grained token names this place among those it may write to; other tokens may write everywhere."""
+    """Whether a token may write here: a fine-grained one lists the places, any other may write everywhere."""
     if token.get("role") != "fineGrained":
         return True
     needed = {"repo.write", "discussion.write"} if pull_request else {"repo.write"}
@@ -70,9 +75,9 @@ def _may_write(token: Mapping[str, Any], namespace: str, repo_id: str, pull_requ
 
 
 def look(hub: Hub, repo_id: str, revision: str | None) -> Remote:
-    """Return what is there: whether the repository exists, and the branch that is to be pushed to.
+    """Return the state of a repository: whether it exists, and what the branch to push to holds.
 
-    Raises HubError when it is gated or cannot be asked.
+    Raises HubError when it is gated, when it cannot be asked, or when the Hub calls it by another name.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -87,6 +92,8 @@ def look(hub: Hub, repo_id: str, revision: str | None) -> Remote:
     info = hub.ask(repo_id, find)
     if info is None:
         return Remote(exists=False)
+    if info.id != repo_id:  # of another case, or renamed: the Hub redirects reading, but not all of a push
+        raise HubError(f"{repo_id}: the Hub calls this repository {info.id}", hint=f"push to {info.id}")
     refs = hub.ask(repo_id, lambda: hub.api.list_repo_refs(repo_id, include_pull_requests=True))
     heads = {ref.name: ref.target_commit for ref in refs.branches}
     heads |= {ref.ref: ref.target_commit for ref in refs.pull_requests or ()}
@@ -105,6 +112,48 @@ def remote_files(hub: Hub, repo_id: str, revision: str) -> dict[str, HubFile]:
         return {item.path: _as_file(item) for item in items if isinstance(item, RepoFile)}
 
     return hub.ask(f"{repo_id}@{revision}", listing)
+
+
+def read_card(hub: Hub, repo_id: str, revision: str, path: str, file: HubFile) -> str:
+    """Return the text of a repository's card at a commit.
+
+    Raises HubError when it cannot be fetched, when it is not what the Hub lists, or when it is not UTF-8.
+    """
+    subject = f"{repo_id}@{revision}: {path}"
+    if file.size > _MAX_CARD_BYTES:
+        raise HubError(f"{subject}: is larger than {_MAX_CARD_BYTES >> 20} MB", hint="shorten it on the Hub")
+    content = hub.read_range(repo_id, revision, path, 0, file.size, file.size) if file.size else b""
+    digest = git_blob_digest(len(content))
+    digest.update(content)
+    if file.git_sha1 is not None and digest.hexdigest() != file.git_sha1:
+        raise HubError(f"{subject}: the endpoint sends other bytes than it lists")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise HubError(f"{subject}: is not UTF-8", hint="replace it on the Hub") from error
+
+
+def commit_descriptions(hub: Hub, repo_id: str, revision: str) -> list[str]:
+    """Return what the commits of a repository say below their titles, newest first."""
+    commits = hub.ask(f"{repo_id}@{revision}", lambda: hub.api.list_repo_commits(repo_id, revision=revision))
+    return [str(commit.message or "") for commit in commits]
+
+
+def check_card(hub: Hub, repo_id: str, card: str) -> None:
+    """Raise HubError when the Hub would refuse a card: asked before a repository is created for it."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    url, headers = f"{hub.endpoint}/api/validate-yaml", build_hf_headers(token=hub.token or False)
+
+    def call() -> Any:
+        answer = get_session().post(url, json={"content": card, "repoType": "model"}, headers=headers)
+        return answer.json() if answer.status_code in (200, 400) else {}  # the commit itself is checked again
+
+    errors = _mapping(hub.ask(repo_id, call)).get("errors")
+    if isinstance(errors, list) and errors:
+        told = "; ".join(" ".join(str(_mapping(error).get("message", error)).split())[:200] for error in errors[:3])
+        raise HubError(f"{repo_id}: the Hub refuses the metadata of README.md: {told}", hint="fix it, then push again")
 
 
 def _as_file(item: RepoFile) -> HubFile:

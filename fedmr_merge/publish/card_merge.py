@@ -1,6 +1,6 @@
-"""A card that people edited: what they wrote is kept, what is generated is written anew.
+"""A card that people edited: what they wrote is kept, and what is generated is written again.
 
-Generated are the text between the two marking lines, and in the metadata the keys that the new card has.
+The text between the two marking lines is generated, and so are the metadata keys that the new card has.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _KEY = re.compile(r"""^(?:([\w.-]+)|"([^"\\]*)"|'([^']*)')[ \t]*:(?=\s|$)""", re
 
 
 def merge_card(old: str | None, new: str) -> str:
-    """Return the new card with what people wrote into the old one kept.
+    """Return the new card, with what people wrote into the old one.
 
-    Kept are the text before and after the generated part, metadata keys that the new card does not have, and tags that
-    it does not have. An old card without the two marking lines was written by hand and stays as it is.
+    The text before and after the generated part is kept, and so are metadata keys and tags that the new card does not
+    have. An old card without the two marking lines was written by hand and stays as it is.
     """
     if old is None:
         return new
@@ -34,7 +34,7 @@ def merge_card(old: str | None, new: str) -> str:
     before, rest = old_body.split(BEGIN, 1)
     after = rest.rsplit(END, 1)[1]
     generated = new_body[new_body.index(BEGIN) : new_body.index(END)] + END
-    metadata = _merge_metadata(old_metadata or "", new_metadata or "")
+    metadata = merge_metadata(old_metadata or "", new_metadata or "")
     return f"---\n{metadata}---\n{before}{generated}{after}"
 
 
@@ -50,7 +50,7 @@ def addressed(card: str, repo_id: str, revision: str | None) -> str:
         return card
     before, rest = card.split(BEGIN, 1)
     generated, mark, after = rest.rpartition(END)
-    # The Hub's own command has an option for the revision, a Hub id of ours has it in it, with slashes written %2F.
+    # The Hub's own command has an option for the revision; a Hub id of ours contains it, with slashes written %2F.
     download = f"{repo_id} --revision {revision}" if revision else repo_id
     generated = generated.replace(f"hf download {PLACEHOLDER}", f"hf download {download}")
     reference = f"{repo_id}@{quote(revision, safe='')}" if revision else repo_id
@@ -66,7 +66,8 @@ def licensed(card: str, licence: str) -> str:
     return f"---\nlicense: {licence}\n{others}---\n{body}"
 
 
-def _merge_metadata(old: str, new: str) -> str:
+def merge_metadata(old: str, new: str) -> str:
+    """Return the lines of new metadata, with the keys and tags that only the old metadata has after them."""
     generated = dict(_blocks(new))
     theirs = [(key, block) for key, block in _blocks(old) if key not in generated]
     if "tags" in generated:
@@ -90,10 +91,19 @@ def _blocks(metadata: str) -> list[tuple[str, str]]:
     return [(key, block) for key, block in found if block]
 
 
-def _tags(metadata: str) -> list[str]:
+def metadata_of(card: str) -> dict[str, Any]:
+    """Return a card's metadata; it is empty where the card has none that can be read."""
+    return _loaded(split_card(card)[0] or "")
+
+
+def _loaded(metadata: str) -> dict[str, Any]:
     try:
         content: Any = yaml.safe_load(metadata)
-    except yaml.YAMLError:
-        return []
-    tags = content.get("tags") if isinstance(content, dict) else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _tags(metadata: str) -> list[str]:
+    tags = _loaded(metadata).get("tags")
     return [str(tag) for tag in tags] if isinstance(tags, list) else []

@@ -1,4 +1,4 @@
-"""What a push would send and where to: decided, gathered and checked with no network and no token."""
+"""What a push would send and where to: decided, gathered and checked without a network or a token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from fedmr_merge import __version__
 from fedmr_merge.lineage.model import LINEAGE_FILE
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.card_merge import addressed, licensed, split_card
@@ -31,6 +30,7 @@ class PushPlan:
     source: Path  #: the folder whose files are sent
     files: tuple[PushFile, ...] = ()
     faults: tuple[str, ...] = ()  #: must be empty before it is sent
+    passed_over: tuple[str, ...] = ()  #: what other programs left in the folder; it is not sent
 
     @property
     def nbytes(self) -> int:
@@ -46,10 +46,6 @@ class PushPlan:
         options = self.options
         where = "a new pull request" if options.create_pr else f"branch {options.revision or 'main'}"
         return f"{self.endpoint}/{self.repo_id}, {where}{', private' if options.private else ''}"
-
-    @property
-    def commit_message(self) -> str:
-        return self.options.message or f"Push with fedmr-merge {__version__}"
 
     @property
     def command(self) -> str:
@@ -82,7 +78,7 @@ def prepared(plan: PushPlan) -> Iterator[tuple[PushPlan, Staging]]:
     """Gather and check the files of a plan for the length of a block."""
     with stage(plan.source, partial(outgoing, plan)) as staging:
         faults = find_faults(staging, Machine.here(plan.source, plan.repo_id.split("/")))
-        ready = replace(plan, files=staging.files)
+        ready = replace(plan, files=staging.files, passed_over=staging.passed_over)
         if plan.options.license is not None and not ready.has_card:
             faults.append(f"there is no {CARD_FILE} that could name the licence")
         if plan.options.license == "other" and ready.has_card and not _names_licence(staging.folder / CARD_FILE):
@@ -91,10 +87,10 @@ def prepared(plan: PushPlan) -> Iterator[tuple[PushPlan, Staging]]:
 
 
 def outgoing(plan: PushPlan, folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the texts that are sent in place of a folder's own, or besides them; what lies there stays as it is.
+    """Return what is sent in place of a folder's own files, or besides them; the folder stays as it is.
 
-    The card names its place on the Hub and the licence; a recombination's lineage names no folder of this machine; an
-    output of a recombination that has no card gets one.
+    The card names its place on the Hub and the licence, a lineage names no folder of this machine, and the output of a
+    recombination that has no card gets one.
     """
     lineages = (name for name in names if PurePosixPath(name).name == LINEAGE_FILE)
     found = {name: text for name in lineages if (text := published_lineage(folder / name)) is not None}

@@ -1,20 +1,20 @@
-"""Gather exactly the files of a push in a fresh folder, hashed.
+"""Gather exactly the files of a push in a fresh folder, and hash them.
 
-What is uploaded is read from here and nowhere else, so that nothing that is not in the plan can be sent.
+What is uploaded is read from there and from nowhere else, so that nothing that is not in the plan can be sent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
@@ -24,9 +24,10 @@ from fedmr_merge.hub.listing import HubFile, git_blob_digest
 from fedmr_merge.runs.names import CHECKPOINTS, PUBLISHED, RECIPE
 
 _PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")
-_LEFTOVER_SECONDS = 24 * 3600
+_LEFTOVER = re.compile(r"\..+\.(push|staging)-\w+")  #: folders of killed processes of this package
+_OF_THE_CLIENT = (".cache", ".gitattributes", ".DS_Store")  #: made by `hf download`, by git and by a file manager
 
-#: Folder and names of its files → texts to send in place of files, or besides them.
+#: Folder and names of its files → what to send in place of files, or besides them.
 Rewrite = Callable[[Path, Sequence[str]], Mapping[str, str]]
 
 
@@ -52,18 +53,27 @@ class PushFile:
 
 @dataclass(frozen=True)
 class Staging:
-    """The files of a push: where they came from, where they lie, and what may not be sent."""
+    """The files of a push: where they came from, where they are gathered, and what may not be sent."""
 
     source: Path
     folder: Path
     files: tuple[PushFile, ...]
     faults: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()  #: never sent, and not a fault: other programs made them
+
+    def replaced(self, name: str, text: str) -> Staging:
+        """Return the same files, one of them with another content."""
+        target = self.folder / name
+        target.unlink(missing_ok=True)  # it may be a hard link to the user's own file
+        target.write_text(text, encoding="utf-8", newline="")
+        files = {**{file.path: file for file in self.files}, name: _hashed(target, name)}
+        return replace(self, files=tuple(files[path] for path in sorted(files)))
 
 
 def pushed_folder(path: Path) -> Path:
-    """Return the folder whose files are sent: of a run what its `publish` stage wrote, else the folder itself.
+    """Return the folder whose files are sent: of a run, what its `publish` stage wrote; else the folder itself.
 
-    Raises HubError when there is no such folder or no weights in it.
+    Raises HubError when there is no such folder, or when it holds no weights.
     """
     folder = path
     if (path / RECIPE).is_file() and any((path / name).is_dir() for name in (*PUBLISHED, CHECKPOINTS)):
@@ -81,12 +91,12 @@ def pushed_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def stage(folder: Path, rewrite: Rewrite | None = None) -> Iterator[Staging]:
-    """Gather the files of a folder for the length of a block; `rewrite` says what is sent in place of what lies there.
+    """Gather the files of a folder for the length of a block; `rewrite` returns what is sent in place of what it holds.
 
-    The staging folder lies beside the folder and holds hard links, so that big files cost nothing; copies where links
-    cannot be made. Links, dot files and pickles are not gathered: they are named as faults.
+    The staging folder is made beside the folder and holds hard links, so that big files cost nothing; it holds copies
+    where links cannot be made. Links, dot files and pickles are not gathered: they are listed as faults.
     """
-    names, faults = _listing(folder)
+    names, faults, passed_over = _listing(folder)
     with _beside(folder) as staging:
         files = []
         texts = rewrite(folder, names) if rewrite is not None else {}
@@ -94,33 +104,42 @@ def stage(folder: Path, rewrite: Rewrite | None = None) -> Iterator[Staging]:
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in texts:
-                target.write_text(texts[name], encoding="utf-8")
+                target.write_text(texts[name], encoding="utf-8", newline="")
             else:
                 _link(folder / name, target)
             files.append(_hashed(target, name))
-        yield Staging(folder, staging, tuple(files), tuple(faults))
+        yield Staging(folder, staging, tuple(files), tuple(faults), tuple(passed_over))
 
 
-def _listing(folder: Path) -> tuple[list[str], list[str]]:
-    names, faults = [], []
+def _listing(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of the files to send, the faults of the others, and what is passed over."""
+    names, faults, passed_over = [], [], []
     for place, folders, files in os.walk(folder):
         folders.sort()
         for entry in sorted([*folders, *files]):
             path = Path(place) / entry
             name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+            left = S_ISDIR(mode) and _LEFTOVER.fullmatch(entry) is not None
             fault = _refused(entry, mode)
-            if fault is not None:
+            if left:
+                _remove_leftover(path)
+            if left or (entry in _OF_THE_CLIENT and not S_ISLNK(mode)):
+                passed_over.append(name)
+            elif fault is not None:
                 faults.append(f"{name}: {fault}")
-                if entry in folders:
-                    folders.remove(entry)
             elif S_ISREG(mode):
                 names.append(name)
-    return names, faults
+                continue
+            else:
+                continue
+            if entry in folders:
+                folders.remove(entry)
+    return names, faults, passed_over
 
 
 def _refused(name: str, mode: int) -> str | None:
     if S_ISLNK(mode):
-        return "a link: what it leads to would be sent"
+        return "a link; what it leads to would be sent"
     if name.startswith("."):
         return "a dot file"
     if not S_ISREG(mode) and not S_ISDIR(mode):
@@ -134,20 +153,34 @@ def _refused(name: str, mode: int) -> str | None:
 
 @contextlib.contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
+    """Make a staging folder beside a folder, locked as long as it is in use, and remove it at the end."""
     folder = folder.absolute()
     prefix = f".{folder.name}.push-"
-    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):  # of a process that was killed
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                shutil.rmtree(leftover)
+    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        _remove_leftover(leftover)
     try:
         staging = tempfile.mkdtemp(prefix=prefix, dir=folder.parent)
     except OSError:  # a folder that may only be read
         staging = tempfile.mkdtemp(prefix="fedmr-merge-push-")
+    lock = os.open(staging, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield Path(staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_leftover(folder: Path) -> None:
+    """Remove the staging folder of a process that was killed; a living process holds its lock."""
+    with contextlib.suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def _link(source: Path, target: Path) -> None:

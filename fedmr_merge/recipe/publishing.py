@@ -11,14 +11,25 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedmr_merge.errors import HubError, PushError
+from fedmr_merge.errors import HubError, PushError, UnreachedError
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
-from fedmr_merge.publish.hub import push_to_hub
+from fedmr_merge.publish.hub import check_push, push_to_hub
 from fedmr_merge.publish.publication import write_publication
 from fedmr_merge.publish.push_options import PushOptions
 from fedmr_merge.recipe.schema import Publish, Stage
 from fedmr_merge.runs.names import COHORT, GLOBAL, UNPUSHED
+
+
+def check_pushes(stages: Sequence[Stage]) -> None:
+    """Check the names, the token and its permissions for the pushes of a run, before hours of training.
+
+    Raises HubError for what the Hub would refuse at the end. A Hub that does not answer now may answer then.
+    """
+    for repo, private in {(stage.repo, stage.private): None for stage in stages if isinstance(stage, Publish)}:
+        if repo is not None:
+            with contextlib.suppress(UnreachedError):
+                check_push(repo, PushOptions(private=private))
 
 
 class Publisher:
@@ -59,7 +70,7 @@ class Publisher:
             commands = " && ".join(self._failed)
             raise PushError(
                 f"the run is complete, but not all of it is on the Hub: {next(iter(self._failed.values()))}",
-                hint=f"everything is on disk; this finishes it: {commands}",
+                hint=f"everything is on disk; once that is fixed, this finishes it: {commands}",
             )
 
     def _later(self, position: int) -> list[Publish]:

@@ -22,7 +22,7 @@ from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds
 from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.publish.publication import evaluation_json
-from fedmr_merge.recipe.publishing import Publisher
+from fedmr_merge.recipe.publishing import Publisher, check_pushes
 from fedmr_merge.recipe.schema import Evaluate, Publish, Recalibrate, Recipe, TrainingStage
 from fedmr_merge.runs.checkpoints import CheckpointWriter, Saved, load_state
 from fedmr_merge.runs.folder import RunFolder, describe_environment
@@ -166,6 +166,7 @@ class Run:
             self.federation = prepare(recipe, Partition.from_json(saved) if saved else None)
             if fresh or self.folder.is_new:
                 check_stages(recipe, self.federation)
+                check_pushes(recipe.stages)
             if fresh:
                 self.folder.clear()  # not before it is known that the new run can start
             torch.set_num_threads(self._threads())

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hub_models import CARD, weights, write_model
+from hub_models import CARD, weights, write_cohort, write_model
 from hub_push import REPO, push
 from hub_server import HubServer
 
@@ -185,7 +185,7 @@ def test_cards_that_are_valid() -> None:
 def test_every_fault_is_told_and_nothing_is_sent(hub: HubServer, model: Path) -> None:
     for number in range(12):
         (model / f"{number:02d}.bin").touch()
-    with pytest.raises(HubError, match="not fit to be published") as caught:
+    with pytest.raises(HubError, match="cannot be published") as caught:
         push(hub, model)
     assert "00.bin" in str(caught.value)
     assert str(caught.value).endswith("and 4 more")
@@ -261,14 +261,40 @@ def test_folder_without_a_writable_neighbour_is_gathered_elsewhere(
     assert not staging.folder.exists()
 
 
-def test_leftovers_of_killed_pushes_are_removed(model: Path) -> None:
-    old, new = model.parent / ".model.push-old", model.parent / ".model.push-new"
-    for leftover in (old, new):
-        leftover.mkdir()
-    os.utime(old, (0, 0))
-    with stage(model):
-        assert not old.exists()
-        assert new.exists()  # somebody may be pushing it
+def test_leftovers_of_killed_pushes_are_removed_and_those_in_use_stay(model: Path) -> None:
+    leftover = model.parent / ".model.push-abc"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"x")
+    with stage(model) as one, stage(model) as other:
+        assert not leftover.exists()
+        assert one.folder.exists()
+        assert other.folder.exists()
+
+
+def test_leftovers_inside_a_folder_never_block_its_push(tmp_path: Path) -> None:
+    """`push out/slot-00` was killed, and `out` is pushed."""
+    out = write_cohort(tmp_path / "out", 2)
+    for name in (".slot-00.push-x1_y2z3a", ".global.staging-0123456789abcdef"):
+        (out / name).mkdir()
+        (out / name / "model.safetensors").write_bytes(b"half")
+    plan = plan_push(out, REPO)
+    assert plan.faults == ()
+    assert plan.passed_over == (".global.staging-0123456789abcdef", ".slot-00.push-x1_y2z3a")
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_what_other_programs_leave_in_a_folder_is_passed_over(model: Path, tmp_path: Path) -> None:
+    """`hf download X --local-dir d`, then `push d`."""
+    (model / ".cache" / "huggingface").mkdir(parents=True)
+    (model / ".cache" / "huggingface" / "token.lock").write_text("/home/me/x")
+    for name in (".gitattributes", ".DS_Store"):
+        (model / name).write_text("x")
+    plan = plan_push(model, REPO)
+    assert plan.faults == ()
+    assert plan.passed_over == (".DS_Store", ".cache", ".gitattributes")
+    assert [file.path for file in plan.files] == ["README.md", "config.json", "model.safetensors"]
+    (model / ".env").write_text("secret")
+    assert only_fault(model) == ".env: a dot file"
 
 
 def test_leftovers_of_another_folder_are_left_alone(model: Path) -> None:
@@ -277,7 +303,6 @@ def test_leftovers_of_another_folder_are_left_alone(model: Path) -> None:
     own, other = model.parent / ".mode[l].push-old", model.parent / ".model.push-old"
     for leftover in (own, other):
         leftover.mkdir()
-        os.utime(leftover, (0, 0))
     with stage(named):
         assert not own.exists()
         assert other.exists()

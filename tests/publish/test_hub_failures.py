@@ -117,7 +117,8 @@ def test_card_that_the_hub_refuses(hub: HubServer, model: Path) -> None:
     card.write_text(card.read_text().replace("license: mit", "license: no-such-license"))
     error = failure(hub, model)
     assert '"license" must be one of' in str(error)
-    assert commits(hub) == 0
+    assert type(error) is HubError
+    assert not hub.repos, "no empty repository is left behind"
 
 
 @pytest.mark.parametrize("endpoint", ["http://example.com", "ftp://127.0.0.1", "https://me:secret@example.com", "hub"])
@@ -143,10 +144,26 @@ def test_options_that_make_no_push(hub: HubServer, model: Path, options: dict[st
     assert not hub.log
 
 
-@pytest.mark.parametrize("name", ["digits", "a/b/c", "alice/", "alice/..", "alice/a--b", "alice/x y"])
+@pytest.mark.parametrize("name", ["digits", "a/b/c", "alice/", "alice/..", "alice/a--b", "alice/x y", "alice/ä"])
 def test_names_that_are_no_repository(model: Path, name: str) -> None:
     with pytest.raises(HubError, match="is not the name of a repository"):
         push_to_hub(model, name)
+    with pytest.raises(HubError, match="is 97 characters long; the Hub allows 96"):
+        push_to_hub(model, f"alice/{'x' * 97}")
+    with pytest.raises(HubError, match=r"cannot end in \.git"):
+        push_to_hub(model, "alice/x.git")
+
+
+def test_names_that_the_hub_spells_otherwise(hub: HubServer, model: Path) -> None:
+    hub.add_user("hf_carol", "carol", orgs={"Lab": "write"})
+    for name, token, right in (("Alice/digits", TOKEN, "alice/digits"), ("lab/x", "hf_carol", "Lab/x")):
+        with pytest.raises(HubError, match="the Hub spells this namespace") as caught:
+            push(hub, model, name, token=token)
+        assert caught.value.hint == f"push to {right}"
+    hub.repos["alice/digits"] = hub.add_repo("alice/Digits")
+    with pytest.raises(HubError, match="the Hub calls this repository alice/Digits") as caught:
+        push(hub, model)
+    assert caught.value.hint == "push to alice/Digits"
 
 
 # What passes: tried again, then exit code 3 with the command that finishes the push
@@ -295,14 +312,17 @@ def test_commit_on_a_head_that_moved_is_refused_by_its_parent(hub: HubServer, mo
         (402, {"X-Error-Message": "storage is full"}, "the server refused, with status 402 (storage is full)"),
     ],
 )
-@pytest.mark.parametrize(("pattern", "kind"), [("/api/models/alice/digits$", HubError), ("/preupload/", PushError)])
-def test_refusals_before_and_after_the_push_began(
-    hub: HubServer, model: Path, status: int, headers: dict[str, str], message: str, pattern: str, kind: type
+@pytest.mark.parametrize("pattern", ["/api/models/alice/digits$", "/preupload/", "/commit/"])
+def test_refusals_that_the_same_command_cannot_overcome(
+    hub: HubServer, model: Path, status: int, headers: dict[str, str], message: str, pattern: str
 ) -> None:
     hub.fail("GET|POST", pattern, "answer", status=status, headers=headers)
     error = failure(hub, model)
     assert message in str(error)
-    assert type(error) is kind
+    assert type(error) is HubError
+    assert error.exit_code == 2
+    assert "finishes" not in str(error.hint)
+    assert (REPO in hub.repos) == (f"{REPO} was created and is still empty" in str(error.hint))
 
 
 def test_storage_on_plain_http_elsewhere_is_refused(hub: HubServer, model: Path) -> None:
@@ -314,8 +334,8 @@ def test_other_bytes_on_the_hub_than_were_sent_are_noticed(hub: HubServer, model
     hub.add_repo(REPO)
     other = hub.keep(weights(5))
     make = hub.repos[REPO].commit
-    hub.repos[REPO].commit = lambda ref, title, tree, parent: make(
-        ref, title, {**tree, "model.safetensors": other}, parent
+    hub.repos[REPO].commit = lambda ref, title, tree, parent, text="": make(
+        ref, title, {**tree, "model.safetensors": other}, parent, text
     )  # type: ignore[method-assign]
     error = failure(hub, model)
     assert isinstance(error, PushError)

@@ -53,7 +53,7 @@ def test_changed_push_makes_one_commit_with_what_changed(hub: HubServer, model: 
     (model / "model.safetensors").write_bytes(weights(7))
     hub.log.clear()
     result = push(hub, model, message="second")
-    assert titles(hub) == ["second", "Push with fedmr-merge 0.1.0"]
+    assert titles(hub) == ["second", "Add 3 files"]
     assert hub.content(REPO, "model.safetensors", result.commit) == weights(7)
     assert len(hub.requests("PUT", "/storage/")) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,9 @@ def test_dry_run_lists_files_sizes_target_and_card_and_needs_no_token(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a dry run went to the network"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("offline, a dry run went to the network"))
     options = ["--private", "--revision", "next", "--tag", "v1", "--license", "mit", "--message", "a b"]
     assert command("push", trained, REPO, *options, "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -31,7 +34,8 @@ def test_dry_run_lists_files_sizes_target_and_card_and_needs_no_token(
     assert lines[1].split() == ["file", "size"]
     files = {line.split()[0] for line in lines[2:] if line.startswith(("README", "model", "slot-00/model"))}
     assert files == {"README.md", "model.safetensors", "slot-00/model.safetensors"}
-    assert "its card is valid" in lines[-2]
+    assert "its card is valid" in lines[-3]
+    assert lines[-2] == "not compared with the Hub: offline mode is on"
     assert lines[-1].endswith(
         f"fedmr-merge push {trained} {REPO} --private --revision next --message 'a b' --tag v1 --license mit"
     )
@@ -68,10 +72,34 @@ def test_push_prints_the_address_of_the_commit_and_makes_one(
     assert "removed there: slot-01/model.safetensors" in capsys.readouterr().out
 
 
+def test_dry_run_shows_what_would_change_there(
+    here: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = write_cohort(tmp_path / "out", 3)
+    arguments = ["push", cohort, REPO, "--endpoint", here.endpoint]
+    assert command(*arguments, "--dry-run") == 0
+    assert "the repository is not there yet" in capsys.readouterr().out
+    assert command(*arguments, "--quiet") == 0
+    shutil.rmtree(cohort / "slot-02")
+    (cohort / "slot-00" / "config.json").write_text("{}")
+    (cohort / "notes.txt").write_text("x")
+    capsys.readouterr()
+    before = dict(here.repos[REPO].refs)
+    assert command(*arguments, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("on the Hub: 1 new, 1 changed, 6 the same")
+    assert lines[start + 1 : -1] == [
+        "  would add notes.txt",
+        "  would replace slot-00/config.json",
+        "  would delete slot-02/model.safetensors",
+    ]
+    assert here.repos[REPO].refs == before
+
+
 def test_push_that_breaks_off_ends_with_3_and_the_command(
     here: HubServer, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here.fail("POST", "/commit/", "answer", status=403, times=9)
+    here.fail("POST", "/commit/", "answer", status=412)
     assert command("push", trained, REPO, "--endpoint", here.endpoint, "--private") == 3
     told = capsys.readouterr()
     assert told.out == ""

@@ -15,7 +15,7 @@ from hub_server import HubServer
 from huggingface_hub import constants
 from small_run import RECIPE, command, follow
 
-from fedmr_merge.errors import PushError, RecipeError
+from fedmr_merge.errors import HubError, PushError, RecipeError, UnreachedError
 from fedmr_merge.publish import write_card
 from fedmr_merge.publish.card_merge import split_card
 from fedmr_merge.recipe.run import RoundDone, Run
@@ -118,10 +118,11 @@ def test_nothing_leaves_the_machine_without_a_repository(hub: HubServer, tmp_pat
 def test_failed_pushes_do_not_stop_the_run_and_the_commands_finish_them(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     folder = tmp_path / "run"
-    with pytest.raises(PushError, match="the token is not valid") as caught:
-        follow(folder, stages=stages(every=1, what="both"))
+    with Run(parse_recipe(RECIPE | {"stages": stages(every=1, what="both")}, "small.yaml"), folder) as run:
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")  # it was revoked while the run trains
+        with pytest.raises(PushError, match="the token is not valid") as caught:
+            list(run.execute())
     assert caught.value.exit_code == 3
     assert not hub.repos
     assert (folder / "global" / "model.safetensors").exists()
@@ -140,20 +141,20 @@ def test_failed_pushes_do_not_stop_the_run_and_the_commands_finish_them(
 def test_exit_code_is_3_and_the_command_is_printed(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    hub.fail("POST", "/commit/", "answer", status=403)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(RECIPE | {"stages": stages()}))
     assert command("run", tmp_path / "small.yaml", "--out", tmp_path / "run") == 3
     told = capsys.readouterr()
     assert f"fedmr-merge push {tmp_path / 'run' / 'global'} {REPO}" in told.err
-    assert "hf_wrong" not in told.err + told.out
+    assert "hf_alice" not in told.err + told.out
 
 
 def test_run_that_goes_on_pushes_what_an_earlier_process_could_not(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = parse_recipe(RECIPE | {"stages": stages(every=1, what="cohort")}, "small.yaml")
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with Run(checked, tmp_path / "run") as run:
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
         events = run.execute()
         while not (isinstance(event := next(events), RoundDone) and event.result.round == 2):
             pass
@@ -167,6 +168,33 @@ def test_run_that_goes_on_pushes_what_an_earlier_process_could_not(
     for slot in range(3):
         name = f"slot-{slot:02d}/model.safetensors"
         assert hub.content(REPO, name) == (tmp_path / "again" / "cohort" / name).read_bytes(), "as in one go"
+
+
+@pytest.mark.parametrize(
+    ("token", "message"), [("hf_wrong", "is not valid"), ("hf_bob", "bob is not a member of alice")]
+)
+def test_what_the_hub_would_refuse_is_refused_before_training(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, message: str
+) -> None:
+    hub.add_user("hf_bob", "bob")
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match=message) as caught:
+        follow(tmp_path / "run", stages=stages(every=1))
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    assert {method for method, _, _ in hub.log} == {"GET"}
+
+
+def test_a_hub_that_does_not_answer_stops_no_training(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmr_merge.recipe.publishing.check_push", _unreached)
+    follow(tmp_path / "run", stages=stages())
+    assert commits(hub) == 1
+
+
+def _unreached(*_: object, **__: object) -> None:
+    raise UnreachedError("the Hub does not answer")
 
 
 def test_interrupted_run_pushes_the_same_branch_again_without_a_commit(hub: HubServer, tmp_path: Path) -> None:
