@@ -132,7 +132,7 @@ def server_side(federation: Federation, args: argparse.Namespace) -> dict[str, f
     trained = train_cohort(Vmap() if federation.engine == "vmap" else Loop(), task, own_models=True)
 
     def serve() -> None:
-        find_diverged(trained.cohort, trained.losses, trained.clients, 1, federation.training)
+        find_diverged(trained.cohort, trained.losses, trained.steps, trained.clients, 1, federation.training)
         algorithm.aggregate(federation, state, trained, 1)
         trained.cohort.similarity(federation.trainable)
 

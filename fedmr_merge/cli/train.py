@@ -95,6 +95,7 @@ def _command(recipe: Path, settings: list[str] | None, out: Path | None, seed: i
 
 
 def _follow(run: Run, folder: Path, again: str) -> None:
+    from fedmr_merge.federated.federation import describe_last_batches
     from fedmr_merge.recipe.run import RoundDone, parameters
 
     recipe, resumed = run.recipe, run.resumed_from
@@ -104,6 +105,8 @@ def _follow(run: Run, folder: Path, again: str) -> None:
         f"{federation.device.type}, {parameters(federation):,} parameters, in {folder}"
     )
     _warn_of_missing_classes(federation)
+    if line := describe_last_batches(federation):
+        console.say(line)
     if resumed:
         console.say(f"going on after round {resumed.round}")
         for change in run.changed_environment():
@@ -117,9 +120,10 @@ def _follow(run: Run, folder: Path, again: str) -> None:
                     metrics = last.metrics
                     for client, fault in last.diverged.items():
                         console.complain("warning", f"round {last.round}: client {client} diverged: {fault}")
+                    loss = metrics.get("train_loss", metrics["test_loss"])
                     progress(
                         last.round,
-                        f"{last.method}: accuracy {metrics['test_accuracy']:.4f}, loss {metrics['train_loss']:.4f}",
+                        f"{last.method}: accuracy {metrics['test_accuracy']:.4f}, loss {loss:.4f}",
                     )
                     if event.reached:
                         console.say(f"{last.method}: over after round {last.round}, {event.reached}")
@@ -176,16 +180,17 @@ def _show(recipe: Recipe, folder: Path) -> None:
 
 
 def _show_sizes(recipe: Recipe, federation: Federation) -> None:
-    from fedmr_merge.recipe.run import model_bytes, parameters
-    from fedmr_merge.recipe.schema import TrainingStage
+    from fedmr_merge.federated.federation import describe_last_batches
+    from fedmr_merge.recipe.run import parameters, stage_traffic
 
     sizes = federation.partition.sizes
-    traffic = max(stage.method.traffic for stage in recipe.stages if isinstance(stage, TrainingStage))
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples")
-    console.say(
-        f"{parameters(federation):,} parameters in {len(set(federation.layers.values()))} layers, "
-        f"{console.size(traffic * federation.slots * model_bytes(federation))} sent and received a round"
-    )
+    if line := describe_last_batches(federation):
+        console.say(line)
+    console.say(f"{parameters(federation):,} parameters in {len(set(federation.layers.values()))} layers")
+    for name, traffic in stage_traffic(recipe, federation).items():
+        down, up = console.size(traffic.down), console.size(traffic.up)
+        console.say(f"{name}: {down} sent to the clients in a round, {up} sent back")
 
 
 def partition(

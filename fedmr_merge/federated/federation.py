@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,17 +10,24 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from fedmr_merge.errors import DataError, TrainingError
 from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.models.base import Architecture, Classifier
+from fedmr_merge.federated.training.batches import (
+    LastBatch,
+    batch_sizes,
+    clients_with_a_lone_example,
+    trains_on_one_example,
+)
 from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.privacy import Privacy, require_accountant, require_no_statistics
 from fedmr_merge.seeds import generator
 
+_NAMED = 5  # clients, in a message
 _CORES = torch.get_num_threads()  # before anything sets another number: those of the machine, or OMP_NUM_THREADS
 
 
@@ -28,8 +36,10 @@ class Training:
     """How a selected client trains: SGD, a new optimiser for every client and round (its momentum starts at 0)."""
 
     clients_per_round: Annotated[int, Ge(1)] = 10  #: K, which is also the number of slots
-    local_epochs: Annotated[int, Ge(1)] = 5  #: E, passes over the client's examples in a round
-    batch_size: Annotated[int, Ge(1)] = 50  #: B; the last batch of an epoch may be smaller
+    local_epochs: Annotated[int, Ge(1), Le(10_000)] = 5  #: E, passes over the client's examples in a round
+    batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 50  #: B; the last batch of an epoch may be smaller
+    last_batch: LastBatch = "merge"
+    """What becomes of an epoch's last batch of one example where the model cannot train on it: see `batches.py`."""
     lr: Annotated[float, Gt(0)] = 0.01  #: η, learning rate
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: Annotated[float, Ge(0)] = 0.0  #: added to the gradient, times the weight
@@ -82,6 +92,19 @@ class Federation:
         """For every client the indices of its training examples, on the device."""
         return tuple(torch.tensor(indices, device=self.device) for indices in self.partition.clients)
 
+    def batch_sizes(self, client: int) -> tuple[int, ...]:
+        """Return how many examples each batch of a client's local epoch holds."""
+        last_batch = self.training.last_batch if self.lone_clients else "keep"
+        return batch_sizes(self.partition.sizes[client], self.training.batch_size, last_batch)
+
+    @cached_property
+    def lone_clients(self) -> tuple[int, ...]:
+        """The clients whose epochs would end with a batch of one example that the model cannot train on."""
+        found = clients_with_a_lone_example(self.partition.sizes, self.training.batch_size)
+        if found and trains_on_one_example(self.module, self.data.normalise(self.data.train_images[:1])):
+            return ()
+        return found
+
     @cached_property
     def training_forward(self) -> Forward:
         """The model in training mode."""
@@ -130,7 +153,7 @@ def open_federation(
             hint="lower training.clients_per_round or raise the partition's number of clients",
         )
     device = torch.device(device)
-    module = architecture.initialise(data.image_shape, data.num_classes, seed)
+    module = _initialise(architecture, data, seed)
     federation = Federation(
         architecture=architecture,
         data=data.to(device),
@@ -145,6 +168,22 @@ def open_federation(
     return federation
 
 
+def _initialise(architecture: Architecture, data: ImageData, seed: int) -> Classifier:
+    """Build the module. Raises TrainingError when it, or what is to build it, is a module of another kind."""
+    hint = (
+        "derive the module from fedmr_merge.federated.models.base.Classifier, with the methods features(images) and "
+        "head(features), and build it in an Architecture of the same file"
+    )
+    if not isinstance(architecture, Architecture):
+        kind = type(architecture).__name__
+        raise TrainingError(f"the model to train must be an Architecture, {kind} is not one", hint=hint)
+    module = architecture.initialise(data.image_shape, data.num_classes, seed)
+    if not isinstance(module, Classifier):
+        kind = type(module).__name__
+        raise TrainingError(f"model {architecture.name} builds a {kind}, which is not a Classifier", hint=hint)
+    return module
+
+
 def _refuse_what_cannot_apply(federation: Federation) -> None:
     training = federation.training
     if training.precision == "tf32" and federation.device.type != "cuda":
@@ -154,6 +193,45 @@ def _refuse_what_cannot_apply(federation: Federation) -> None:
             "training.cohort_chunk is how many clients engine vmap trains at once; engine loop trains one",
             hint="set training.engine to vmap, or leave cohort_chunk out",
         )
+    _refuse_lone_examples(federation)
     if training.privacy is not None:
         require_accountant()
         require_no_statistics(dict(federation.module.named_buffers()))
+
+
+def _refuse_lone_examples(federation: Federation) -> None:
+    """Raise TrainingError when the run would meet a batch of one example that the model cannot train on."""
+    lone, training = federation.lone_clients, federation.training
+    if not lone:
+        return
+    reason = f"the batch normalisation of model {federation.architecture.name} cannot train on a batch of one example"
+    if training.batch_size == 1:
+        raise TrainingError(f"training.batch_size is 1, but {reason}", hint="set training.batch_size to 2 or more")
+    if max(federation.partition.sizes) == 1:
+        raise TrainingError(f"every client has a single example, but {reason}", hint="choose another model")
+    if training.last_batch == "keep":
+        raise TrainingError(
+            f"{reason}, with which the epochs of {_some(lone)} end",
+            hint="set training.last_batch to merge or drop, or change training.batch_size",
+        )
+
+
+def describe_last_batches(federation: Federation) -> str | None:
+    """Return one line that says what becomes of last batches that cannot be trained on; None where there are none."""
+    lone, training = federation.lone_clients, federation.training
+    if not lone:
+        return None
+    sizes = federation.partition.sizes
+    single = tuple(client for client in lone if sizes[client] == 1)
+    done = "added to the batch before" if training.last_batch == "merge" else "left out"
+    line = (
+        f"last batches: the epochs of {_some(lone)} end with one example, which the model's batch normalisation cannot "
+        f"train on; it is {done} (training.last_batch: {training.last_batch})"
+    )
+    return f"{line}; {_some(single)} with no other example: no step is taken there" if single else line
+
+
+def _some(clients: Sequence[int]) -> str:
+    """Name some clients, e.g. `3 clients (5, 8, 13)`."""
+    named = ", ".join(map(str, clients[:_NAMED])) + (", …" if len(clients) > _NAMED else "")
+    return f"{len(clients)} client{'s' if len(clients) > 1 else ''} ({named})"

@@ -81,7 +81,7 @@ class Trained:
     clients: tuple[int, ...]  #: the client that trained the model of slot i
     examples: tuple[int, ...]  #: how many examples that client holds
     steps: tuple[int, ...]  #: how many local steps it took
-    losses: tuple[float, ...]  #: mean of the objective over the examples it went through
+    losses: tuple[float, ...]  #: mean of the objective over the examples it went through; NaN where it took no step
     diverged: Mapping[int, str] = field(default_factory=dict)  #: client → what was wrong; see `divergence.py`
 
 

@@ -17,6 +17,7 @@ from fedmr_merge.federated.training.engines.vmap import Vmap
 from fedmr_merge.federated.training.freed_memory import keep_freed_memory
 from fedmr_merge.federated.training.local_training import Engine, LocalTraining, train_cohort
 from fedmr_merge.federated.training.privacy import spent_epsilon
+from fedmr_merge.federated.training.traffic import Traffic, count_traffic
 from fedmr_merge.layers.plan import RecombinationPlan
 
 _SAMPLED_ROUNDS = "privacy_sampled_rounds"
@@ -37,8 +38,9 @@ _FORMER_KEYS = {
 class RoundResult:
     """What a round did.
 
-    `metrics` holds `train_loss` (mean over examples, without diverged clients), `test_accuracy` and `test_loss` (of
-    the global model), `similarity` (mean pairwise cosine of the trained models; with two clients or more) and, with
+    `metrics` holds `train_loss` (mean over examples, without diverged clients; absent where no client took a step),
+    `test_accuracy` and `test_loss` (of the global model), `bytes_down` and `bytes_up` (sent to all clients, and sent
+    back by them), `similarity` (mean pairwise cosine of the trained models; with two clients or more) and, with
     `training.privacy`, `epsilon` (spent since the run began).
     """
 
@@ -89,6 +91,13 @@ def run_rounds(
         yield result
 
 
+def forecast_traffic(federation: Federation, algorithm: Algorithm, state: State) -> Traffic:
+    """Return how many bytes a round sends to the clients and gets back, without training any."""
+    selected = algorithm.select(federation, state, 1)
+    cohort, context = algorithm.dispatch(federation, state, selected)
+    return count_traffic(federation, algorithm, state, cohort, context)
+
+
 def _with_present_keys(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state's facts with the keys of this version, also where version 0.1.0 saved them."""
     return {_FORMER_KEYS.get(key, key): value for key, value in facts.items()}
@@ -107,13 +116,18 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
     cohort, context = algorithm.dispatch(federation, state, selected)
     task = LocalTraining(federation, algorithm, cohort, context, selected, round)
     trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
+    traffic = count_traffic(federation, algorithm, state, cohort, context)
     before = state.facts
     state = algorithm.aggregate(federation, state, trained, round)
     if engine.fitting is not None:
         state = replace(state, facts={**state.facts, _FITTING: engine.fitting})
     # FedMR's global model is evaluated as the paper has it: the mean of the trained models, not one of the recombined.
     test = evaluate(federation.evaluation_forward, state.global_weights, federation.data)
-    metrics = {"train_loss": _train_loss(trained), "test_accuracy": test.accuracy, "test_loss": test.loss}
+    metrics: dict[str, float] = {}
+    if any(trained.steps):
+        metrics["train_loss"] = _train_loss(trained)
+    metrics |= {"test_accuracy": test.accuracy, "test_loss": test.loss}
+    metrics |= {"bytes_down": traffic.down, "bytes_up": traffic.up}
     if trained.cohort.slots > 1:
         metrics["similarity"] = trained.cohort.similarity(federation.trainable)
     if federation.training.privacy is not None:

@@ -19,7 +19,8 @@ from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches,
 from fedmr_merge.federated.federation import Federation, open_federation
 from fedmr_merge.federated.initialisation import initial_state_from
 from fedmr_merge.federated.protocol import State, initial_state
-from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds
+from fedmr_merge.federated.rounds import RoundResult, begin_stage, forecast_traffic, run_rounds
+from fedmr_merge.federated.training.traffic import Traffic
 from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.publish.publication import evaluation_json
 from fedmr_merge.recipe.publishing import Publisher, check_pushes
@@ -109,7 +110,8 @@ def sensible_threads(federation: Federation) -> int:
     """Return how many threads to give to single operations: 1 for models whose batches are done before threads have
     woken up, else as many as there are cores.
     """
-    images = federation.data.train_images[:1].repeat(federation.training.batch_size, 1, 1, 1)
+    batch = min(federation.training.batch_size, max(federation.partition.sizes))
+    images = federation.data.train_images[:1].repeat(batch, 1, 1, 1)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         federation.evaluation_forward(federation.module.state_dict(), federation.data.normalise(images))
     return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else federation.cores
@@ -144,9 +146,14 @@ def parameters(federation: Federation) -> int:
     return sum(parameter.numel() for parameter in federation.module.parameters())
 
 
-def model_bytes(federation: Federation) -> int:
-    """Return the bytes of one model, buffers included."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in federation.module.state_dict().values())
+def stage_traffic(recipe: Recipe, federation: Federation) -> dict[str, Traffic]:
+    """Return how many bytes a round of each training stage sends and gets back, by the name of its method."""
+    state, found = first_state(recipe, federation), {}
+    for stage in recipe.stages:
+        if isinstance(stage, TrainingStage):
+            state = begin_stage(federation, stage.method, state)
+            found[stage.name] = forecast_traffic(federation, stage.method, state)
+    return found
 
 
 class Run:

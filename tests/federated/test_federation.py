@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from small_federation import Normalised, make_data, make_federation
+from torch import nn
 
 from fedmr_merge.errors import DataError, TrainingError
 from fedmr_merge.federated.data.partition import Partition
-from fedmr_merge.federated.federation import Training, open_federation
+from fedmr_merge.federated.federation import Training, describe_last_batches, open_federation
+from fedmr_merge.federated.models.base import Architecture, Classifier
 from fedmr_merge.federated.models.cnn import Cnn
+from fedmr_merge.options import Faults, check_options
 
 
 def test_more_clients_than_there_are_cannot_be_selected():
@@ -91,3 +96,73 @@ def test_a_frozen_forward_changes_no_statistics():
     frozen.features(weights, federation.data.normalise(federation.data.test_images))
     assert all(torch.equal(weights[name], tensor) for name, tensor in federation.module.state_dict().items())
     assert frozen.frozen is frozen
+
+
+class _OnePixel(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+        self.fc = nn.Linear(16, 3)
+
+    def features(self, images):
+        return self.norm(images.flatten(1))
+
+    def head(self, features):
+        return self.fc(features)
+
+
+@dataclass(frozen=True)
+class OnePixel(Architecture):
+    """Its batch normalisation sees one value per channel of an image."""
+
+    def build(self, image_shape, num_classes):
+        return _OnePixel()
+
+
+def test_lone_examples_are_decided_before_any_training():
+    """In batches of 4, clients of 5 and 9 examples have one left."""
+    merged, dropped = make_federation(OnePixel()), make_federation(OnePixel(), last_batch="drop")
+    assert merged.lone_clients == (4, 5)
+    assert merged.batch_sizes(4) == (5,)
+    assert dropped.batch_sizes(4) == (4,)
+    assert merged.batch_sizes(1) == dropped.batch_sizes(1) == (4, 3)
+    assert "the epochs of 2 clients (4, 5) end with one example" in describe_last_batches(merged)
+    assert "it is added to the batch before (training.last_batch: merge)" in describe_last_batches(merged)
+    assert "it is left out (training.last_batch: drop)" in describe_last_batches(dropped)
+    assert describe_last_batches(make_federation(last_batch="drop")) is None
+    with pytest.raises(TrainingError, match=r"one example, with which the epochs of 2 clients \(4, 5\) end") as caught:
+        make_federation(OnePixel(), last_batch="keep")
+    assert "training.last_batch" in caught.value.hint
+
+
+def test_what_no_choice_of_last_batch_can_train_is_refused():
+    with pytest.raises(TrainingError, match=r"training\.batch_size is 1, but the batch normalisation"):
+        make_federation(OnePixel(), batch_size=1)
+    with pytest.raises(TrainingError, match="every client has a single example"):
+        open_federation(OnePixel(), make_data(), Partition.of([[0], [1]]), Training(clients_per_round=1), seed=0)
+    some = open_federation(OnePixel(), make_data(), Partition.of([[0], [1, 2]]), Training(clients_per_round=1), seed=0)
+    assert some.batch_sizes(0) == ()
+    assert describe_last_batches(some).endswith("1 client (0) with no other example: no step is taken there")
+
+
+@dataclass(frozen=True)
+class Foreign(Architecture):
+    def build(self, image_shape, num_classes):
+        return nn.Linear(16, num_classes)
+
+
+def test_a_module_of_another_kind_is_refused_in_one_line():
+    with pytest.raises(TrainingError, match="builds a Linear, which is not a Classifier") as caught:
+        make_federation(Foreign())
+    assert "fedmr_merge.federated.models.base.Classifier" in caught.value.hint
+    with pytest.raises(TrainingError, match="must be an Architecture, Linear is not one"):
+        make_federation(nn.Linear(16, 3))
+
+
+def test_values_without_sense_are_refused():
+    faults = Faults()
+    check_options(Training, {"batch_size": 10**12, "local_epochs": 10**9}, "training", faults)
+    assert [str(fault) for fault in faults] == [
+        "training.local_epochs: should be less than or equal to 10000, found 1000000000",
+        "training.batch_size: should be less than or equal to 1000000, found 1000000000000",
+    ]

@@ -11,6 +11,12 @@ import torch
 import yaml
 
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES
+from fedmr_merge.federated.data.datasets.digits import Digits
+from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.federation import Training, open_federation
+from fedmr_merge.federated.models.cnn import Cnn
+from fedmr_merge.federated.protocol import initial_state
+from fedmr_merge.federated.rounds import begin_stage, forecast_traffic
 from fedmr_merge.federated.selection import SELECTIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -40,7 +46,14 @@ def test_options_and_defaults_are_those_of_the_method(name):
 
 @pytest.mark.parametrize("name", ALGORITHMS.names())
 def test_traffic_is_that_of_the_method(name):
-    assert bullets(name)["Traffic"].startswith(f"{ALGORITHMS.find(name).traffic}KM")
+    federation = open_federation(Cnn(), Digits().load(), Partition.of([[1], [2, 3], [4], [5]]), Training(2), seed=0)
+    algorithm = ALGORITHMS.find(name)()
+    found = forecast_traffic(federation, algorithm, begin_stage(federation, algorithm, initial_state(federation)))
+    models = (found.down + found.up) / sum(4 * parameter.numel() for parameter in federation.module.parameters()) / 2
+    (said,) = re.findall(r"^(\d)KM", bullets(name)["Traffic"])
+    # FedGen's generator is smaller than a model.
+    assert int(said) <= models < int(said) + 1
+    assert (models == int(said)) == (name != "fedgen")
 
 
 def test_models_have_the_bytes_that_it_says():

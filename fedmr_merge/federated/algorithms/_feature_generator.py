@@ -45,9 +45,14 @@ class FeatureGenerator:
         """Return the generator on a device."""
         return FeatureGenerator({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters of the two layers by name, without what the optimiser remembers."""
+        return {name: self.tensors[f"generator/{name}"] for name in _PARAMETERS}
+
     def __call__(self, labels: Tensor, noise: Tensor) -> Tensor:
         """Return features [batch, width] for labels [batch] and noise [batch, noise]."""
-        return _generate({name: self.tensors[f"generator/{name}"] for name in _PARAMETERS}, labels, noise)
+        return _generate(self.parameters, labels, noise)
 
     def trained(
         self, forward: Forward, teachers: Cohort, batches: Sequence[tuple[Tensor, Tensor]], lr: float

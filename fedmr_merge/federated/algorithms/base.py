@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,9 +20,6 @@ from fedmr_merge.federated.training.forward import Forward
 @dataclass(frozen=True)
 class Algorithm(Plugin):
     """Base of the methods in `algorithms/`. What is defined here is what FedAvg and its relatives share."""
-
-    traffic: ClassVar[int] = 2
-    """How many models' bytes a round sends to and from each client: one there, one back."""
 
     selection: Literal["uniform", "by_size", "round_robin", "by_loss"] = field(default="uniform", kw_only=True)
     """How the clients of a round are chosen: see `selection.py`."""
@@ -43,6 +40,14 @@ class Algorithm(Plugin):
         """Return the K models that the selected clients get, by slot, and what else they need."""
         cohort = state.cohort
         return (cohort.expand(len(selected)) if cohort.slots == 1 else cohort), Context()
+
+    def attachments(self, federation: Federation, state: State, context: Context) -> tuple[Context, Context]:
+        """Return what travels beside the models of a round, to the clients and back; it is counted, not sent.
+
+        By default the whole context goes to the clients, and nothing comes back beside the trained models. A method
+        whose clients have a part of the context already, or that get another one back, says so here.
+        """
+        return context, Context()
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return the loss of one client's model on one batch, a scalar: a pure function of its arguments.

@@ -52,7 +52,8 @@ class CluSamp(Algorithm):
         for client, slot in moved:
             update = [trained.cohort.tensors[name][slot] - state.global_weights[name] for name in federation.trainable]
             tensors[f"client/{client:05d}"] = torch.cat([part.flatten() for part in update])
-        tensors["distances"] = self._distances(tensors, sorted({client for client, _ in moved}))
+        if moved:
+            tensors["distances"] = self._distances(tensors, sorted({client for client, _ in moved}))
         return State.from_global(mean, tensors=tensors)
 
     def _distances(self, tensors: dict[str, Tensor], changed: Sequence[int]) -> Tensor:

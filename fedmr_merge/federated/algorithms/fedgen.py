@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
@@ -34,11 +34,11 @@ class FedGen(Averaging):
 
     alpha: Annotated[float, Ge(0)] = 0.2  #: α, weight of the loss on generated features
     beta: Annotated[float, Ge(0)] = 0.2  #: β, weight of the divergence from their predictions
-    generator_steps: Annotated[int, Ge(1)] = 50  #: a round
-    generator_batch: Annotated[int, Ge(1)] = 128  #: generated features in a step
+    generator_steps: Annotated[int, Ge(1), Le(100_000)] = 50  #: a round
+    generator_batch: Annotated[int, Ge(1), Le(100_000)] = 128  #: generated features in a step
     generator_lr: Annotated[float, Gt(0)] = 3e-4  #: of Adam
-    hidden: Annotated[int, Ge(1)] = 256  #: width of the generator
-    noise: Annotated[int, Ge(1)] = 32  #: width of its noise, uniform in [0, 1)
+    hidden: Annotated[int, Ge(1), Le(65_536)] = 256  #: width of the generator
+    noise: Annotated[int, Ge(1), Le(65_536)] = 32  #: width of its noise, uniform in [0, 1)
 
     def start(self, federation: Federation, previous: State) -> State:
         """Go on from the global model, with a freshly initialised generator."""
@@ -65,6 +65,15 @@ class FedGen(Averaging):
         sampled, per_class = features[: len(labels)], features[len(labels) :]
         generated = {"labels": labels, "sampled": sampled, "per_class": per_class.view(classes, _PER_CLASS, -1)}
         return cohort, Context(shared={"generated": generated})
+
+    def attachments(self, federation: Federation, state: State, context: Context) -> tuple[Context, Context]:
+        """Return the generator and the label counts for the clients, of which each sends back its own counts.
+
+        A client that has the generator makes the features itself; here they are made once for all clients.
+        """
+        counts = torch.zeros(federation.slots, federation.data.num_classes, dtype=torch.int64)
+        down = {"generator": FeatureGenerator(state.tensors).parameters, "labels": {"counts": counts[0]}}
+        return Context(shared=down), Context(own={"labels": {"counts": counts}})
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy, that on generated features, and the divergence from their predictions."""

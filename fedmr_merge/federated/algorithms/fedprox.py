@@ -27,6 +27,10 @@ class FedProx(Averaging):
         centre = {name: state.global_weights[name] for name in federation.trainable}
         return cohort, Context(shared={"centre": centre})
 
+    def attachments(self, federation: Federation, state: State, context: Context) -> tuple[Context, Context]:
+        """Return nothing: the model that a client gets is the one that it stays near to."""
+        return Context(), Context()
+
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy and the proximal term."""
         loss = super().objective(forward, weights, batch, context)

@@ -35,6 +35,10 @@ class Moon(Averaging):
         previous = recall(state.tensors, selected, state.global_weights)
         return cohort, Context(shared={"global": state.global_weights}, own={"previous": previous})
 
+    def attachments(self, federation: Federation, state: State, context: Context) -> tuple[Context, Context]:
+        """Return nothing: the model that a client gets is the global one, and its previous one is its own."""
+        return Context(), Context()
+
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return ℓ_sup + μ ℓ_con."""
         features = forward.features(weights, batch.images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Gt
@@ -24,8 +24,6 @@ class Scaffold(Algorithm):
     c is the server's control variate, c_i a client's; both start at 0. A client's is kept from its first round on.
     """
 
-    traffic: ClassVar[int] = 4  # a control variate goes along with each model
-
     server_lr: Annotated[float, Gt(0)] = 1.0  #: η_g, how far the server follows the clients' mean update
 
     def start(self, federation: Federation, previous: State) -> State:
@@ -38,6 +36,10 @@ class Scaffold(Algorithm):
         cohort, _ = super().dispatch(federation, state, selected)
         server, own = self._variates(federation, state, selected)
         return cohort, Context(own={"correction": {name: server[name] - own[name] for name in server}})
+
+    def attachments(self, federation: Federation, state: State, context: Context) -> tuple[Context, Context]:
+        """Return the control variates: c goes to each client, which sends back the change of its c_i."""
+        return context, context
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy, with a gradient that has c − c_i added to it (line 10)."""

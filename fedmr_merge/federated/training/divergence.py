@@ -28,28 +28,36 @@ from fedmr_merge.federated.protocol import Trained
 
 
 def find_diverged(
-    cohort: Cohort, losses: Sequence[float], clients: Sequence[int], round: int, training: Training
+    cohort: Cohort,
+    losses: Sequence[float],
+    steps: Sequence[int],
+    clients: Sequence[int],
+    round: int,
+    training: Training,
 ) -> dict[int, str]:
-    """Return what is wrong with each slot whose client diverged.
+    """Return what is wrong with each slot whose client diverged; one that took no step did not.
 
-    Raises TrainingError when there is one and the policy is `fail`, or when all diverged.
+    Raises TrainingError when there is one and the policy is `fail`, or when all that took a step diverged.
     """
     finite = torch.stack([_finite(tensor) for tensor in cohort.tensors.values() if tensor.is_floating_point()]).all(0)
     diverged = {}
     bound = training.divergence_loss
     for slot, (loss, weights_finite) in enumerate(zip(losses, finite.tolist(), strict=True)):
+        if not steps[slot]:
+            continue
         if not math.isfinite(loss):
             diverged[slot] = f"its training loss is {loss}"
         elif not weights_finite:
             diverged[slot] = "its weights are not all finite"
         elif bound is not None and loss > bound:
             diverged[slot] = f"its training loss is {loss:.4g}, above {bound:.4g}"
-    if diverged and (training.on_divergence == "fail" or len(diverged) == len(losses)):
+    everyone = len(diverged) == sum(count > 0 for count in steps)
+    if diverged and (training.on_divergence == "fail" or everyone):
         slot, fault = next(iter(diverged.items()))
         others = "" if len(diverged) == 1 else f" (and {len(diverged) - 1} more of {len(losses)} clients)"
         raise TrainingError(
             f"client {clients[slot]} diverged in round {round}: {fault}{others}",
-            hint=_hint(fault, everyone=len(diverged) == len(losses)),
+            hint=_hint(fault, everyone=everyone),
         )
     return diverged
 

@@ -48,11 +48,17 @@ class LocalTraining:
     def schedule(self, slot: int) -> tuple[Tensor, ...]:
         """Return the examples of every local step of a slot's client, by index, in order.
 
-        Every epoch goes once through the client's examples in an order of its own; its last batch may be smaller.
+        Every epoch goes once through the client's examples in an order of its own, in batches of `batch_sizes`.
         """
-        orders = self.orders(slot).to(self.federation.device)
-        batch_size = self.federation.training.batch_size
-        return tuple(batch for order in orders for batch in torch.split(order, batch_size))
+        sizes = list(self.batch_sizes(slot))
+        if not sizes:
+            return ()
+        orders = self.orders(slot)[:, : sum(sizes)].to(self.federation.device)
+        return tuple(batch for order in orders for batch in torch.split(order, sizes))
+
+    def batch_sizes(self, slot: int) -> tuple[int, ...]:
+        """Return how many examples each batch of an epoch of a slot's client holds."""
+        return self.federation.batch_sizes(self.clients[slot])
 
     def batch(self, indices: Tensor) -> Batch:
         """Return the training examples of `orders`, normalised; they may be stacked, [batch] or [slots, batch]."""
@@ -85,7 +91,10 @@ class Engine:
     """How many clients at once memory was found to have room for; None until it ran out."""
 
     def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
-        """Return the trained cohort, and for every slot the objective's mean over the examples it went through."""
+        """Return the trained cohort, and for every slot the objective's mean over the examples that it went through.
+
+        The mean of a slot that took no step is NaN.
+        """
         raise NotImplementedError
 
 
@@ -97,7 +106,8 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
     """
     cohort, losses = engine.train(task)
     federation, training = task.federation, task.federation.training
-    diverged = find_diverged(cohort, losses, task.clients, task.round, training)
+    steps = tuple(training.local_epochs * len(task.batch_sizes(slot)) for slot in range(len(task.clients)))
+    diverged = find_diverged(cohort, losses, steps, task.clients, task.round, training)
     if training.privacy is not None:
         noise_seed = derive_seed(federation.seed, "privacy noise", task.round)
         cohort = privatise(training.privacy, task.cohort, cohort, federation.trainable, task.clients, noise_seed)
@@ -105,7 +115,7 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
         cohort=cohort,
         clients=task.clients,
         examples=task.examples,
-        steps=tuple(training.local_epochs * -(-size // training.batch_size) for size in task.examples),
+        steps=steps,
         losses=tuple(losses),
     )
     if diverged:

@@ -139,17 +139,6 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ..
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
-def lone_example(error: ValueError, clients: Sequence[int]) -> ValueError | TrainingError:
-    """Return what to raise for an error of a local step of clients: torch's own words for a lone value say little."""
-    if "more than 1 value per channel" not in str(error):
-        return error
-    who = f"client {clients[0]} has" if len(clients) == 1 else f"clients {', '.join(map(str, clients))} have"
-    return TrainingError(
-        f"{who} a batch of one example, of which the model's batch normalisation sees a single value per channel",
-        hint="change training.batch_size, so that no client's last batch is of one example, or raise min_examples",
-    )
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is that memory ran out; on a CPU torch has no class of its own for it."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

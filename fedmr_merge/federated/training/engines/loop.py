@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,6 @@ from fedmr_merge.federated.training.engines._step import (
     LossOf,
     gradients_of,
     is_out_of_memory,
-    lone_example,
     own_draws,
     sgd_step,
     tensor_cores,
@@ -63,7 +63,7 @@ class Loop(Engine):
         if self._draws is None:
             self._draws = self._seats[0].draws(task)
         # Torch has one generator for all threads: a model that draws from it, e.g. by dropout, needs it to itself.
-        return self._draws
+        return bool(self._draws)
 
     def _train_all(
         self, task: LocalTraining, trained: Mapping[str, Tensor], together: int, threads: int
@@ -142,7 +142,8 @@ class _Seat:
             loss = loss_of(weights, task.batch(indices), context)
             sgd_step(parameters, momenta, gradients_of(loss, parameters), training)
             total += loss.detach() * len(indices)
-        return float(total) / (training.local_epochs * task.examples[slot])
+        examples = training.local_epochs * sum(task.batch_sizes(slot))
+        return float(total) / examples if examples else math.nan
 
     def _place(self, task: LocalTraining, slot: int) -> dict[str, Tensor]:
         weights = self.forward.own
@@ -151,9 +152,11 @@ class _Seat:
                 weights[name].copy_(tensor)
         return weights
 
-    def draws(self, task: LocalTraining) -> bool:
-        """Whether the loss draws at random: to compute it moves torch's generator."""
+    def draws(self, task: LocalTraining) -> bool | None:
+        """Whether the loss draws at random: to compute it moves torch's generator. None when no client takes a step."""
         slot = max(range(task.cohort.slots), key=task.examples.__getitem__)
+        if not task.batch_sizes(slot):
+            return None
         before = torch.get_rng_state()
         with _told(task, task.clients[slot]):
             batch = task.batch(task.schedule(slot)[0])
@@ -166,8 +169,6 @@ def _told(task: LocalTraining, client: int) -> Iterator[None]:
     """Say in this package's words, and of which client, what can go wrong in a local step."""
     try:
         yield
-    except ValueError as error:
-        raise lone_example(error, [client]) from error
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

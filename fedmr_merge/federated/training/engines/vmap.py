@@ -22,7 +22,6 @@ from fedmr_merge.federated.training.engines._step import (
     LossOf,
     gradients_of,
     is_out_of_memory,
-    lone_example,
     own_draws,
     sgd_step,
     sliced,
@@ -31,6 +30,9 @@ from fedmr_merge.federated.training.engines._step import (
 )
 from fedmr_merge.federated.training.local_training import Engine, LocalTraining
 from fedmr_merge.seeds import derive_seed
+
+BatchSizes = tuple[int, ...]
+"""How many examples each batch of a client's epoch holds, in order."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,36 @@ class Step:
     size: int  #: of each client's batch
 
 
-def plan_steps(sizes: Sequence[int], batch_size: int) -> tuple[Step, ...]:
-    """Return the steps of an epoch for clients of these numbers of examples, sorted as `processing_order` has them.
+def plan_steps(sizes: Sequence[BatchSizes], batch_size: int) -> tuple[Step, ...]:
+    """Return the steps of an epoch for clients with batches of these sizes, sorted as `processing_order` has them.
 
-    Full batches first, all clients that have one left together; then the last, smaller batches, together where
-    neighbours have as many examples left.
+    Full batches come first, with all clients that have one left together; then the last batches that are not full,
+    together where neighbours have batches of the same size.
     """
-    full = [size // batch_size for size in sizes]
+    full = [batches.count(batch_size) for batches in sizes]
     steps = [Step(0, sum(count > done for count in full), batch_size) for done in range(full[0])]
+    last = [_last(batches, batch_size) for batches in sizes]
     start = 0
     for stop in range(1, len(sizes) + 1):
-        left = sizes[start] % batch_size
-        if stop == len(sizes) or sizes[stop] % batch_size != left:
-            if left:
-                steps.append(Step(start, stop, left))
+        if stop == len(sizes) or last[stop] != last[start]:
+            if last[start]:
+                steps.append(Step(start, stop, last[start]))
             start = stop
     return tuple(steps)
 
 
-def processing_order(sizes: Sequence[int], batch_size: int) -> tuple[int, ...]:
-    """Return the slots, those with the most full batches first, like remainders side by side."""
-    return tuple(sorted(range(len(sizes)), key=lambda slot: (-(sizes[slot] // batch_size), sizes[slot], slot)))
+def processing_order(sizes: Sequence[BatchSizes], batch_size: int) -> tuple[int, ...]:
+    """Return the slots, those with the most full batches first, and last batches of one size side by side."""
+
+    def place(slot: int) -> tuple[int, int, int]:
+        return -sizes[slot].count(batch_size), _last(sizes[slot], batch_size), slot
+
+    return tuple(sorted(range(len(sizes)), key=place))
+
+
+def _last(sizes: BatchSizes, batch_size: int) -> int:
+    """Return the size of a client's last batch where that is not full, else 0."""
+    return sizes[-1] if sizes and sizes[-1] != batch_size else 0
 
 
 class Vmap(Engine):
@@ -80,7 +91,8 @@ class Vmap(Engine):
             for name, tensor in task.cohort.tensors.items()
         }
         losses = torch.empty(task.cohort.slots, dtype=torch.float64, device=task.federation.device)
-        left = processing_order(task.examples, task.federation.training.batch_size)
+        sizes = [task.batch_sizes(slot) for slot in range(task.cohort.slots)]
+        left = processing_order(sizes, task.federation.training.batch_size)
         with tensor_cores(task.federation), own_draws(task.federation):
             while left:
                 part = left[: self.fitting or task.federation.training.cohort_chunk or len(left)]
@@ -127,8 +139,7 @@ class _Part:
         federation = task.federation
         rows = torch.tensor(part, device=federation.device)
         self._task = task
-        self._clients = [task.clients[slot] for slot in part]
-        self._sizes = [task.examples[slot] for slot in part]
+        self._sizes = [task.batch_sizes(slot) for slot in part]
         self._orders = [task.orders(slot) for slot in part]
         self._weights = {name: tensor.index_select(0, rows) for name, tensor in task.cohort.tensors.items()}
         self._own = {
@@ -146,14 +157,12 @@ class _Part:
             window = windows.get((step.start, step.stop))
             if window is None:
                 window = windows[step.start, step.stop] = self._window(step.start, step.stop)
-            try:
-                losses = loss_of(window.weights, self._task.batch(indices), window.context)
-            except ValueError as error:
-                raise lone_example(error, self._clients[step.start : step.stop]) from error
+            losses = loss_of(window.weights, self._task.batch(indices), window.context)
             # The clients share no tensor: the gradient of the sum is that of each client's own loss.
             sgd_step(window.parameters, window.momenta, gradients_of(losses.sum(), window.parameters), training)
             window.totals.add_(losses.detach(), alpha=step.size)
-        examples = torch.tensor(self._sizes, dtype=torch.float64, device=self._totals.device)
+        examples = torch.tensor([sum(sizes) for sizes in self._sizes], dtype=torch.float64, device=self._totals.device)
+        # A client that takes no step has a loss of 0 / 0, NaN.
         return self._weights, self._totals / (training.local_epochs * examples)
 
     def _batches(self) -> Iterator[tuple[Step, Tensor]]:
@@ -162,6 +171,8 @@ class _Part:
         for epoch in range(training.local_epochs):
             done = [0] * len(self._sizes)
             steps, batches = plan_steps(self._sizes, training.batch_size), []
+            if not steps:
+                return
             for step in steps:
                 for client in range(step.start, step.stop):
                     batches.append(self._orders[client][epoch, done[client] : done[client] + step.size])

@@ -13,6 +13,7 @@ from torch import nn
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedmr import FedMR
+from fedmr_merge.federated.algorithms.independent import Independent
 from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.federated.data.augmentation import Augmentation
 from fedmr_merge.federated.data.partition import Partition
@@ -20,6 +21,7 @@ from fedmr_merge.federated.federation import Training, open_federation
 from fedmr_merge.federated.models.base import Architecture, Classifier
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import begin_stage, run_rounds
+from fedmr_merge.federated.training.batches import batch_sizes
 from fedmr_merge.federated.training.engines import _step
 from fedmr_merge.federated.training.engines.vmap import plan_steps, processing_order
 
@@ -76,17 +78,21 @@ def test_engines_agree_on_changed_images():
     assert_alike(*found)
 
 
+def batches(*sizes):
+    return [batch_sizes(size, 4, "keep") for size in sizes]
+
+
 def test_no_client_takes_more_steps_than_its_examples_give():
     """10, 9 and 4 examples in batches of 4: together while they can, the remainders of 2 and 1 by themselves."""
-    assert [(s.start, s.stop, s.size) for s in plan_steps((10, 9, 4), 4)] == [
+    assert [(s.start, s.stop, s.size) for s in plan_steps(batches(10, 9, 4), 4)] == [
         (0, 3, 4),
         (0, 2, 4),
         (0, 1, 2),
         (1, 2, 1),
     ]
-    assert [(s.start, s.stop, s.size) for s in plan_steps((6, 6, 3), 4)] == [(0, 2, 4), (0, 2, 2), (2, 3, 3)]
-    assert [(s.start, s.stop, s.size) for s in plan_steps((2, 3), 4)] == [(0, 1, 2), (1, 2, 3)]
-    assert processing_order((3, 9, 2, 10, 8), 4) == (4, 1, 3, 2, 0)
+    assert [(s.start, s.stop, s.size) for s in plan_steps(batches(6, 6, 3), 4)] == [(0, 2, 4), (0, 2, 2), (2, 3, 3)]
+    assert [(s.start, s.stop, s.size) for s in plan_steps(batches(2, 3), 4)] == [(0, 1, 2), (1, 2, 3)]
+    assert processing_order(batches(3, 9, 2, 10, 8), 4) == (4, 1, 3, 2, 0)
 
 
 def test_statistics_count_each_clients_own_batches():
@@ -257,15 +263,37 @@ class OnePixel(Architecture):
         return _OnePixel()
 
 
+def one_pixel_federation(sizes=(4, 9, 1), **training):
+    """Batches of 4: the client of 9 examples has one left over, and one client holds no other."""
+    partition = Partition.of(np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]))
+    options = {"clients_per_round": len(sizes), "local_epochs": 2, "batch_size": 4} | training
+    return open_federation(OnePixel(), make_data(), partition, Training(**options), seed=0)
+
+
+@pytest.mark.parametrize("last_batch", ["merge", "drop"])
+def test_engines_agree_on_last_batches_that_cannot_be_trained_on(last_batch):
+    found, expected = (
+        run(one_pixel_federation(last_batch=last_batch, engine=engine), Independent(), 1) for engine in ("vmap", "loop")
+    )
+    assert_alike(found, expected)
+    (result,) = expected
+    batches = result.state.cohort.tensors["norm.num_batches_tracked"].tolist()
+    assert dict(zip(result.clients, batches, strict=True)) == {0: 2, 1: 4, 2: 0}
+    assert not result.diverged
+
+
 @ENGINES
-def test_a_batch_that_cannot_be_normalised_is_told_with_its_client(engine):
-    # Batches of 4: the client of 5 examples has one left.
-    partition = Partition.of(np.split(np.arange(17), [4, 9]))
-    training = Training(clients_per_round=3, local_epochs=1, batch_size=4, engine=engine)
-    federation = open_federation(OnePixel(), make_data(), partition, training, seed=0)
-    with pytest.raises(TrainingError, match="client 1 has a batch of one example") as caught:
-        run(federation, FedAvg(), 1)
-    assert "training.batch_size" in caught.value.hint
+def test_a_round_in_which_no_client_takes_a_step(engine):
+    """Every client but one has a single example, and one client is selected in a round."""
+    federation = one_pixel_federation((1, 1, 1, 1, 6), clients_per_round=1, engine=engine)
+    results = run(federation, FedAvg(), 8)
+    idle = [result for result in results if result.clients != (4,)]
+    assert idle
+    assert all("train_loss" not in result.metrics and not result.diverged for result in idle)
+    before = [federation.module.state_dict(), *(result.state.global_weights for result in results)]
+    for result in idle:
+        for name, tensor in result.state.global_weights.items():
+            assert torch.equal(tensor, before[result.round - 1][name])
 
 
 @pytest.mark.parametrize(("device", "mode"), [("cpu", "default"), ("cuda", "reduce-overhead")])
