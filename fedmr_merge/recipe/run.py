@@ -146,6 +146,11 @@ def parameters(federation: Federation) -> int:
     return sum(parameter.numel() for parameter in federation.module.parameters())
 
 
+def model_bytes(federation: Federation) -> int:
+    """Return the bytes of one model, buffers included."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in federation.module.state_dict().values())
+
+
 def stage_traffic(recipe: Recipe, federation: Federation) -> dict[str, Traffic]:
     """Return how many bytes a round of each training stage sends and gets back, by the name of its method."""
     state, found = first_state(recipe, federation), {}
