@@ -13,6 +13,7 @@ import typer
 import fedmr_merge
 from fedmr_merge.cli import compare, console, merge, proof, publish, rules, sweep, train
 from fedmr_merge.errors import FedmrMergeError
+from fedmr_merge.hub.waiting import on_wait
 
 app = typer.Typer(
     help="Merge models by recombination: every layer of every model lives on in one and only one new model.",
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):  # what they warn of ends in an error of ours, if at all
             os.environ.setdefault(name, "error")
     console.prepare_streams()
+    on_wait.set(lambda line: console.complain("warning", line))
     try:
         # The exit code where a command ended early: --help, Ctrl-C.
         code = app(args=arguments, prog_name="fedmr-merge", standalone_mode=False) or 0

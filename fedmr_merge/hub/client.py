@@ -1,4 +1,4 @@
-"""Open a Hub and ask it: one endpoint, one token, the same patience with every call.
+"""A Hub to talk to: one endpoint, one token and one HTTP client for a command, the same patience with every call.
 
 Importing this module imports huggingface_hub: import it inside the function that needs the Hub.
 """
@@ -6,14 +6,11 @@ Importing this module imports huggingface_hub: import it inside the function tha
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -21,17 +18,16 @@ import huggingface_hub as hf
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import _http as hf_http
-from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 from huggingface_hub.utils._runtime import is_xet_available
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from fedmr_merge import __version__
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import HubError
 from fedmr_merge.hub.errors import Passing, explain, root_cause
 from fedmr_merge.hub.http import CONFLICT_STATUS, Client, Patience, Traffic, is_loopback
+from fedmr_merge.hub.library import talking_through
+from fedmr_merge.hub.waiting import on_wait
 
 T = TypeVar("T")
 
@@ -39,27 +35,52 @@ T = TypeVar("T")
 _FAILURES = (Passing, httpx2.HTTPError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
-@dataclass(frozen=True)
 class Hub:
-    """A Hub that is open; `api` is huggingface_hub's."""
+    """A Hub that is open: pass it to everything that one command asks of it. `api` is huggingface_hub's."""
 
-    endpoint: str
-    api: hf.HfApi
-    token: str | None
-    patience: Patience
-    traffic: Traffic
+    def __init__(self, endpoint: str, token: str | None, patience: Patience, traffic: Traffic) -> None:
+        self.endpoint = endpoint
+        self.token = token
+        self.patience = patience
+        self.traffic = traffic
+        self.api = hf.HfApi(endpoint, token or False, library_name="fedmr-merge", library_version=__version__)
+        self._client: Client | None = None
+        self._has_xet: bool | None = None  #: None as long as nobody asked the endpoint
+
+    @property
+    def client(self) -> Client:
+        """The HTTP client; made when it is first needed. Raises HubError where the proxy settings allow none."""
+        if self._client is None or self._client.is_closed:
+            self._client = Client(self.endpoint, self.patience, self.traffic)
+        return self._client
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._client.close()
 
     def ask(self, subject: str, call: Callable[[], T], *, landed: Callable[[], T | None] | None = None) -> T:
-        """Make a call, and make it again while the failure may pass.
+        """Make a call of huggingface_hub's, and make it again while the failure may pass.
 
         `landed` is for a call that must not take effect twice: it is asked after each failure that may have come after
         the deed, and what it finds, if anything, is the answer.
 
         Raises UnreachedError when no try was answered, HubError with what to do for everything else.
         """
+
+        def through_library() -> T:
+            settings = {} if self._has_xet is None else {"HF_HUB_DISABLE_XET": not self._has_xet}
+            with talking_through(lambda: self.client, settings):
+                return call()
+
+        return self._try(subject, through_library, landed)
+
+    def _try(self, subject: str, call: Callable[[], T], landed: Callable[[], T | None] | None = None) -> T:
         attempt = 0
         while True:
             try:
+                if self._client is not None:
+                    self._client.start()
                 return call()
             except _FAILURES as error:
                 cause = root_cause(error)
@@ -76,19 +97,19 @@ class Hub:
         return self.api.hf_hub_download(repo_id, file, revision=commit, cache_dir=self.cache)
 
     def choose_transfer(self, repo_id: str, revision: str | None, *, create_pr: bool) -> None:
-        """Leave xet off until the Hub is closed where the endpoint has none: the client itself does not fall back."""
+        """Leave xet off from here on where the endpoint has none: huggingface_hub itself does not fall back."""
         if not is_xet_available():
             return
         branch = "None?create_pr=1" if create_pr else quote(revision or "main", safe="")
         url = f"{self.endpoint}/api/models/{repo_id}/xet-write-token/{branch}"
 
         def call() -> bool:
-            response = hf.get_session().get(url, headers=self._headers())
+            response = self.client.get(url, headers=self._headers())
             if response.status_code != 404:
                 hf_raise_for_status(response)
             return response.status_code != 404
 
-        constants.HF_HUB_DISABLE_XET = not self.ask(repo_id, call)
+        self._has_xet = self._try(repo_id, call)
 
     def read_range(self, repo_id: str, commit: str, file: str, start: int, end: int, size: int) -> bytes:
         """Return bytes `start` to `end` of a file of `size` bytes, also from an endpoint that knows no ranges.
@@ -100,13 +121,14 @@ class Hub:
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
 
         def call() -> bytes:
-            with hf.get_session().stream("GET", url, headers={**self._headers(), **headers}) as response:
+            with self.client.stream("GET", url, headers={**self._headers(), **headers}) as response:
                 hf_raise_for_status(response)
                 whole = response.status_code != 206
-                told = response.headers.get("Content-Length" if whole else "Content-Range", "").rpartition("/")[2]
-                if told != str(size):
+                total = response.headers.get("Content-Length" if whole else "Content-Range", "").rpartition("/")[2]
+                if total != str(size):
                     raise HubError(
-                        f"{subject}: the endpoint lists {size} bytes and sends {told[:20] or 'an unknown size'}"
+                        f"{subject}: the endpoint lists {size} bytes and sends {total[:20] or 'an unknown size'}",
+                        hint="do not use this endpoint's files",
                     )
                 skip = start if whole else 0
                 body = bytearray()
@@ -116,7 +138,7 @@ class Hub:
                         return bytes(body[skip : skip + end - start])
                 raise Passing("the connection was cut")
 
-        return self.ask(subject, call)
+        return self._try(subject, call)
 
     def _headers(self) -> dict[str, str]:
         return build_hf_headers(token=self.token or False, library_name="fedmr-merge", library_version=__version__)
@@ -138,19 +160,27 @@ class Hub:
         return self.cache / repo_folder_name(repo_id=repo_id, repo_type="model") / "snapshots" / commit
 
     def _wait(self, attempt: int, failure: Passing) -> bool:
+        """Wait before the next try and return True, or return False where there should be none."""
         patience = self.patience
         known = failure.connected or urlsplit(self.endpoint).netloc in Client.reached
         retries = patience.retries if known else min(patience.retries, patience.first_contact_retries)
         if attempt >= retries or failure.wait_seconds > patience.longest_wait_seconds:
             return False
         backoff = min(patience.first_wait_seconds * 2**attempt, patience.longest_wait_seconds)
-        time.sleep(max(backoff, failure.wait_seconds))
+        seconds = max(backoff, failure.wait_seconds)
+        if (report := on_wait.get()) is not None:
+            number = f"{attempt + 1} of {retries}"
+            report(f"{self.endpoint}: {failure.reason}; trying again in {seconds:.3g} seconds ({number})")
+        time.sleep(seconds)
         return True
 
     def commit_id(self, value: object, subject: str) -> str:
         """Return a commit id that the endpoint gave, refused unless it is 40 hex digits: it becomes a folder's name."""
         if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{40}", value):
-            raise HubError(f"{subject}: {self.endpoint} gave a malformed commit id, {str(value)[:80]!r}")
+            raise HubError(
+                f"{subject}: {self.endpoint} gave a malformed commit id, {str(value)[:80]!r}",
+                hint="do not use this endpoint's files",
+            )
         return value
 
 
@@ -168,26 +198,18 @@ def open_hub(
     patience: Patience | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Hub]:
-    """Talk to a Hub for the length of a block.
+    """Give a Hub to talk to for the length of a block; its connections are closed after it.
 
     `endpoint` comes from the argument or from HF_ENDPOINT; `token` from the argument, from HF_TOKEN or from
-    `hf auth login`. Inside the block the client draws no bars, logs no warnings (they hold signed addresses) and sends
-    no telemetry; what it was set to before is restored after it.
+    `hf auth login`.
 
     Raises HubError when the endpoint is neither https nor on this machine.
     """
-    patience, traffic = patience or Patience(), Traffic(progress)
-    endpoint = choose_endpoint(endpoint)
-    token = _choose_token(token)
-    api = hf.HfApi(endpoint, token or False, library_name="fedmr-merge", library_version=__version__)
-    # Shared blobs are links out of a repository's own cache folder.
-    settings = {"HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_DISABLE_SHARED_BLOBS": True}
-    with (
-        _quiet_client(),
-        _settings(**settings, HF_HUB_DISABLE_XET=constants.HF_HUB_DISABLE_XET),
-        _client_factory(lambda: Client(endpoint, patience, traffic)),
-    ):
-        yield Hub(endpoint, api, token, patience, traffic)
+    hub = Hub(choose_endpoint(endpoint), _choose_token(token), patience or Patience(), Traffic(progress))
+    try:
+        yield hub
+    finally:
+        hub.close()
 
 
 def choose_endpoint(endpoint: str | None) -> str:
@@ -215,44 +237,3 @@ def _choose_token(token: str | None) -> str | None:
     if token and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise HubError("the token holds characters that no token has", hint="copy it again")
     return token or None
-
-
-@contextlib.contextmanager
-def _client_factory(factory: Callable[[], httpx2.Client]) -> Iterator[None]:
-    before = hf_http._GLOBAL_CLIENT_FACTORY  # there is a public way to set it, none to read it
-    hf.set_client_factory(factory)
-    try:
-        yield
-    finally:
-        hf.set_client_factory(before)
-
-
-@contextlib.contextmanager
-def _settings(**values: Any) -> Iterator[None]:
-    before = {name: getattr(constants, name, None) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(constants, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(constants, name, value)
-
-
-@contextlib.contextmanager
-def _quiet_client() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx2", "httpcore2")]
-    levels, bars = [logger.level for logger in loggers], not are_progress_bars_disabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        if bars:
-            disable_progress_bars()
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-            if bars:
-                enable_progress_bars()

@@ -5,6 +5,7 @@ Importing this module imports huggingface_hub.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 
@@ -16,7 +17,8 @@ from fedmr_merge.errors import HubError, UnreachedError
 _TOKENS = "https://huggingface.co/settings/tokens"
 _LOGIN = f"make a token at {_TOKENS}, then `hf auth login`, or set HF_TOKEN"
 _WRITE = f"use a token with write access ({_TOKENS}) of somebody who may write there"
-_AGAIN = "check the connection, then give the same command again: it goes on where this one stopped"
+_AGAIN = "check the connection, then run the same command again: it continues where this one stopped"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Passing(Exception):  # noqa: N818 - never leaves `Hub.ask`
@@ -30,7 +32,7 @@ class Passing(Exception):  # noqa: N818 - never leaves `Hub.ask`
 
 
 def passing(error: httpx2.TransportError) -> Passing:
-    """Say why a connection failed, in own words: the error's text can hold an address with a signature."""
+    """Return why a connection failed, in words of our own: the error's text can hold an address with a signature."""
     if isinstance(error, httpx2.TimeoutException):
         return Passing("no answer in time")
     if isinstance(error, httpx2.ConnectError):
@@ -57,24 +59,34 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def explain(cause: BaseException, subject: str, endpoint: str, token: str | None) -> HubError:
-    """Return the error that tells in one line what failed, and what to do about it; the token stands in neither."""
+    """Return the error that says in one line what failed, and what to do about it; the token stands in neither."""
     hint: str | None
     if isinstance(cause, Passing):
         wait = math.ceil(cause.wait_seconds)
         message = f"{subject}: {endpoint}: {cause.reason}"
         return UnreachedError(message, hint=f"try again in {wait} seconds" if wait else _AGAIN, wait_seconds=wait)
+    if isinstance(cause, hf.HFValidationError):
+        return HubError(f"{subject}: not a name that a repository can have", hint=_one_line(str(cause)))
     if isinstance(cause, hf.OfflineModeIsEnabled):
         message, hint = "offline mode is on", "unset HF_HUB_OFFLINE, or name a commit that is in the cache"
     elif isinstance(cause, hf.HfHubHTTPError):
         message, hint = _refusal(cause, endpoint, token is not None)
         message += _server_words(cause, message)
     elif isinstance(cause, OSError):
-        message, hint = (cause.strerror or _one_line(str(cause))), None
+        place = f"{cause.filename}: " if isinstance(cause.filename, str) else ""
+        message, hint = place + (cause.strerror or _one_line(str(cause))), _machine_hint(cause)
     else:
-        message, hint = f"{endpoint} gave an answer that makes no sense ({_one_line(str(cause))})", None
+        message = f"{endpoint} gave an answer that makes no sense ({_one_line(str(cause))})"
+        hint = "check that the endpoint is a Hub, and that nothing on the way changes its answers"
     message = f"{subject}: {message}"
     status = cause.response.status_code if isinstance(cause, hf.HfHubHTTPError) else None
     return HubError(message.replace(token, "***") if token else message, hint=hint, status=status)
+
+
+def _machine_hint(error: OSError) -> str:
+    if error.errno in _FULL:
+        return "make room there, or set HF_HOME to a place with more"
+    return "check the folder of the Hub's cache, or set HF_HOME to another one"
 
 
 def _refusal(error: hf.HfHubHTTPError, endpoint: str, has_token: bool) -> tuple[str, str | None]:
@@ -85,7 +97,7 @@ def _refusal(error: hf.HfHubHTTPError, endpoint: str, has_token: bool) -> tuple[
     if isinstance(error, hf.RevisionNotFoundError):
         return "there is no such revision", "give a branch, a tag or a commit id"
     if isinstance(error, hf.EntryNotFoundError):
-        return "there is no such file", None
+        return "there is no such file", "check the name; the repository may have changed meanwhile"
     if status == 401 and not isinstance(error, hf.RepositoryNotFoundError):
         return ("the token is not valid", _LOGIN) if has_token else ("no token was given", _LOGIN)
     if isinstance(error, hf.RepositoryNotFoundError):
@@ -94,17 +106,14 @@ def _refusal(error: hf.HfHubHTTPError, endpoint: str, has_token: bool) -> tuple[
     if status == 403:
         return "this token may not do that", _WRITE
     if status in (409, 412):
-        return (
-            "somebody else changed the repository meanwhile",
-            "look at what was changed",
-        )
+        return "somebody else changed the repository meanwhile", "look at what was changed"
     if status == 413:
-        return "the server refuses files of this size", None
-    return f"the server refused, with status {status}", None
+        return "the server refuses files of this size", "write smaller shards with --max-shard-size"
+    return f"the server refused, with status {status}", "try again later, or ask those who run the endpoint"
 
 
 def _server_words(error: hf.HfHubHTTPError, message: str) -> str:
-    """What the server itself said, in brackets, where it adds something; without addresses."""
+    """Return what the server itself said, in brackets, where it adds something; without addresses."""
     words = _one_line(error.server_message or "")
     return f" ({words})" if words and words.lower() not in message.lower() else ""
 

@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub.utils._http import hf_request_event_hook, parse_ratelimit_headers
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils._http import hf_request_event_hook
 
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import HubError
@@ -82,18 +83,33 @@ class Traffic:
 
 
 class Client(httpx2.Client):
-    """What huggingface_hub sends its requests through while a Hub is open."""
+    """The HTTP client of one command, for requests of our own and of huggingface_hub."""
 
     reached: ClassVar[set[str]] = set()  #: addresses of the endpoints that have answered this process
 
     def __init__(self, endpoint: str, patience: Patience, traffic: Traffic) -> None:
         # huggingface_hub's own hook keeps offline mode, and lets the Hub count downloads.
         hooks = {"request": [hf_request_event_hook, self._guard]}
-        super().__init__(event_hooks=hooks, follow_redirects=True, verify=_tls())
+        try:
+            super().__init__(event_hooks=hooks, follow_redirects=True, verify=_tls())
+        except ImportError as error:  # of a SOCKS proxy
+            raise HubError(
+                "ALL_PROXY names a SOCKS proxy, and the package `socksio` is not installed",
+                hint="install it, `pip install socksio`, or unset ALL_PROXY",
+            ) from error
+        except ValueError as error:
+            raise HubError(
+                f"the proxy settings cannot be used: {error}",
+                hint="correct HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or unset it",
+            ) from error
         self._home = urlsplit(endpoint)
         self._limits = httpx2.Timeout(patience.timeout_seconds).as_dict()
-        self._cuts_left = patience.retries
+        self._cuts_at_most = self._cuts_left = patience.retries
         self._traffic = traffic
+
+    def start(self) -> None:
+        """Begin a new call: downloads that are cut during it may be resumed as often as patience allows."""
+        self._cuts_left = self._cuts_at_most
 
     def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         """Send a request within the time limits, whatever limits the caller gave.
@@ -117,13 +133,22 @@ class Client(httpx2.Client):
         """Runs before each request, redirects included."""
         address = urlsplit(str(request.url))
         if address.scheme != "https" and not is_loopback(address.hostname):
-            raise HubError(f"the endpoint leads to plain http at {address.hostname}, which is refused")
+            raise HubError(
+                f"the endpoint leads to plain http at {address.hostname}, which is refused",
+                hint="if that is a network's login page, log in with a browser and try again",
+            )
         # A page link, an upload's address or a redirect can name any host: only the endpoint itself gets the token.
         if (address.scheme, address.netloc) != (self._home.scheme, self._home.netloc):
             request.headers.pop("authorization", None)
 
     def _check(self, request: httpx2.Request, response: httpx2.Response) -> None:
         status = response.status_code
+        if status == 200 and response.headers.get("Content-Type", "").startswith("text/html"):
+            host = request.url.host
+            raise HubError(
+                f"{host} answered with a web page instead of data: a network's login page, or a wrong endpoint",
+                hint="open a web page in a browser, log in to the network if it asks for that, and try again",
+            )
         if status in _PASSING_STATUS or status in CONFLICT_STATUS:
             response.read()
             if status in _PASSING_STATUS or _BUSY in response.text:

@@ -126,6 +126,8 @@ def list_endpoint(hub: Hub, ref: HubRef) -> HubSnapshot:
         _refuse_listing(file, item.size, f"{subject}: {item.rfilename}")
         files[item.rfilename] = file
     licence = getattr(info.card_data, "license", None)
+    if isinstance(info.id, str) and info.id.casefold() == ref.repo_id.casefold():
+        ref = replace(ref, repo_id=info.id)  # the Hub finds a name in any case: a model has one name here
     return _snapshot(hub, ref, commit, files, licence if isinstance(licence, str) else None)
 
 
