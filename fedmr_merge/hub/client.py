@@ -73,9 +73,10 @@ class Hub:
             with talking_through(lambda: self.client, settings):
                 return call()
 
-        return self._try(subject, through_library, landed)
+        return self.retry(subject, through_library, landed)
 
-    def _try(self, subject: str, call: Callable[[], T], landed: Callable[[], T | None] | None = None) -> T:
+    def retry(self, subject: str, call: Callable[[], T], landed: Callable[[], T | None] | None = None) -> T:
+        """Make a call of `client`'s own, and make it again, as `ask` does for huggingface_hub's."""
         attempt = 0
         while True:
             try:
@@ -104,12 +105,12 @@ class Hub:
         url = f"{self.endpoint}/api/models/{repo_id}/xet-write-token/{branch}"
 
         def call() -> bool:
-            response = self.client.get(url, headers=self._headers())
+            response = self.client.get(url, headers=self.headers)
             if response.status_code != 404:
                 hf_raise_for_status(response)
             return response.status_code != 404
 
-        self._has_xet = self._try(repo_id, call)
+        self._has_xet = self.retry(repo_id, call)
 
     def read_range(self, repo_id: str, commit: str, file: str, start: int, end: int, size: int) -> bytes:
         """Return bytes `start` to `end` of a file of `size` bytes, also from an endpoint that knows no ranges.
@@ -121,7 +122,7 @@ class Hub:
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
 
         def call() -> bytes:
-            with self.client.stream("GET", url, headers={**self._headers(), **headers}) as response:
+            with self.client.stream("GET", url, headers={**self.headers, **headers}) as response:
                 hf_raise_for_status(response)
                 whole = response.status_code != 206
                 total = response.headers.get("Content-Length" if whole else "Content-Range", "").rpartition("/")[2]
@@ -138,9 +139,11 @@ class Hub:
                         return bytes(body[skip : skip + end - start])
                 raise Passing("the connection was cut")
 
-        return self._try(subject, call)
+        return self.retry(subject, call)
 
-    def _headers(self) -> dict[str, str]:
+    @property
+    def headers(self) -> dict[str, str]:
+        """Who asks, for requests of `client`: the token and the name of this package."""
         return build_hf_headers(token=self.token or False, library_name="fedmr-merge", library_version=__version__)
 
     @property

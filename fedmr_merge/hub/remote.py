@@ -141,16 +141,13 @@ def commit_descriptions(hub: Hub, repo_id: str, revision: str) -> list[str]:
 
 def check_card(hub: Hub, repo_id: str, card: str) -> None:
     """Raise HubError when the Hub would refuse a card: asked before a repository is created for it."""
-    from huggingface_hub import get_session
-    from huggingface_hub.utils._headers import build_hf_headers
-
-    url, headers = f"{hub.endpoint}/api/validate-yaml", build_hf_headers(token=hub.token or False)
+    url, content = f"{hub.endpoint}/api/validate-yaml", {"content": card, "repoType": "model"}
 
     def call() -> Any:
-        answer = get_session().post(url, json={"content": card, "repoType": "model"}, headers=headers)
+        answer = hub.client.post(url, json=content, headers=hub.headers)
         return answer.json() if answer.status_code in (200, 400) else {}  # the commit itself is checked again
 
-    errors = _mapping(hub.ask(repo_id, call)).get("errors")
+    errors = _mapping(hub.retry(repo_id, call)).get("errors")
     if isinstance(errors, list) and errors:
         told = "; ".join(" ".join(str(_mapping(error).get("message", error)).split())[:200] for error in errors[:3])
         raise HubError(f"{repo_id}: the Hub refuses the metadata of README.md: {told}", hint="fix it, then push again")
