@@ -1,8 +1,8 @@
 """Bytes of a safetensors dtype ↔ numpy numbers to calculate with.
 
 numpy has no bfloat16 and no 8-bit floats, and importing torch to read them would cost more than most merges. A
-bfloat16 is the upper half of a float32; an 8-bit float is looked up in a table of its 256 values. Rounding is to
-nearest, ties to even, as torch does it; but once, also from float64, which torch rounds to float32 on the way.
+bfloat16 is the upper half of a float32; an 8-bit float is looked up in a table of its 256 values. Numbers are rounded
+to the nearest, ties to even, as torch rounds them, but always once: torch rounds float64 to float32 on the way.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8"}
-#: exponent bits, mantissa bits, bias, whether the all-ones exponent means infinity and NaN as in IEEE 754, whether -0
-#: is the only NaN
+#: Exponent bits, mantissa bits, bias, whether the all-ones exponent means infinity and NaN as in IEEE 754, and whether
+#: -0 is the only NaN.
 _FLOAT8 = {
     "F8_E4M3": (4, 3, 7, False, False),
     "F8_E5M2": (5, 2, 15, True, False),
@@ -25,13 +25,29 @@ _FLOAT8 = {
     "F8_E5M2FNUZ": (5, 2, 16, False, True),
 }
 
-#: The largest numbers that are rounded to the largest of a dtype, where what is larger becomes that as well.
+#: The largest number that is rounded to the largest of a dtype, for dtypes in which larger numbers become that as well.
 LARGEST = {"F8_E4M3": 464.0}
 
 
+class Buffers:
+    """Memory by purpose, allocated once and used again for every piece. Belongs to one thread."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Array] = {}
+
+    def take(self, purpose: str, dtype: np.dtype[Any], count: int) -> Array:
+        """Return `count` numbers of undefined value, good until the same purpose is asked for again."""
+        nbytes = count * dtype.itemsize
+        held = self._held.get(purpose)
+        if held is None or held.nbytes < nbytes:
+            held = self._held[purpose] = np.empty(nbytes, np.uint8)
+        return held[:nbytes].view(dtype)
+
+
 def accumulator(dtype: str, double: bool) -> np.dtype[Any]:
-    """Return what a mean of this dtype is added up in: float32, float64 for float64 or on request, complex for
-    complex.
+    """Return what the mean of this dtype is added up in: float32, or float64 for float64 and on request.
+
+    Complex numbers are added up in the complex dtype of twice that width.
     """
     if dtype == "C64":
         return np.dtype(np.complex128 if double else np.complex64)
@@ -42,55 +58,70 @@ def decode(raw: Array, dtype: str, out: Array) -> None:
     """Write the numbers that the bytes `raw` (uint8) stand for into `out`."""
     if dtype in _NUMPY:
         np.copyto(out, raw.view(_NUMPY[dtype]))
-    elif dtype == "BF16":
-        if out.dtype == np.float32:
-            np.left_shift(raw.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
-        else:
-            np.copyto(out, (raw.view("<u2").astype(np.uint32) << 16).view(np.float32))
+    elif dtype != "BF16":
+        np.take(_float8_values(dtype, out.dtype), raw, out=out, mode="clip")  # other modes copy through a buffer
+    elif out.dtype == np.float32:
+        bits = out.view(np.uint32)
+        np.copyto(bits, raw.view("<u2"))
+        np.left_shift(bits, 16, out=bits)
     else:
-        np.copyto(out, _float8_values(dtype)[raw])
+        np.copyto(out, (raw.view("<u2").astype(np.uint32) << 16).view(np.float32))
 
 
-def encode(numbers: Array, dtype: str) -> Array:
-    """Return the bytes (uint8) of numbers in a dtype, rounded to nearest, ties to even."""
+def encode(numbers: Array, dtype: str, buffers: Buffers | None = None) -> Array:
+    """Return the bytes (uint8) of numbers in a dtype, rounded to nearest, ties to even.
+
+    The bytes lie in the buffers, or are those of `numbers` where nothing has to be converted.
+    """
+    buffers = buffers or Buffers()
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype in _NUMPY:
-            return np.ascontiguousarray(numbers, _NUMPY[dtype]).view(np.uint8)
-        singles = np.ascontiguousarray(numbers, np.float32)
+            return _cast(numbers, np.dtype(_NUMPY[dtype]), buffers).view(np.uint8)
+        singles = _cast(numbers, np.dtype(np.float32), buffers)
         if numbers.dtype == np.float64:
             _round_to_odd(singles, numbers)
     if dtype == "BF16":
-        return _to_bfloat16(singles).view(np.uint8)
+        return _to_bfloat16(singles, buffers).view(np.uint8)
     return _to_float8(singles, dtype)
 
 
-def _round_to_odd(singles: Array, doubles: Array) -> None:
-    """Make of `doubles` rounded to float32 what they are cut off to, its last bit set where something was cut off.
+def _cast(numbers: Array, dtype: np.dtype[Any], buffers: Buffers) -> Array:
+    if numbers.dtype == dtype and numbers.flags.c_contiguous:
+        return numbers
+    out = buffers.take("cast", dtype, numbers.size)
+    np.copyto(out, numbers, casting="same_kind")
+    return out
 
-    No such number lies in the middle of two that a shorter format has, so that to round it again is to round once.
+
+def _round_to_odd(singles: Array, doubles: Array) -> None:
+    """Turn `doubles` rounded to float32 into `doubles` cut off to float32, with the last bit set if bits were cut off.
+
+    No such number lies halfway between two numbers of a shorter format, so that rounding it again rounds once.
     """
     bits = singles.view(np.uint32)
     bits -= np.abs(singles) > np.abs(doubles)  # infinity becomes the largest number
     bits |= singles != doubles
 
 
-def _to_bfloat16(singles: Array) -> Array:
+def _to_bfloat16(singles: Array, buffers: Buffers) -> Array:
     bits = singles.view(np.uint32)
+    rounded = buffers.take("rounded", bits.dtype, bits.size)
     # Half of the lowest kept bit, less one where that bit is even: the carry rounds to nearest, ties to even.
-    rounded = bits >> 16
-    rounded &= 1
-    rounded += 0x7FFF
-    rounded += bits
-    rounded >>= 16
-    halves: Array = rounded.astype("<u2")
-    nan = np.isnan(singles)
-    if nan.any():
-        halves[nan] = 0x7FC0  # the carry could turn a NaN into infinity
+    np.right_shift(bits, 16, out=rounded)
+    np.bitwise_and(rounded, 1, out=rounded)
+    np.add(rounded, 0x7FFF, out=rounded)
+    np.add(rounded, bits, out=rounded)
+    np.right_shift(rounded, 16, out=rounded)
+    halves = buffers.take("halves", np.dtype("<u2"), bits.size)
+    np.copyto(halves, rounded, casting="unsafe")
+    if singles.size and np.isnan(singles.max()):
+        halves[np.isnan(singles)] = 0x7FC0  # the carry could turn a NaN into infinity
     return halves
 
 
 @cache
-def _float8_values(dtype: str) -> Array:
+def _float8_values(dtype: str, kind: np.dtype[Any]) -> Array:
+    """Return the number, as a `kind`, that each of the 256 codes stands for."""
     exponent_bits, mantissa_bits, bias, ieee, unsigned_zero = _FLOAT8[dtype]
     codes = np.arange(256)
     sign = np.where(codes >> 7, -1.0, 1.0)
@@ -105,12 +136,12 @@ def _float8_values(dtype: str) -> Array:
         values[0x80] = np.nan
     else:
         values[[0x7F, 0xFF]] = np.nan
-    singles: Array = values.astype(np.float32)
-    return singles
+    numbers: Array = values.astype(kind)
+    return numbers
 
 
 def _to_float8(singles: Array, dtype: str) -> Array:
-    values = _float8_values(dtype)
+    values = _float8_values(dtype, singles.dtype)
     finite = values[:128][np.isfinite(values[:128])].astype(np.float64)  # ascending: the codes of the magnitudes
     middles = (finite[1:] + finite[:-1]) / 2
     magnitude = np.abs(singles).astype(np.float64)
