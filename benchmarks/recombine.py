@@ -71,22 +71,32 @@ class Cost:
 
 def main() -> None:
     options = _options()
-    parts: dict[str, Callable[[Path, argparse.Namespace], list[Contender]]] = {
-        "copy": _copy,
-        "mean": _mean,
-        "start": _start,
-    }
-    for part in options.only or parts:
-        with tempfile.TemporaryDirectory(prefix="recombine-benchmark-", dir=options.folder) as folder:
-            contenders = parts[part](Path(folder), options)
-            print(f"\n{part}: {options.repeat} interleaved runs, medians (least to most wall seconds)")
-            _show(contenders, _measure(contenders, options.repeat))
+    for part in options.only or ("copy", "mean", "start"):
+        for megabytes in (0,) if part == "start" else options.megabytes[:1] if part == "copy" else options.megabytes:
+            with tempfile.TemporaryDirectory(prefix="recombine-benchmark-", dir=options.folder) as folder:
+                contenders = _contenders(part, Path(folder), options, megabytes)
+                size = f", {options.models} models of {megabytes} MB" if megabytes else ""
+                print(f"\n{part}{size}: {options.repeat} interleaved runs, medians (least to most wall seconds)")
+                _show(contenders, _measure(contenders, options.repeat))
+
+
+def _contenders(part: str, folder: Path, options: argparse.Namespace, megabytes: int) -> list[Contender]:
+    if part == "start":
+        return _start(folder)
+    sources = [_model_folder(folder, slot, megabytes) for slot in range(options.models)]
+    return _copy(folder, sources) if part == "copy" else _mean(folder, sources, options.mergekit)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default=None, help="where to work; the system's temporary folder if not given")
-    parser.add_argument("--megabytes", type=int, default=150, help="size of one model (default 150)")
+    parser.add_argument(
+        "--megabytes",
+        type=int,
+        nargs="+",
+        default=[150, 600],
+        help="sizes of one model (default 150 600); copies are measured with the first",
+    )
     parser.add_argument("--models", type=int, default=4, help="K (default 4)")
     parser.add_argument("--repeat", type=int, default=7, help="runs of every contender (default 7)")
     parser.add_argument("--only", nargs="*", choices=["copy", "mean", "start"], help="parts to run")
@@ -94,8 +104,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _copy(folder: Path, options: argparse.Namespace) -> list[Contender]:
-    sources = [str(_model_folder(folder, slot, options.megabytes)) for slot in range(options.models)]
+def _copy(folder: Path, models: Sequence[Path]) -> list[Contender]:
+    sources = list(map(str, models))
     out = folder / "out"
     stored = folder / "stored"
     _run([*COMMAND, "recombine", *sources, "-o", str(stored), "--layout", "store", "--no-global"])
@@ -126,25 +136,24 @@ def _plain_copy(sources: Sequence[str], out: Path) -> None:
                     pass
 
 
-def _mean(folder: Path, options: argparse.Namespace) -> list[Contender]:
-    sources = [_model_folder(folder, slot, options.megabytes) for slot in range(options.models)]
+def _mean(folder: Path, sources: Sequence[Path], mergekit: str | None) -> list[Contender]:
     files = [str(source / "model.safetensors") for source in sources]
     out = folder / "mean.safetensors"
     contenders = [
         Contender("average", [*COMMAND, "average", *files, "-o", str(out)], out),
         Contender("safe_open and torch, a plain loop", [sys.executable, "-c", PLAIN_LOOP, *files, str(out)], out),
     ]
-    if options.mergekit:
+    if mergekit:
         recipe = folder / "linear.yaml"
         models = [{"model": str(source), "parameters": {"weight": 1.0}} for source in sources]
         recipe.write_text(json.dumps({"merge_method": "linear", "models": models, "dtype": "bfloat16"}))
         merged = folder / "merged"
-        arguments = [options.mergekit, str(recipe), str(merged), "--no-copy-tokenizer", "--quiet"]
+        arguments = [mergekit, str(recipe), str(merged), "--no-copy-tokenizer", "--quiet"]
         contenders.append(Contender("mergekit linear", arguments, merged))
     return contenders
 
 
-def _start(folder: Path, _: argparse.Namespace) -> list[Contender]:
+def _start(folder: Path) -> list[Contender]:
     sources = []
     for slot in range(10):
         path = folder / f"{slot}.safetensors"
