@@ -48,8 +48,9 @@ from fedmr_merge.federated.training.divergence import find_diverged
 from fedmr_merge.federated.training.engines.loop import Loop
 from fedmr_merge.federated.training.engines.vmap import Vmap
 from fedmr_merge.federated.training.local_training import LocalTraining, train_cohort
-from fedmr_merge.recipe.run import sensible_threads
-from fedmr_merge.runs.checkpoints import Place, Saved, save_state
+from fedmr_merge.recipe.prepare import sensible_threads
+from fedmr_merge.runs.checkpoints import Saved, save_state
+from fedmr_merge.runs.names import Place
 
 CLIENTS, EXAMPLES, BATCH, LR, MOMENTUM = 10, 500, 50, 0.01, 0.9
 

@@ -42,7 +42,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done; write and fetch nothing.")
     ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an old run in this folder first.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace a run that is in this folder.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Continue the folder's run with more rounds or other stages to come.")
+    ] = False,
 ) -> None:
     """Follow a recipe, or go on with its run.
 
@@ -59,7 +62,7 @@ def run(
         _show(checked, folder)
         return
     again = _command(recipe, settings, out, seed, device)
-    with _saving_when_terminated(), Run(checked, folder, fresh=fresh) as opened:
+    with _saving_when_terminated(), Run(checked, folder, fresh=fresh, extend=extend) as opened:
         _follow(opened, folder, again)
 
 
@@ -96,7 +99,8 @@ def _command(recipe: Path, settings: list[str] | None, out: Path | None, seed: i
 
 def _follow(run: Run, folder: Path, again: str) -> None:
     from fedmr_merge.federated.federation import describe_last_batches
-    from fedmr_merge.recipe.run import RoundDone, parameters
+    from fedmr_merge.recipe.prepare import parameters
+    from fedmr_merge.recipe.run import RoundDone
 
     recipe, resumed = run.recipe, run.resumed_from
     federation = run.federation
@@ -107,6 +111,8 @@ def _follow(run: Run, folder: Path, again: str) -> None:
     _warn_of_missing_classes(federation)
     if line := describe_last_batches(federation):
         console.say(line)
+    for note in run.notes:
+        console.complain("warning", note)
     if resumed:
         console.say(f"going on after round {resumed.round}")
         for change in run.changed_environment():
@@ -163,7 +169,7 @@ def _closing_words(folder: Path, again: str) -> None:
 
 def _show(recipe: Recipe, folder: Path) -> None:
     from fedmr_merge.errors import AbsentDataError, HubError
-    from fedmr_merge.recipe.run import check_stages, prepare
+    from fedmr_merge.recipe.prepare import check_stages, prepare
 
     federation, absent = None, ""
     try:
@@ -181,7 +187,7 @@ def _show(recipe: Recipe, folder: Path) -> None:
 
 def _show_sizes(recipe: Recipe, federation: Federation) -> None:
     from fedmr_merge.federated.federation import describe_last_batches
-    from fedmr_merge.recipe.run import parameters, stage_traffic
+    from fedmr_merge.recipe.prepare import parameters, stage_traffic
 
     sizes = federation.partition.sizes
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples")
@@ -204,7 +210,7 @@ def partition(
     How many examples of which class every client of a recipe gets, as a table and a plot.
     """
     from fedmr_merge.checkpoint.writer import refuse_existing, staged_output
-    from fedmr_merge.recipe.run import partition_json, prepare
+    from fedmr_merge.recipe.prepare import partition_json, prepare
     from fedmr_merge.recipe.schema import read_recipe
     from fedmr_merge.report.partition import draw_partition
 

@@ -3,33 +3,39 @@
     slot-00/ …           the models that the next round dispatches; they can be recombined, averaged, loaded, published
     global/              the global model of the round
     state.safetensors    what else the method keeps, where it keeps something
-    state.json           stage, round, and what is not a tensor
+    state.json           stage, round, what is not a tensor, and the SHA-256 of every other file
 
-Each model is a folder with model.safetensors and the config.json that rebuilds it, as what a `publish` stage writes.
-A folder appears complete or not at all.
+Each model is a folder with model.safetensors and the config.json that rebuilds it, like those that a `publish` stage
+writes. A folder appears complete or not at all, after the logs of its rounds are on the disk.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.checkpoint.tensors import load_tensors, save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
-from fedmr_merge.errors import RunError
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.recombination.prepare import slot_name
-from fedmr_merge.runs.names import GLOBAL, Place, find_checkpoints
+from fedmr_merge.runs.logs import damaged, read_state
+from fedmr_merge.runs.names import GLOBAL, STATE, Place, find_checkpoints
 
+_STATE_TENSORS = "state.safetensors"
 _KEPT = 2  # besides the last of every stage; two, so that one is whole while the next replaces it
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,61 +62,126 @@ def save_state(folder: Path, saved: Saved, federation: Federation) -> None:
             save_tensors(staging / name / WEIGHTS_FILE, weights, metadata)
             (staging / name / CONFIG_FILE).write_text(config, encoding="utf-8")
         if state.tensors:
-            save_tensors(staging / "state.safetensors", state.tensors)
-        write_json(
-            staging / "state.json",
-            {
-                "format_version": 1,
-                "round": place.round,
-                "stage": place.stage + 1,
-                "method": place.method,
-                "first_round": saved.first_round,
-                "stage_over": saved.stage_over,
-                "slots": slots,
-                "facts": state.facts,
-            },
-        )
+            save_tensors(staging / _STATE_TENSORS, state.tensors)
+        content = {
+            "format_version": 2,
+            "round": place.round,
+            "stage": place.stage + 1,
+            "method": place.method,
+            "first_round": saved.first_round,
+            "stage_over": saved.stage_over,
+            "slots": slots,
+            "facts": dict(state.facts),
+            "sha256": _hash_files(staging),
+        }
+        write_json(staging / STATE, content | {"sha256_of_state": _hash_json(content)})
 
 
 def _model_names(slots: int) -> list[str]:
     return [*(slot_name(slot, slots) for slot in range(slots)), GLOBAL]
 
 
-def load_state(folder: Path, place: Place) -> Saved:
-    """Read the checkpoint of a place. Raises RunError when it is damaged, CheckpointError when one of its files is."""
+def _hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file but `state.json`, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / STATE)
+    return {path.relative_to(folder).as_posix(): _hash_file(path) for path in files}
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _hash_json(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def verify_checkpoint(folder: Path, place: Place) -> dict[str, Any]:
+    """Check the files of a checkpoint against the hashes in its `state.json`; returns what that file holds.
+
+    Version 0.1.0 wrote no hashes: of its checkpoints only the names of the files are checked.
+
+    Raises RunError that names the damaged file.
+    """
     path = folder / place.folder
+    content = read_state(path)
+    for key, expected in (("round", place.round), ("stage", place.stage + 1), ("method", place.method)):
+        if content[key] != expected:
+            raise damaged(path / STATE, f"{key} is {content[key]!r}, its folder is that of {expected!r}")
+    if not 1 <= content["first_round"] <= place.round:
+        raise damaged(path / STATE, f"first_round is {content['first_round']}, the round is {place.round}")
+    if content["format_version"] == 1:
+        _require_models(path, content["slots"])
+        return content
+    kept = {key: value for key, value in content.items() if key != "sha256_of_state"}
+    if _hash_json(kept) != content["sha256_of_state"]:
+        raise damaged(path / STATE, "it is not what the run wrote: its SHA-256 differs")
     try:
-        content: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        slots, facts = int(content["slots"]), content["facts"]
-        first_round, stage_over = int(content["first_round"]), bool(content["stage_over"])
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(
-            f"{path}: damaged checkpoint: {error}", hint=f"remove {path} to go on from the one before it"
-        ) from error
-    extra = path / "state.safetensors"
-    *cohort, global_weights = [load_tensors(path / name / WEIGHTS_FILE) for name in _model_names(slots)]
+        found = _hash_files(path)
+    except OSError as error:
+        raise damaged(Path(error.filename or path), f"cannot be read: {error.strerror}") from error
+    for name in sorted({*found, *content["sha256"]}):
+        if name not in content["sha256"]:
+            raise damaged(path / name, "no run wrote this file", hint=f"move {path / name} elsewhere")
+        if name not in found:
+            raise damaged(path / name, "it is missing")
+        if found[name] != content["sha256"][name]:
+            raise damaged(path / name, "it is not what the run wrote: its SHA-256 differs")
+    return content
+
+
+def _require_models(path: Path, slots: int) -> None:
+    found = {inner.parent.name for inner in path.glob(f"*/{WEIGHTS_FILE}")}
+    if found != set(_model_names(slots)):
+        raise damaged(path, f"the folder has {len(found) - 1} slots, {STATE} says {slots}")
+
+
+def load_state(folder: Path, place: Place, federation: Federation) -> Saved:
+    """Read the checkpoint of a place.
+
+    Raises RunError when it is damaged or does not fit the federation, CheckpointError for a damaged safetensors file.
+    """
+    path = folder / place.folder
+    content = verify_checkpoint(folder, place)
+    names = _model_names(content["slots"])
+    models = [load_tensors(path / name / WEIGHTS_FILE) for name in names]
+    expected = _signature(federation.module.state_dict())
+    for name, model in zip(names, models, strict=True):
+        if _signature(model) != expected:
+            raise damaged(path / name / WEIGHTS_FILE, "its tensors are not those of the recipe's model")
+    if content["slots"] not in (1, federation.slots):
+        raise damaged(path / STATE, f"{content['slots']} slots, a round of this recipe has {federation.slots}")
+    extra = path / _STATE_TENSORS
     state = State(
-        cohort=Cohort.stack(cohort),
-        global_weights=global_weights,
+        cohort=Cohort.stack(models[:-1]),
+        global_weights=models[-1],
         tensors=load_tensors(extra) if extra.exists() else {},
-        facts=facts,
+        facts=content["facts"],
     )
-    return Saved(place, state, first_round, stage_over)
+    return Saved(place, state, content["first_round"], content["stage_over"])
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
 
 
 class CheckpointWriter:
-    """Writes checkpoints behind the training's back, one at a time, and removes those that are no longer needed.
+    """Writes checkpoints while training continues, one at a time, and removes those that are no longer needed.
 
     A state's tensors are never changed, so that no copy is needed while they are written.
     """
 
-    def __init__(self, folder: Path, federation: Federation) -> None:
-        self._folder, self._federation = folder, federation
+    def __init__(self, folder: Path, federation: Federation, sync_logs: Callable[[], None]) -> None:
+        """`sync_logs` flushes what a checkpoint vouches for to the disk; it is called before each is written."""
+        self._folder, self._federation, self._sync_logs = folder, federation, sync_logs
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def write(self, saved: Saved) -> None:
-        """Start to write; waits for the one before, and raises what it raised."""
+        """Start to write; waits for the checkpoint before, and raises what writing it raised."""
         self.wait()
         self._pending = self._pool.submit(self._write, saved)
 
@@ -128,9 +199,18 @@ class CheckpointWriter:
             self._pool.shutdown()
 
     def _write(self, saved: Saved) -> None:
+        self._sync_logs()
         save_state(self._folder, saved, self._federation)
         places = find_checkpoints(self._folder)
         last_of_stage = {p.stage: p for p in places}
         for old in places[:-_KEPT]:
             if old != last_of_stage[old.stage]:
-                shutil.rmtree(self._folder / old.folder)
+                remove_checkpoint(self._folder, old)
+
+
+def remove_checkpoint(folder: Path, place: Place) -> None:
+    """Remove the checkpoint of a place; a kill in the middle leaves no half of it under its name."""
+    condemned = folder / f".{place.folder}.removed"
+    shutil.rmtree(condemned, ignore_errors=True)
+    (folder / place.folder).rename(condemned)
+    shutil.rmtree(condemned)

@@ -1,9 +1,8 @@
-"""Write the folder of a run: who may write to it, and whether it belongs to a recipe. `names.py` says what is in it."""
+"""Write the folder of a run: which process may write to it, and what was left there. `names.py` says what is in it."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import json
 import os
@@ -17,24 +16,38 @@ from typing import Any
 import torch
 
 import fedmr_merge
-from fedmr_merge.checkpoint.writer import remove_leftovers, write_json, write_text
+from fedmr_merge.checkpoint.writer import sync, write_json, write_text
 from fedmr_merge.errors import RunError
-from fedmr_merge.runs.logs import read_log, read_object
-from fedmr_merge.runs.names import CHECKPOINTS, FIRST_FILES, GLOBAL, LOCK, RECIPE, is_of_a_run
+from fedmr_merge.runs.logs import cut_log, damaged, read_log, read_object
+from fedmr_merge.runs.names import (
+    CHECKPOINTS,
+    FIRST_FILES,
+    LOCK,
+    LOGS,
+    RECIPE,
+    REMOVED,
+    REPLACED,
+    is_of_a_run,
+    is_staged,
+)
 
 _SHOWN = 3  # files that are not a run's
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "scikit-learn")
 
 
 class RunFolder:
-    """An opened run folder, locked against other processes until it is closed."""
+    """An opened run folder, locked against other processes until it is closed.
+
+    What killed processes left half-written in it is removed: as long as the lock is held, none is at work on it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._opened_before = (path / LOCK).exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise RunError(
                 f"{path}: cannot be a run folder: {error.strerror}", hint="choose another folder with --out"
@@ -63,33 +76,43 @@ class RunFolder:
 
     @property
     def is_new(self) -> bool:
-        """Whether no run has started here. One that ended before its first round left nothing to go on from."""
+        """Whether no run has started here. One that was killed before its first round left nothing to resume."""
         return not (self.path / RECIPE).exists()
 
-    def check(self, recipe: str, *, fresh: bool = False) -> None:
-        """Check that a run of this resolved recipe, as YAML, may be here, or with `fresh` replace the one that is here.
+    def clean(self) -> None:
+        """Bring the folder back to how the last process should have left it.
 
-        Raises RunError when the folder is another recipe's, with the difference, or holds what no run writes.
+        Removes what a killed process left half-written; a run that was being replaced is put back, unless the new run
+        had begun; of a run that was killed before it began nothing stays.
+
+        Raises RunError when the folder is not new and not a run's.
         """
+        replaced = self.path / REPLACED
+        _remove(self.path / REMOVED)
+        if (replaced / RECIPE).exists() and self.is_new:
+            self._put_back()
+        elif replaced.exists() and not (replaced / RECIPE).exists():
+            self._put_back()  # killed while it was set aside
         if self.is_new:
-            if any(path.name not in FIRST_FILES for path in self.path.iterdir()):
-                raise RunError(f"{self.path}: is not empty and no run folder", hint="choose another folder with --out")
+            names = {path.name for path in self.path.iterdir()}
+            ours = {name for name in names if name in FIRST_FILES or is_staged(name)}
+            if names - ours or (names - {LOCK} and not self._opened_before):
+                raise RunError(
+                    f"{self.path}: is not empty and not a run folder", hint="choose another folder with --out"
+                )
+            for name in names - {LOCK}:
+                _remove(self.path / name)
             return
-        if fresh:
-            self._refuse_others()
-            return
-        before, text = (self.path / RECIPE).read_text(encoding="utf-8"), recipe
-        if before != text:
-            lines = difflib.unified_diff(before.splitlines(), text.splitlines(), lineterm="", n=0)
-            changed = ", ".join(
-                line[0] + line[1:].strip() for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")
-            )
-            raise RunError(
-                f"{self.path}: belongs to another recipe; the difference is: {changed}",
-                hint="choose another folder with --out, or --fresh to remove the old run",
-            )
+        for path in list(self.path.iterdir()):
+            # A folder that is being exchanged for a new one is put back by the stage that publishes it.
+            if is_staged(path.name) and not path.name.endswith("-old"):
+                _remove(path)
+        self.forget()
+        for path in self.checkpoints.glob(".*"):
+            _remove(path)
 
-    def _refuse_others(self) -> None:
+    def refuse_others(self) -> None:
+        """Raise RunError when the folder holds what no run writes: it must not be removed with the run."""
         if others := sorted(path.name for path in self.path.iterdir() if not is_of_a_run(path.name)):
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
             raise RunError(
@@ -97,24 +120,39 @@ class RunFolder:
                 hint="move it elsewhere, or choose another folder with --out",
             )
 
-    def clear(self) -> None:
-        """Remove the run."""
-        # The recipe last: cut off before, this is still a run folder, that can be cleared.
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == RECIPE):
-            if path.name == LOCK:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    def set_aside(self) -> None:
+        """Make room for a new run. The old one stays in `.replaced` until `forget` is called.
+
+        The recipe is moved last: a kill before that leaves a folder that `clean` puts back whole.
+        """
+        (self.path / REPLACED).mkdir(exist_ok=True)
+        entries = [path for path in self.path.iterdir() if path.name not in (LOCK, REPLACED)]
+        for path in sorted(entries, key=lambda path: path.name == RECIPE):
+            path.rename(self.path / REPLACED / path.name)
+
+    def forget(self) -> None:
+        """Remove the run that was set aside."""
+        if (self.path / REPLACED).exists():
+            (self.path / REPLACED).rename(self.path / REMOVED)  # at once, so that no half of it is ever put back
+            _remove(self.path / REMOVED)
+
+    def _put_back(self) -> None:
+        replaced = self.path / REPLACED
+        for path in sorted(replaced.iterdir(), key=lambda path: path.name == RECIPE):
+            _remove(self.path / path.name)
+            path.rename(self.path / path.name)
+        replaced.rmdir()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, complete or not at all."""
         write_text(self.path / name, text)
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Return the content of a JSON file, None where there is none. Raises RunError when it is damaged."""
-        return read_object(self.path, name)
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the content of a JSON file of a run that has begun. Raises RunError when it is damaged or absent."""
+        content = read_object(self.path, name)
+        if content is None:
+            raise damaged(self.path / name, "it is missing")
+        return content
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, complete or not at all."""
@@ -129,17 +167,23 @@ class RunFolder:
         """Return the lines of a log; a last line that was cut off is left out. Raises RunError for a damaged one."""
         return read_log(self.path, name)
 
-    def cut_log(self, name: str, last_round: int) -> None:
-        """Drop the lines of rounds after `last_round`: rounds whose checkpoint did not get written are run again."""
-        kept = [line for line in self.read_log(name) if line["round"] <= last_round]
-        write_text(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
+    def cut_logs(self, rounds: int) -> None:
+        """Drop what the logs hold after so many rounds: those that no checkpoint vouches for are run again."""
+        for name in LOGS:
+            cut_log(self.path, name, rounds)
 
-    def remove_leftovers(self) -> None:
-        """Remove what a killed process left half-written."""
-        if self.checkpoints.is_dir():
-            for path in self.checkpoints.glob(".*.staging-*"):
-                remove_leftovers(self.checkpoints / path.name[1:].partition(".staging-")[0])
-        remove_leftovers(self.path / GLOBAL)
+    def sync_logs(self) -> None:
+        """Flush the logs and their names to the disk, so that no checkpoint vouches for a round that they may lose."""
+        for name in LOGS:
+            sync(self.path / name)
+        sync(self.path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

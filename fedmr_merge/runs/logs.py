@@ -7,19 +7,22 @@ and every reader leaves it out. A damaged line anywhere else is an error that na
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from fedmr_merge.checkpoint.writer import sync
 from fedmr_merge.errors import RunError
-from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION
+from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, LOGS, METRICS, PARTITION, STATE, Place
 from fedmr_merge.runs.schema import (
     EnvironmentFile,
     EvaluationFile,
     LineageLine,
     MetricsLine,
     PartitionFile,
+    StateFile,
     check_content,
 )
 
@@ -61,17 +64,55 @@ def read_log_prefix(folder: Path, name: str) -> tuple[list[dict[str, Any]], RunE
 
 def read_object(folder: Path, name: str) -> dict[str, Any] | None:
     """Return the content of one of a run's JSON files; None when it is absent. Raises RunError when it is damaged."""
-    path = folder / name
+    return _read(folder / name, _FILES[name]) if (folder / name).exists() else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's `state.json`. Raises RunError when it is damaged or absent."""
+    return _read(checkpoint / STATE, StateFile)
+
+
+def _read(path: Path, model: type[BaseModel]) -> dict[str, Any]:
     try:
         content: dict[str, Any]
-        content, fault = _parse(path.read_bytes(), _FILES[name])
-    except FileNotFoundError:
-        return None
+        content, fault = _parse(path.read_bytes(), model)
     except OSError as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from error
     if fault is not None:
         raise damaged(path, fault)
     return content
+
+
+def cut_log(folder: Path, name: str, rounds: int) -> None:
+    """Drop all that a log holds after so many rounds: they have no checkpoint and are run again."""
+    path = folder / name
+    if not path.exists():
+        return
+    kept = b"".join(path.read_bytes().splitlines(keepends=True)[:rounds])
+    if path.stat().st_size > len(kept):
+        os.truncate(path, len(kept))
+        sync(path)
+
+
+def require_rounds(folder: Path, place: Place, first_round: int) -> None:
+    """Raise RunError unless both logs hold every round up to a place, and its stage begins in `first_round`."""
+    for name in LOGS:
+        lines, fault = read_log_prefix(folder, name)
+        if len(lines) < place.round:
+            reason = f"it holds {len(lines)} rounds, the checkpoint {place.folder} is of round {place.round}"
+            raise fault or damaged(folder / name, reason)
+        last = lines[place.round - 1]
+        if (last["stage"], last["method"]) != (place.stage + 1, place.method):
+            raise damaged(
+                folder / name,
+                f"line {place.round}: stage {last['stage']} of {last['method']!r}, the checkpoint is {place.folder}",
+            )
+        first = next(line["round"] for line in lines if line["stage"] == place.stage + 1)
+        if first != first_round:
+            raise damaged(
+                folder / name,
+                f"stage {place.stage + 1} begins in round {first}, the checkpoint {place.folder} says {first_round}",
+            )
 
 
 def damaged(path: Path, reason: str, *, hint: str | None = None) -> RunError:

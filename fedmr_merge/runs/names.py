@@ -24,6 +24,9 @@ CHECKPOINTS = "checkpoints"
 GLOBAL = "global"
 COHORT = "cohort"
 UNPUSHED = "unpushed"
+STATE = "state.json"  #: in the folder of each checkpoint
+REPLACED = ".replaced"  #: the run that `--fresh` replaces, until the new one has begun
+REMOVED = ".removed"  #: the same, while it is removed
 
 LOGS = (METRICS, LINEAGE)  #: both have one line for each round, in order, from round 1
 PUBLISHED = (GLOBAL, COHORT)  #: the folders that a `publish` stage writes
@@ -34,12 +37,26 @@ OF_A_RUN = (
     *("global.card.html", "cohort.card.html"),  # by `fedmr-merge card --preview`
 )
 
+#: What is staged for another entry: by the writer of files and folders, or by a `publish` stage that replaces one.
+_STAGED = re.compile(
+    r"\.{1,2}(?P<target>[^.].*?)(\.staging-[0-9a-f]{16}|\.[a-z0-9_]{8})\Z|\.(?P<folder>[^.].*)-(new|old)\Z"
+)
 _CHECKPOINT = re.compile(r"(?P<stage>\d{1,9})-(?P<method>.+)-(?P<round>\d{4,12})\Z", re.ASCII)
 
 
 def is_of_a_run(name: str) -> bool:
     """Return whether a run writes an entry of this name into its folder, finished or staged."""
-    return name in OF_A_RUN or name.startswith(tuple(f".{known.lstrip('.')}" for known in OF_A_RUN))
+    beside = tuple(f"{dots}{known.lstrip('.')}" for known in OF_A_RUN for dots in (".", ".."))
+    return name in OF_A_RUN or name in (REPLACED, REMOVED) or name.startswith(beside)
+
+
+def is_staged(name: str) -> bool:
+    """Return whether an entry of a run folder is one that a killed process left while it wrote another one."""
+    found = _STAGED.match(name)
+    if found is None:
+        return False
+    target = found["target"] or found["folder"]
+    return target.removesuffix("-new") in OF_A_RUN
 
 
 @dataclass(frozen=True, order=True)

@@ -79,7 +79,25 @@ class EnvironmentFile(_Content):
     platform: str
     packages: dict[str, str]
     device: str
-    threads: Annotated[int, Field(ge=1, lt=1 << 16)]
+    threads: Annotated[int, Field(ge=1, le=4096)]
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class StateFile(_Content):
+    """state.json of a checkpoint. Version 1 was written by 0.1.0 and has no hashes."""
+
+    format_version: Literal[1, 2]
+    round: Number
+    stage: Number
+    method: str
+    first_round: Number
+    stage_over: bool
+    slots: Annotated[int, Field(ge=1, lt=1 << 20)]
+    facts: Options
+    sha256: dict[str, Sha256] = {}
+    sha256_of_state: Sha256 | None = None
 
 
 class EvaluationFile(_Content):

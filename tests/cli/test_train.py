@@ -58,7 +58,7 @@ def test_run_says_what_it_made_and_what_to_type_next(folder: Path) -> None:
 
     changed = fedmr_merge("run", "small.yaml", "--seed", 6, "--set", "training.lr=0.02", cwd=folder)
     assert changed.returncode == 2
-    assert "-seed: 5, +seed: 6" in changed.stderr
+    assert "another recipe: seed: 5 → 6" in changed.stderr
 
 
 def test_a_dry_run_writes_nothing(folder: Path) -> None:

@@ -23,6 +23,7 @@ from fedmr_merge.recipe.run import RoundDone, Run
 from fedmr_merge.recipe.schema import Recipe, parse_recipe
 from fedmr_merge.recombination.options import PlanOptions
 from fedmr_merge.recombination.recombine import recombine
+from fedmr_merge.runs.names import Place
 
 ROOT = Path(__file__).parents[2]
 STAGES = [{"fedavg": {"rounds": 2}}, {"fedmr": {"rounds": 3}}, {"evaluate": {}}, {"publish": {}}]
@@ -187,7 +188,7 @@ def test_the_models_of_a_checkpoint_can_be_recombined_and_loaded(whole: Path, tm
 
 
 def test_another_recipe_is_refused_with_the_difference(whole: Path) -> None:
-    with pytest.raises(RunError, match=r"seed: 3.*\+seed: 4") as caught:
+    with pytest.raises(RunError, match=r"belongs to another recipe: seed: 3 → 4$") as caught:
         Run(recipe(seed=4), whole)
     assert "--fresh" in str(caught.value.hint)
 
@@ -230,7 +231,7 @@ def test_a_run_that_cannot_start_leaves_no_folder_that_it_made(tmp_path: Path, o
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for fresh in (False, True):
-        with pytest.raises(RunError, match="is not empty and no run folder"):
+        with pytest.raises(RunError, match="is not empty and not a run folder"):
             Run(recipe(), tmp_path, fresh=fresh)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -240,12 +241,17 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         Run(recipe(), tmp_path / "run")
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one(whole: Path, tmp_path: Path) -> None:
     follow(tmp_path / "run", rounds=2)
     state = tmp_path / "run" / "checkpoints" / "1-fedavg-0002" / "state.json"
     state.write_text("{")
-    with Run(recipe(), tmp_path / "run") as run, pytest.raises(RunError, match="1-fedavg-0002: damaged checkpoint"):
-        next(run.execute())
+    with Run(recipe(), tmp_path / "run") as run:
+        assert run.resumed_from == Place(1, 0, "fedavg")
+        [note] = run.notes
+        assert "1-fedavg-0002/state.json: damaged: not JSON" in note
+        assert "the run goes back to round 1" in note
+    assert follow(tmp_path / "run") == [2, 3, 4, 5]
+    assert digest(tmp_path / "run") == digest(whole)
 
 
 def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""From a recipe to what its run computes with: data, partition, model and first weights, all checked before round 1."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedmr_merge.checkpoint.tensors import load_checkpoint
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.evaluation import require_recalibration_batches
+from fedmr_merge.federated.federation import Federation, open_federation
+from fedmr_merge.federated.initialisation import initial_state_from
+from fedmr_merge.federated.protocol import State, initial_state
+from fedmr_merge.federated.rounds import begin_stage, forecast_traffic
+from fedmr_merge.federated.training.traffic import Traffic
+from fedmr_merge.hub.inputs import open_inputs
+from fedmr_merge.recipe.schema import Recalibrate, Recipe, TrainingStage
+
+#: Floating-point operations of one forward pass of a batch. Below it threads wait for each other longer than they
+#: compute.
+_FLOPS_WORTH_THREADS = 1e9
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device to train on. Raises TrainingError when a GPU is asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise TrainingError(
+            "a GPU was asked for and torch finds none", hint="use --device cpu, or install a CUDA build of torch"
+        )
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def prepare(recipe: Recipe, partition: Partition | None = None) -> Federation:
+    """Load the data, deal it to the clients (unless dealt already) and build the model."""
+    device = choose_device(recipe.running.device)
+    if device.type == "cuda":
+        # Read when the CUDA context is made; without it some of its kernels give other bytes every time.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    data = recipe.data.load()
+    return open_federation(
+        recipe.model,
+        data,
+        partition or recipe.partition.split(data, recipe.seed),
+        recipe.training,
+        seed=recipe.seed,
+        device=device,
+        cores=recipe.running.threads,
+    )
+
+
+def partition_json(federation: Federation) -> dict[str, Any]:
+    """Return the partition, and how many examples of each class every client has."""
+    data = federation.data
+    counts = federation.partition.class_counts(data.train_labels.cpu().numpy(), data.num_classes)
+    return {
+        **federation.partition.to_json(),
+        "class_names": list(data.class_names),
+        "class_counts": counts.tolist(),
+    }
+
+
+def sensible_threads(federation: Federation) -> int:
+    """Return how many threads to give to single operations.
+
+    1 for models whose batches are done before threads have woken up, otherwise as many as there are cores.
+    """
+    batch = min(federation.training.batch_size, max(federation.partition.sizes))
+    images = federation.data.train_images[:1].repeat(batch, 1, 1, 1)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        federation.evaluation_forward(federation.module.state_dict(), federation.data.normalise(images))
+    return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else federation.cores
+
+
+def check_stages(recipe: Recipe, federation: Federation) -> None:
+    """Raise what any stage of a recipe would raise when it starts, before the first one does.
+
+    Every stage is started from the initial model, or from the checkpoints that the run starts from.
+    """
+    state = first_state(recipe, federation)
+    for stage in recipe.stages:
+        if isinstance(stage, TrainingStage):
+            if stage.length.until:
+                stage.length.until.check(federation)
+            state = begin_stage(federation, stage.method, state)
+        elif isinstance(stage, Recalibrate):
+            require_recalibration_batches(federation, stage.batches)
+
+
+def first_state(recipe: Recipe, federation: Federation) -> State:
+    """Return what the first stage starts from: a random model, or the checkpoints of `init`."""
+    if not recipe.init:
+        return initial_state(federation)
+    opened = open_inputs(recipe.init)
+    models = [load_checkpoint(checkpoint) for checkpoint in opened]
+    return initial_state_from(federation, models, [checkpoint.source for checkpoint in opened])
+
+
+def parameters(federation: Federation) -> int:
+    """Return the number of the model's parameters."""
+    return sum(parameter.numel() for parameter in federation.module.parameters())
+
+
+def model_bytes(federation: Federation) -> int:
+    """Return the bytes of one model, buffers included."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in federation.module.state_dict().values())
+
+
+def stage_traffic(recipe: Recipe, federation: Federation) -> dict[str, Traffic]:
+    """Return how many bytes a round of each training stage sends and gets back, by the name of its method."""
+    state, found = first_state(recipe, federation), {}
+    for stage in recipe.stages:
+        if isinstance(stage, TrainingStage):
+            state = begin_stage(federation, stage.method, state)
+            found[stage.name] = forecast_traffic(federation, stage.method, state)
+    return found

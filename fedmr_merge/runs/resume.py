@@ -1,0 +1,74 @@
+"""Where a run is resumed, and how another run begins with its first rounds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fedmr_merge.checkpoint.writer import staged_output, write_text
+from fedmr_merge.errors import FedmrMergeError, RunError
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.runs.checkpoints import Saved, load_state, verify_checkpoint
+from fedmr_merge.runs.folder import RunFolder
+from fedmr_merge.runs.logs import cut_log, read_log_prefix, require_rounds
+from fedmr_merge.runs.names import CHECKPOINTS, ENVIRONMENT, LOGS, METRICS, PARTITION, RECIPE, find_checkpoints
+
+
+def newest_whole(run: Path, federation: Federation) -> tuple[Saved | None, list[str]]:
+    """Return the newest checkpoint that can be resumed from, None where no checkpoint was written yet, and notes.
+
+    A checkpoint can be resumed from when its files are what was written and both logs hold every round up to it. The
+    notes say why newer checkpoints were passed over, and which rounds are run again.
+
+    Raises RunError when there are checkpoints and none of them can be resumed from.
+    """
+    folder = run / CHECKPOINTS
+    places, faults = find_checkpoints(folder), list[FedmrMergeError]()
+    for place in reversed(places):
+        try:
+            saved = load_state(folder, place, federation)
+            require_rounds(run, place, saved.first_round)
+        except FedmrMergeError as error:
+            faults.append(error)
+            continue
+        notes = [f"{fault}: the run goes back to round {place.round}" for fault in faults]
+        return saved, notes
+    if faults:
+        raise RunError(
+            f"{faults[0]}; no other checkpoint can be resumed from", hint=faults[0].hint or "start anew with --fresh"
+        ) from faults[0]
+    recorded = len(read_log_prefix(run, METRICS)[0])
+    return None, [f"no checkpoint was written yet: rounds 1 to {recorded} are run again"] if recorded else []
+
+
+def fork_run(source: Path, round: int, target: Path, recipe: str) -> None:
+    """Start a run folder at `target` with the first rounds of another run.
+
+    It holds the partition, the environment and the logs of the source up to the round, the checkpoint of that round,
+    and a resolved recipe, given as YAML: a run of that recipe there resumes after the round. Whether the recipe agrees
+    with the source up to the round is for the caller to check (`fedmr_merge.recipe.identity`).
+
+    Raises RunError when another process runs in the source, or it has no whole checkpoint of this round, and
+    OutputError when the target exists already.
+    """
+    opened = RunFolder(source)
+    try:
+        place = next((place for place in find_checkpoints(source / CHECKPOINTS) if place.round == round), None)
+        if place is None:
+            kept = ", ".join(str(place.round) for place in find_checkpoints(source / CHECKPOINTS)) or "none"
+            raise RunError(
+                f"{source}: has no checkpoint of round {round}", hint=f"it has checkpoints of these rounds: {kept}"
+            )
+        state = verify_checkpoint(source / CHECKPOINTS, place)
+        require_rounds(source, place, state["first_round"])
+        with staged_output(target) as staging:
+            staging.mkdir()
+            for name in (PARTITION, ENVIRONMENT, *LOGS):
+                shutil.copyfile(source / name, staging / name)
+            for name in LOGS:
+                cut_log(staging, name, round)
+            (staging / CHECKPOINTS).mkdir()
+            shutil.copytree(source / CHECKPOINTS / place.folder, staging / CHECKPOINTS / place.folder)
+            write_text(staging / RECIPE, recipe)
+    finally:
+        opened.close()
