@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedmr_merge.errors import AbsentDataError, HubError
 from fedmr_merge.federated.rounds import begin_stage, run_rounds
-from fedmr_merge.recipe.run import first_state, model_bytes, prepare
+from fedmr_merge.recipe.prepare import first_state, model_bytes, prepare
 from fedmr_merge.recipe.schema import Recipe, TrainingStage, parse_recipe
 from fedmr_merge.recipe.sweep_file import SweepRun
 
