@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fedmr_merge.checkpoint.header import build_header, read_header
 from fedmr_merge.checkpoint.open import Checkpoint
-from fedmr_merge.checkpoint.writer import sync
+from fedmr_merge.checkpoint.writer import sync, write_all
 
 _DTYPES = {
     torch.bool: "BOOL",
@@ -40,11 +40,11 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         for name in names
         for tensor in (tensors[name],)
     )
-    with path.open("wb") as stream:
-        stream.write(build_header(entries, dict(sorted((metadata or {}).items()))))
+    with path.open("wb", buffering=0) as stream:
+        write_all(stream.fileno(), build_header(entries, dict(sorted((metadata or {}).items()))))
         for name in names:
             flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
-            stream.write(flat.view(torch.uint8).numpy().data)
+            write_all(stream.fileno(), flat.view(torch.uint8).numpy().data)
     sync(path)
 
 
