@@ -1,4 +1,4 @@
-"""The rounds of a stage, one after the other."""
+"""Run the rounds of a stage, one after the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FORMER_KEYS = {
 
 @dataclass(frozen=True, eq=False)
 class RoundResult:
-    """What a round did.
+    """The result of a round.
 
     `metrics` holds `train_loss` (mean over examples, without diverged clients; absent where no client took a step),
     `test_accuracy` and `test_loss` (of the global model), `bytes_down` and `bytes_up` (sent to all clients, and sent
@@ -58,7 +58,7 @@ class RoundResult:
 
 
 def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -> State:
-    """Return the state a stage of a method starts from: `algorithm.start`, and what outlives a stage.
+    """Return the state that a stage of a method starts from, with the facts that outlive a stage.
 
     Raises TrainingError when the method cannot start here.
     """
@@ -74,8 +74,8 @@ def run_rounds(
     """Run rounds `first_round` to `first_round + rounds - 1`, yielding each when it is done.
 
     Rounds are counted from 1 through the whole run, across its stages. A round depends on the federation, the state
-    it starts from and its number alone: going on from the state of any earlier round gives the same bytes. States are
-    never changed: an interrupt in the middle of a round leaves that of the round before whole.
+    it starts from and its number alone, so that a run that is resumed from the state of any earlier round gives the
+    same bytes. States are never changed: an interrupt within a round leaves the state of the round before whole.
 
     Raises TrainingError when a client diverges and `training.on_divergence` is `fail`, when the global model does, or
     when memory runs out.
@@ -121,7 +121,7 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
     state = algorithm.aggregate(federation, state, trained, round)
     if engine.fitting is not None:
         state = replace(state, facts={**state.facts, _FITTING: engine.fitting})
-    # FedMR's global model is evaluated as the paper has it: the mean of the trained models, not one of the recombined.
+    # As in the paper, FedMR's global model is the mean of the trained models, not one of the recombined models.
     test = evaluate(federation.evaluation_forward, state.global_weights, federation.data)
     metrics: dict[str, float] = {}
     if any(trained.steps):
@@ -138,7 +138,7 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
             clients=len(federation.partition),
             selected=federation.slots,
             sampled_rounds=sampled,
-            # Rounds that nothing is known of count in full.
+            # Rounds whose selection is not recorded count in full.
             other_rounds=round - sampled,
         )
     _require_finite(metrics, round)
@@ -146,17 +146,17 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
 
 
 def _require_finite(metrics: Mapping[str, float], round: int) -> None:
-    """Raise TrainingError when the models of a round, with weights that are all finite, give values that are not."""
+    """Raise TrainingError when models whose weights are all finite have a loss that is not."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"training diverged in round {round}: {name} is {value}, though no client's weights are",
-                hint="lower training.lr, or bound what a client may bring back with training.divergence_loss",
+                f"training diverged in round {round}: {name} is {value}, although all weights are finite",
+                hint="lower training.lr, or bound the loss of the clients with training.divergence_loss",
             )
 
 
 def _train_loss(trained: Trained) -> float:
-    """Return the mean loss over the examples of the clients that did train."""
+    """Return the mean loss over the examples of the clients that trained."""
     pairs = [
         (loss, count) for loss, count in zip(trained.losses, trained.examples, strict=True) if not math.isnan(loss)
     ]

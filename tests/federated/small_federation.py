@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.federation import Federation, Training, open_federation
@@ -82,3 +85,14 @@ def digest(state: State) -> str:
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             content.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return content.hexdigest()
+
+
+def restored(state: State) -> State:
+    """Return the state as a run folder gives it back."""
+
+    def through_bytes(tensors: Weights) -> dict[str, Tensor]:
+        return safetensors.torch.load(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}))
+
+    slots = [through_bytes(state.cohort.slot(slot)) for slot in range(state.cohort.slots)]
+    facts = json.loads(json.dumps(state.facts))
+    return State(Cohort.stack(slots), through_bytes(state.global_weights), through_bytes(state.tensors), facts)

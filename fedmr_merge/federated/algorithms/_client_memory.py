@@ -1,4 +1,4 @@
-"""What a method keeps of single clients, for those that took part: one tensor per client and name in a State."""
+"""The memory that a method keeps of the clients that took part: one tensor for each client and name in a State."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedmr_merge.federated.cohort import Weights
 
 
 def recall(memory: Weights, clients: Sequence[int], otherwise: Weights) -> dict[str, Tensor]:
-    """Return what is kept of these clients, stacked [K, ...]; `otherwise` for a client of which nothing is."""
+    """Return what is kept of these clients, stacked [K, ...], and `otherwise` for clients of which nothing is kept."""
     return {
         name: torch.stack([memory.get(_key(client, name), tensor) for client in clients])
         for name, tensor in otherwise.items()

@@ -1,4 +1,4 @@
-"""FedGen's generator: a label and noise to features, with the state of its Adam."""
+"""FedGen's generator, which turns a label and noise into features, and the state of its Adam optimiser."""
 
 from __future__ import annotations
 
@@ -19,13 +19,25 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def draws(seed: int, purpose: str, round: int) -> torch.Generator:
-    """Return a generator of its own for a purpose and round; on the CPU, so that every device sees the same draws."""
+    """Return the random generator of a purpose and round; on the CPU, so that every device sees the same draws."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, round))
+
+
+def draw_labels(counts: Sequence[int], number: int, random: torch.Generator) -> Tensor:
+    """Draw labels from p̂(y), the share of each class among the examples of the clients that were seen last."""
+    return torch.multinomial(torch.tensor(counts, dtype=torch.float64), number, replacement=True, generator=random)
+
+
+def draw_batches(
+    counts: Sequence[int], steps: int, size: int, noise: int, random: torch.Generator
+) -> list[tuple[Tensor, Tensor]]:
+    """Draw the labels [size] and the noise [size, noise] of each step of the generator."""
+    return [(draw_labels(counts, size, random), torch.rand(size, noise, generator=random)) for _ in range(steps)]
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureGenerator:
-    """Two linear layers with ReLU between. `tensors` are its parameters and what its optimiser remembers."""
+    """Two linear layers with a ReLU between them. `tensors` holds the parameters and the memory of the optimiser."""
 
     tensors: Weights
 
@@ -59,7 +71,8 @@ class FeatureGenerator:
     ) -> tuple[FeatureGenerator, list[float]]:
         """Return a generator after one step of Adam on each batch of labels and noise, and the losses.
 
-        The loss is the cross-entropy of the label under the mean logits of all teachers' heads: Zhu et al. 2021, eq. 4.
+        The loss is the cross-entropy of the label under the mean of the logits of all teachers' heads: Zhu et al.
+        2021, eq. 4.
         """
         parameters = {name: self.tensors[f"generator/{name}"].clone().requires_grad_() for name in _PARAMETERS}
         device = self.tensors["generator/out.bias"].device

@@ -1,4 +1,8 @@
-"""What a training method is: the base of the plug-ins in this folder. `protocol.py` has the values they exchange."""
+"""The base class of training methods. `protocol.py` describes a round and the values that a method is given.
+
+A method never changes a tensor that it was given, keeps nothing but its State, and draws only from
+`federation.generator(purpose, round, …)`. Its docstring cites the paper; its fields are the paper's symbols.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +23,28 @@ from fedmr_merge.federated.training.forward import Forward
 
 @dataclass(frozen=True)
 class Algorithm(Plugin):
-    """Base of the methods in `algorithms/`. What is defined here is what FedAvg and its relatives share."""
+    """A training method. Its fields are its options, and what is defined here is how FedAvg and its relatives do it.
+
+    A method must define `start` and `aggregate`; it may override the others.
+    """
 
     selection: Literal["uniform", "by_size", "round_robin", "by_loss"] = field(default="uniform", kw_only=True)
-    """How the clients of a round are chosen: see `selection.py`."""
+    """How the clients of a round are selected: see `selection.py`."""
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Return the state a stage of this method starts from.
+        """Return the state that a stage of this method starts from.
 
-        `previous` is where the stage before ended, or `initial_state` at the beginning of a run; what that method
-        kept in `tensors` and `facts` is not for this one.
+        `previous` is the state at the end of the stage before, or `initial_state` at the beginning of a run. What the
+        method of that stage kept in `tensors` and `facts` must not be used.
         """
         raise NotImplementedError
 
     def select(self, federation: Federation, state: State, round: int) -> tuple[int, ...]:
-        """Return the K clients of a round, in random order; slot i goes to the i-th. All different, as a rule."""
+        """Return the K clients of a round, in random order: the model of slot i goes to the i-th client."""
         return SELECTIONS[self.selection](federation, state.global_weights, round)
 
     def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
-        """Return the K models that the selected clients get, by slot, and what else they need."""
+        """Return the K models that the selected clients get, by slot, and what else the objective needs."""
         cohort = state.cohort
         return (cohort.expand(len(selected)) if cohort.slots == 1 else cohort), Context()
 
@@ -52,7 +59,8 @@ class Algorithm(Plugin):
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return the loss of one client's model on one batch, a scalar: a pure function of its arguments.
 
-        Only operations that `torch.func.vmap` can map: no branch on a tensor's value, no `.item()`, no random draw.
+        It may use only operations that `torch.func.vmap` can map: no branch on the value of a tensor, no `.item()`, no
+        random draw.
         """
         return F.cross_entropy(forward(weights, batch.images), batch.labels)
 
@@ -62,9 +70,9 @@ class Algorithm(Plugin):
 
 
 def distinct_models(federation: Federation, previous: State) -> Cohort:
-    """Return the K models that a stage starts from: those of the previous stage, or K copies of its global model.
+    """Return the K models that a stage starts from: those of the stage before, or K copies of its global model.
 
-    Raises TrainingError when the previous stage ended with several models, but not K.
+    Raises TrainingError when the stage before ended with several models, but not with K.
     """
     if previous.cohort.slots == federation.slots:
         return previous.cohort

@@ -20,20 +20,21 @@ from fedmr_merge.federated.protocol import State, Trained
 
 @dataclass(frozen=True)
 class CluSamp(Algorithm):
-    """FedAvg with clients drawn from clusters of similar updates (Fraboni et al. 2021, ICML, algorithm 2).
+    """FedAvg with clients that are drawn from clusters of similar updates.
 
-    K urns hold the clients, similar ones in the same urn; every round draws one from each, so that a client with a
-    share above 1/K can come more than once. Expected over the draws, a client counts by its share of all examples;
-    the mean of what was drawn is therefore unweighted. A client's update is kept from its first round on; before,
-    it is zero.
+    Fraboni et al., "Clustered Sampling: Low-Variance and Improved Representativity for Clients Selection in Federated
+    Learning", 2021 (ICML), algorithm 2. K urns hold the clients, similar ones in the same urn, and every round draws
+    one client from each urn; a client with more than 1/K of all examples can be drawn more than once. In expectation, a
+    client counts by its share of all examples, which is why the mean of the drawn models is unweighted. The update of
+    a client is kept from its first round on, and is zero before.
     """
 
-    distance: Literal["l1", "l2", "angle"] = "l1"  #: between two clients' last updates
+    distance: Literal["l1", "l2", "angle"] = "l1"  #: the distance between the last updates of two clients
     selection: Literal["clusters"] = field(default="clusters", kw_only=True)  # type: ignore[assignment]
-    """The method's own."""
+    """The clusters select the clients."""
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Go on from the global model, with no updates known."""
+        """Start from the global model, with updates of zero."""
         clients = len(federation.partition)
         distances = {"distances": torch.zeros(clients, clients)}
         return State.from_global(previous.global_weights, tensors=distances)
@@ -45,7 +46,7 @@ class CluSamp(Algorithm):
         return tuple(int(rng.choice(len(urn), p=urn / urn.sum())) for urn in urns)
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
-        """Return the mean of what was drawn; take the distances of the new updates to all others."""
+        """Average the drawn models, and measure the distances of the new updates to all others."""
         mean = trained.cohort.mean()
         tensors = dict(state.tensors)
         moved = sorted({(client, slot) for slot, client in enumerate(trained.clients) if trained.steps[slot]})
@@ -70,15 +71,15 @@ class CluSamp(Algorithm):
 
 
 def fill_urns(sizes: Sequence[int], slots: int, distances: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Return how much of each client is in each of K urns: [slots, clients].
+    """Return how much of each client is in each of K urns, as exact integers [slots, clients].
 
-    In units in which a client weighs K times its examples and an urn holds as much as all clients have examples, so
-    that all urns are full: exact integers.
+    A client weighs K times its number of examples, and an urn holds as much as all clients have examples: so all urns
+    are full.
     """
     capacity = sum(sizes)
     weights = np.array(sizes, dtype=np.int64) * slots
     urns = np.zeros((slots, len(sizes)), dtype=np.int64)
-    # A client that fills whole urns by itself does so.
+    # A client that is heavy enough fills whole urns by itself.
     first = 0
     for large in np.flatnonzero(weights >= capacity):
         whole = int(weights[large] // capacity)

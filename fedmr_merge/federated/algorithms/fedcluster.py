@@ -16,19 +16,20 @@ from fedmr_merge.federated.protocol import State
 
 @dataclass(frozen=True)
 class FedCluster(Averaging):
-    """The clients are dealt into M clusters that train one after the other (Chen et al. 2020, IEEE Big Data, alg. 1).
+    """The clients are dealt into M clusters, which train one after the other.
 
-    A round here is a cycle there: clients of one cluster train the global model and their weighted mean is the next.
-    Every M rounds each cluster has its turn once, in an order drawn anew. A cluster of fewer than K clients trains
-    whole.
+    Chen et al., "FedCluster: Boosting the Convergence of Federated Learning via Cluster-Cycling", 2020 (IEEE Big Data),
+    algorithm 1. A round here is what the paper calls a cycle: clients of one cluster train the global model, and the
+    mean of what they trained, weighted by examples, is the next one. In M rounds each cluster has its turn once, in an
+    order that is drawn anew every M rounds. A cluster of fewer than K clients trains as a whole.
     """
 
-    clusters: Annotated[int, Ge(1)] = 2  #: M; 1 is FedAvg
-    selection: Literal["clusters"] = field(default="clusters", kw_only=True)  # type: ignore[assignment]  # its own
-    """The method's own."""
+    clusters: Annotated[int, Ge(1)] = 2  #: M, the number of clusters; 1 is FedAvg
+    selection: Literal["clusters"] = field(default="clusters", kw_only=True)  # type: ignore[assignment]
+    """The clusters select the clients."""
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Go on from the global model."""
+        """Start from the global model. Raises TrainingError when there are more clusters than clients."""
         clients = len(federation.partition)
         if self.clusters > clients:
             raise TrainingError(

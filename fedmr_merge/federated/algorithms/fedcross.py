@@ -17,17 +17,20 @@ from fedmr_merge.federated.protocol import State, Trained
 
 @dataclass(frozen=True)
 class FedCross(Algorithm):
-    """K models train at K clients, then each takes in a little of a partner (Hu et al. 2024, ICDE, algorithm 1).
+    """K models train at K clients, and then each is averaged with a little of a partner: α v_i + (1 − α) v_partner.
 
-    v_i ← α v_i + (1 − α) v_partner. The global model is the unweighted mean of the K models. The paper's ways to speed
-    up the first rounds (several partners, a growing α) are not here: a stage of `fedavg` in front does that.
+    Hu et al., "FedCross: Towards Accurate Federated Learning via Multi-Model Cross-Aggregation", 2024 (ICDE, arXiv
+    2210.08285). The global model is the unweighted mean of the K models. The paper speeds up the first rounds with
+    several partners ("propeller models") and a growing α; here a stage of `fedavg` before this one does that.
     """
 
-    alpha: Annotated[float, Ge(0.5), Le(1)] = 0.99  #: α, what a model keeps of itself; 1 is `independent`
-    partner: Literal["in_order", "most_similar", "least_similar"] = "least_similar"  #: by cosine of the trained models
+    alpha: Annotated[float, Ge(0.5), Le(1)] = 0.99  #: α, share that a model keeps of itself; 1 is `independent`
+    partner: Literal["in_order", "most_similar", "least_similar"] = (
+        "least_similar"  #: by the cosine of the trained models, or in turn
+    )
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Go on from the K models, or from K copies of the global one."""
+        """Start from the K models, or from K copies of the global model."""
         if federation.slots < 2:
             raise TrainingError(
                 "fedcross crosses at least 2 models, but 1 client per round trains 1",
@@ -36,7 +39,7 @@ class FedCross(Algorithm):
         return State(distinct_models(federation, previous), previous.global_weights)
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
-        """Cross every model with its partner; integer buffers stay."""
+        """Average every model with its partner; integer buffers stay as they are."""
         partners = self._partners(federation, trained.cohort, round)
 
         def cross(tensor: Tensor) -> Tensor:
@@ -50,11 +53,11 @@ class FedCross(Algorithm):
     def _partners(self, federation: Federation, trained: Cohort, round: int) -> list[int]:
         slots = trained.slots
         if self.partner == "in_order":
-            # Every other model is a model's partner once in K − 1 rounds.
+            # In K − 1 rounds, each of the other models is the partner once.
             return [(slot + round % (slots - 1) + 1) % slots for slot in range(slots)]
         cosines = trained.similarities(federation.trainable)
         if self.partner == "least_similar":
             cosines = -cosines
-        # No model is its own partner.
+        # A model is never its own partner.
         cosines.fill_diagonal_(float("-inf"))
         return [int(slot) for slot in cosines.argmax(dim=1)]

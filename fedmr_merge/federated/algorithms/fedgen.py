@@ -13,35 +13,36 @@ from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms._averaging import Averaging
-from fedmr_merge.federated.algorithms._feature_generator import FeatureGenerator, draws
+from fedmr_merge.federated.algorithms._feature_generator import FeatureGenerator, draw_batches, draw_labels, draws
 from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context, State, Trained
 from fedmr_merge.federated.training.forward import Forward
 
-_SAMPLED = 1000  # generated features with labels drawn from p̂ that a round has for its clients
-_PER_CLASS = 20  # and of each class
+_SAMPLED = 1000  # generated features of a round whose labels are drawn from p̂
+_PER_CLASS = 20  # generated features of a round for each class
 
 
 @dataclass(frozen=True)
 class FedGen(Averaging):
-    """The server learns to generate features that the clients' heads classify; clients train on them too.
+    """The server learns to generate features that the clients' heads classify, and the clients train on them, too.
 
-    Zhu et al. 2021 (ICML): the generator by eq. 4, the clients by eq. 5 and, as in the paper's code, a divergence (β)
-    between the predictions for an image and for generated features of its class. Features are generated once a round;
-    every example has its own among them. There are none in the first round, when the generator has seen no client.
+    Zhu, Hong and Zhou, "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", 2021 (ICML): the
+    generator minimises eq. 4, the clients minimise eq. 5 and, as in the authors' code, β times a divergence between the
+    predictions for an image and for generated features of its class. Features are generated once in a round, and every
+    example has its own among them. In the first round there are none, as the generator has seen no client.
     """
 
     alpha: Annotated[float, Ge(0)] = 0.2  #: α, weight of the loss on generated features
-    beta: Annotated[float, Ge(0)] = 0.2  #: β, weight of the divergence from their predictions
-    generator_steps: Annotated[int, Ge(1), Le(100_000)] = 50  #: a round
-    generator_batch: Annotated[int, Ge(1), Le(100_000)] = 128  #: generated features in a step
-    generator_lr: Annotated[float, Gt(0)] = 3e-4  #: of Adam
-    hidden: Annotated[int, Ge(1), Le(65_536)] = 256  #: width of the generator
-    noise: Annotated[int, Ge(1), Le(65_536)] = 32  #: width of its noise, uniform in [0, 1)
+    beta: Annotated[float, Ge(0)] = 0.2  #: β, weight of the divergence from the predictions for them
+    generator_steps: Annotated[int, Ge(1), Le(100_000)] = 50  #: steps of the generator in a round
+    generator_batch: Annotated[int, Ge(1), Le(100_000)] = 128  #: generated features in each of these steps
+    generator_lr: Annotated[float, Gt(0)] = 3e-4  #: learning rate of the generator's Adam
+    hidden: Annotated[int, Ge(1), Le(65_536)] = 256  #: width of the generator's hidden layer
+    noise: Annotated[int, Ge(1), Le(65_536)] = 32  #: width of the generator's noise, which is uniform in [0, 1)
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Go on from the global model, with a freshly initialised generator."""
+        """Start from the global model, with a newly initialised generator."""
         images = federation.data.normalise(federation.data.test_images[:1])
         width = federation.evaluation_forward.features(previous.global_weights, images).shape[1]
         generator = FeatureGenerator.initialise(
@@ -57,7 +58,7 @@ class FedGen(Averaging):
             return cohort, Context()
         random = draws(federation.seed, "generated features", state.facts["round"])
         generator, classes, device = FeatureGenerator(state.tensors), federation.data.num_classes, federation.device
-        labels = _labels(state.facts["label_counts"], _SAMPLED, random).to(device)
+        labels = draw_labels(state.facts["label_counts"], _SAMPLED, random).to(device)
         every = torch.arange(classes, device=device).repeat_interleave(_PER_CLASS)
         noise = torch.rand(len(labels) + len(every), self.noise, generator=random).to(device)
         with torch.no_grad():
@@ -76,13 +77,13 @@ class FedGen(Averaging):
         return Context(shared=down), Context(own={"labels": {"counts": counts}})
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
-        """Return the cross-entropy, that on generated features, and the divergence from their predictions."""
+        """Return the cross-entropy, that of generated features, and the divergence from the predictions for them."""
         logits = forward(weights, batch.images)
         loss = F.cross_entropy(logits, batch.labels)
         if "generated" not in context.shared:
             return loss
         generated = context.shared["generated"]
-        # Told by the example's number: an objective draws nothing.
+        # The features of an example are chosen by its number, as an objective must not draw at random.
         place = batch.indices % _SAMPLED
         loss = loss + self.alpha * F.cross_entropy(
             forward.head(weights, generated["sampled"][place]), generated["labels"][place]
@@ -93,17 +94,11 @@ class FedGen(Averaging):
         return loss + self.beta * divergence
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
-        """Average as FedAvg does; train the generator on the clients' heads and label counts."""
+        """Average as FedAvg does, and train the generator on the clients' heads and label counts."""
         averaged = super().aggregate(federation, state, trained, round)
         random = draws(federation.seed, "generator training", round)
         counts = _label_counts(federation, trained.clients)
-        batches = [
-            (
-                _labels(counts, self.generator_batch, random),
-                torch.rand(self.generator_batch, self.noise, generator=random),
-            )
-            for _ in range(self.generator_steps)
-        ]
+        batches = draw_batches(counts, self.generator_steps, self.generator_batch, self.noise, random)
         generator, losses = FeatureGenerator(state.tensors).trained(
             federation.evaluation_forward, trained.cohort, batches, self.generator_lr
         )
@@ -114,11 +109,6 @@ class FedGen(Averaging):
             )
         facts = {"label_counts": counts, "round": round, "generator_loss": losses[-1]}
         return replace(averaged, tensors=generator.tensors, facts=facts)
-
-
-def _labels(counts: list[int], number: int, random: torch.Generator) -> Tensor:
-    """Draw labels from p̂(y), the share of each class among the examples of the clients last seen."""
-    return torch.multinomial(torch.tensor(counts, dtype=torch.float64), number, replacement=True, generator=random)
 
 
 def _label_counts(federation: Federation, clients: tuple[int, ...]) -> list[int]:

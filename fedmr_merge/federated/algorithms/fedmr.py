@@ -21,30 +21,32 @@ _STATISTICS = "buffers"
 
 @dataclass(frozen=True)
 class FedMR(Algorithm):
-    """K models train at K clients, then their layers are shuffled among them (Hu et al., FedMR, algorithm 1).
+    """K models train at K clients, and then each of their layers is shuffled among the K models.
 
-    The global model is the unweighted mean of the trained models (eq. 5). It is only evaluated and published: no
-    client trains it.
+    Hu et al., "FedMR: Federated Learning via Model Recombination", 2022 (arXiv 2208.07677), algorithm 1. The global
+    model is the unweighted mean of the trained models (eq. 5). It is only evaluated and published: no client trains it.
     """
 
-    rule: str = "layer"  #: which tensors move together
-    probability: Annotated[float, Ge(0), Le(1)] = 1.0  #: that a layer group is shuffled in a round
+    rule: str = "layer"  #: the layer rule, which says which tensors move together
+    probability: Annotated[float, Ge(0), Le(1)] = (
+        1.0  #: probability of shuffling a layer group; otherwise it stays in its slot
+    )
     buffers: Literal["follow_layer", "average", "keep"] = "follow_layer"
-    """Where a normalisation's statistics go: with their group, to every slot as their mean, or nowhere."""
+    """Where the statistics of a normalisation go: with their layer, to every slot as their mean, or nowhere."""
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Go on from the K models, or from K copies of the global one (the paper's two-stage training)."""
+        """Start from the K models, or from K copies of the global model (the two-stage training of the paper)."""
         if federation.slots < 2:
             raise TrainingError(
                 "fedmr recombines at least 2 models, but 1 client per round trains 1",
                 hint="set training.clients_per_round to 2 or more",
             )
         cohort = distinct_models(federation, previous)
-        self._groups(federation, cohort)  # a rule that does not fit the model is told before any training
+        self._groups(federation, cohort)  # a rule that does not fit the model is reported before any training
         return State(cohort, previous.global_weights)
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
-        """Average the trained models for the global one, then recombine them (lines 8 and 9)."""
+        """Average the trained models into the global model (eq. 5), and recombine them (lines 8 and 9)."""
         groups, mean = self._groups(federation, trained.cohort), trained.cohort.mean()
         plan = draw_plan(groups, trained.cohort.slots, seed=federation.seed, round=round, probability=self.probability)
         recombined = recombine_stacked(plan, groups, trained.cohort.tensors)
@@ -54,7 +56,7 @@ class FedMR(Algorithm):
         return State(Cohort(recombined), mean, plan=plan)
 
     def _groups(self, federation: Federation, cohort: Cohort) -> tuple[LayerGroup, ...]:
-        """Return the layer groups; the buffers are one by themselves, which stays, where they do not follow."""
+        """Return the layer groups. Buffers that do not follow their layer are a group of their own, which stays."""
         shapes = {name: tuple(tensor.shape[1:]) for name, tensor in cohort.tensors.items()}
         groups = group_tensors(self.rule, shapes, federation.layers)
         buffers = _buffers(federation)

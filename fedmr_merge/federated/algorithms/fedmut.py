@@ -16,27 +16,30 @@ from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
 from fedmr_merge.layers.rules import group_tensors
 
-_MUTATIONS = "mutations"  # key of a state's facts: rounds of this stage that ended with one
+_MUTATIONS = "mutations"  # key of a state's facts: the number of rounds of this stage that ended with a mutation
 
 
 @dataclass(frozen=True)
 class FedMut(Algorithm):
-    """Clients train mutants of the global model, moved along or against its last update (Hu et al. 2024, AAAI, alg. 1).
+    """Clients train mutants of the global model, which are moved along its last update or against it.
 
-    Slot i gets w + v_i α Δ, layer by layer: Δ is what the round changed in the global model w, and v is 1 for one half
-    of the slots and −1 + β for the other. The acceleration β falls from β₀ to 0 in the first rounds of a stage; from
-    then on the mean of the mutants is w. The global model is the unweighted mean of the trained models. Only what is
-    trained mutates; buffers are those of w. The defaults are those of the authors' code.
+    Hu et al., "FedMut: Generalized Federated Learning via Stochastic Mutation", 2024 (AAAI), algorithm 1. Slot i gets
+    w + v_i α Δ, layer by layer: Δ is the change of the global model w in the round, and v is 1 for one half of the
+    slots and −1 + β for the other. β falls from β₀ to 0 in the first rounds of a stage; from then on the mean of the
+    mutants is w. The global model is the unweighted mean of the trained models. Only trained tensors mutate; the
+    buffers are those of w. The defaults are those of the authors' code.
     """
 
-    radius: Annotated[float, Ge(0)] = 4.0  #: α, length of a mutation in updates; 0 averages without mutation
-    acceleration: Annotated[float, Ge(0), Le(1)] = 0.3  #: β₀, how much shorter mutations against the update begin
-    acceleration_rounds: Annotated[int, Ge(1)] = 50  #: in which they become as long as those along it
-    rule: str = "layer"  #: which tensors mutate together
+    radius: Annotated[float, Ge(0)] = 4.0  #: α, length of a mutation, in updates; 0 averages without mutation
+    acceleration: Annotated[float, Ge(0), Le(1)] = (
+        0.3  #: β₀, how much shorter mutations against the update are at first
+    )
+    acceleration_rounds: Annotated[int, Ge(1)] = 50  #: rounds until they are as long as those along the update
+    rule: str = "layer"  #: the layer rule, which says which tensors mutate together
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Go on from K copies of the global model: without an update there is nothing to mutate along."""
-        self._groups(federation, previous.global_weights)  # a rule that does not fit is told before any training
+        """Start from K copies of the global model: before the first update there is nothing to mutate along."""
+        self._groups(federation, previous.global_weights)  # a rule that does not fit is reported before any training
         copies = Cohort.stack([previous.global_weights]).expand(federation.slots)
         return State(copies, previous.global_weights)
 
@@ -62,7 +65,7 @@ class FedMut(Algorithm):
         return {group.name: [name for name in group.tensors if name in trainable] for group in groups}
 
     def _directions(self, federation: Federation, slots: int, round: int, group: str, beta: float) -> Tensor:
-        """Return as many 1 as −1 + β in random order, with one 0 among an odd number of slots."""
+        """Return 1 for one half of the slots and −1 + β for the other, in random order; 0 for the odd one out."""
         directions = np.array([1.0, beta - 1.0] * (slots // 2) + [0.0] * (slots % 2))
         rng = federation.generator("mutation signs", round, group)
         return torch.from_numpy(rng.permutation(directions))

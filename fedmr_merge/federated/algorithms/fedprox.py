@@ -17,18 +17,21 @@ from fedmr_merge.federated.training.forward import Forward
 
 @dataclass(frozen=True)
 class FedProx(Averaging):
-    """Clients are held near the global model w by a penalty (Li et al. 2020, MLSys, eq. 2): F(v) + μ/2 ‖v − w‖²."""
+    """A penalty holds the clients near the global model w: they minimise F(v) + μ/2 ‖v − w‖².
+
+    Li et al., "Federated Optimization in Heterogeneous Networks", 2020 (MLSys), eq. 2.
+    """
 
     mu: Annotated[float, Ge(0)] = 0.01  #: μ, weight of the proximal term; 0 is FedAvg
 
     def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
-        """Send the global model, which is also what the clients stay near to."""
+        """Send the global model, which is also the centre that clients stay near."""
         cohort, _ = super().dispatch(federation, state, selected)
         centre = {name: state.global_weights[name] for name in federation.trainable}
         return cohort, Context(shared={"centre": centre})
 
     def attachments(self, federation: Federation, state: State, context: Context) -> tuple[Context, Context]:
-        """Return nothing: the model that a client gets is the one that it stays near to."""
+        """Return nothing: the model that a client gets is the one that it stays near."""
         return Context(), Context()
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:

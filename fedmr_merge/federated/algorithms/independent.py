@@ -1,4 +1,4 @@
-"""K models that never meet."""
+"""K models that are trained independently of each other."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from fedmr_merge.federated.protocol import State, Trained
 
 @dataclass(frozen=True)
 class Independent(Algorithm):
-    """FedMR without recombination, the paper's ablation "FedMR w/o MR": each model goes on at another client, unmixed.
+    """FedMR without recombination: each model is trained further by another client, as it is.
 
-    The clients of a round come in random order, so that keeping each model in its slot hands it on at random.
+    This is the ablation "w/o MR" of Hu et al., "FedMR: Federated Learning via Model Recombination", 2022 (arXiv
+    2208.07677). The clients of a round are in random order, so that a model that stays in its slot meets a random one.
     """
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Go on from the K models, or from K copies of the global one."""
+        """Start from the K models, or from K copies of the global model."""
         return State(distinct_models(federation, previous), previous.global_weights)
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
-        """Keep the trained models; the global model is their unweighted mean."""
+        """Keep the trained models, and average them, unweighted, into the global model."""
         return State(trained.cohort, trained.cohort.mean())

@@ -19,24 +19,25 @@ from fedmr_merge.federated.training.forward import Forward
 
 @dataclass(frozen=True)
 class Moon(Averaging):
-    """Features are drawn to the global model's and away from the client's previous one's (Li et al. 2021, CVPR, eq. 3).
+    """A contrastive loss draws a client's features to those of the global model, away from those of its last model.
 
-    The features are those below the last layer: no projection head is added, so that the models stay comparable. The
-    previous model of a client is kept from its first round on; until then the global one stands in for it, which
-    makes the term a constant.
+    Li, He and Song, "Model-Contrastive Federated Learning", 2021 (CVPR): the local loss ℓ_sup + μ ℓ_con of section 3.
+    The features are the input of the last layer: no projection head is added, so that all methods train the same
+    model. The last model of a client is kept from its first round on; until then the global model takes its place,
+    which makes ℓ_con a constant.
     """
 
     mu: Annotated[float, Ge(0)] = 1.0  #: μ, weight of the contrastive term; 0 is FedAvg
-    temperature: Annotated[float, Gt(0)] = 0.5  #: τ
+    temperature: Annotated[float, Gt(0)] = 0.5  #: τ, temperature of the contrastive term
 
     def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
-        """Send the global model; each client has its previous one."""
+        """Send the global model; each client has its own previous model."""
         cohort, _ = super().dispatch(federation, state, selected)
         previous = recall(state.tensors, selected, state.global_weights)
         return cohort, Context(shared={"global": state.global_weights}, own={"previous": previous})
 
     def attachments(self, federation: Federation, state: State, context: Context) -> tuple[Context, Context]:
-        """Return nothing: the model that a client gets is the global one, and its previous one is its own."""
+        """Return nothing: the model that a client gets is the global one, and it has kept its previous one."""
         return Context(), Context()
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
@@ -47,7 +48,7 @@ class Moon(Averaging):
         similarities = [
             F.cosine_similarity(features, forward.frozen.features(anchor, batch.images)) for anchor in anchors
         ]
-        # −log(exp(s_glob/τ) / (exp(s_glob/τ) + exp(s_prev/τ))) is the cross-entropy of two logits, the first the right.
+        # −log(exp(s_glob/τ) / (exp(s_glob/τ) + exp(s_prev/τ))) is a cross-entropy of two logits, the first being right.
         contrast = F.softplus((similarities[1] - similarities[0]) / self.temperature)
         return F.cross_entropy(logits, batch.labels) + self.mu * contrast.mean()
 

@@ -19,15 +19,17 @@ from fedmr_merge.federated.training.forward import Forward
 
 @dataclass(frozen=True)
 class Scaffold(Algorithm):
-    """Control variates correct the drift of clients (Karimireddy et al. 2020, ICML, algorithm 1, option II).
+    """Control variates correct the drift of the clients.
 
-    c is the server's control variate, c_i a client's; both start at 0. A client's is kept from its first round on.
+    Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", 2020 (ICML), algorithm 1,
+    option II. The server has the control variate c and client i has c_i; all start at 0, and the c_i of a client is
+    kept from its first round on. The paper's clients train without momentum: see `_steps_without_momentum`.
     """
 
-    server_lr: Annotated[float, Gt(0)] = 1.0  #: η_g, how far the server follows the clients' mean update
+    server_lr: Annotated[float, Gt(0)] = 1.0  #: η_g, the step of the server along the mean update of the clients
 
     def start(self, federation: Federation, previous: State) -> State:
-        """Go on from the global model, with no control variates."""
+        """Start from the global model, with control variates of 0."""
         zeros = {f"server/{name}": torch.zeros_like(previous.global_weights[name]) for name in federation.trainable}
         return State.from_global(previous.global_weights, tensors=zeros)
 
@@ -42,11 +44,11 @@ class Scaffold(Algorithm):
         return context, context
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
-        """Return the cross-entropy, with a gradient that has c − c_i added to it (line 10)."""
+        """Return the cross-entropy, to whose gradient c − c_i is added (line 10)."""
         loss = super().objective(forward, weights, batch, context)
         terms = [(weights[name] * tensor).sum() for name, tensor in context.own["correction"].items()]
         linear = torch.stack(terms).sum()
-        # Its gradient is the correction; its value would only blur the loss that is reported.
+        # Its gradient is the correction. Its value is taken off again: it is not a part of the loss that is reported.
         return loss + linear - linear.detach()
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
@@ -58,7 +60,7 @@ class Scaffold(Algorithm):
         updated, total = {}, {}
         for name in server:
             shape = (-1, *[1] * sent[name].dim())
-            # A client that took no step has nothing to divide by, and keeps what it had.
+            # A client that took no step has nothing to divide by, and keeps its control variate.
             divisor = torch.tensor([s or 1.0 for s in scale], device=federation.device).view(shape)
             new = own[name] - server[name] + (sent[name] - trained.cohort.tensors[name]) / divisor
             updated[name] = torch.where(moved.view(shape), new, own[name])
@@ -78,9 +80,10 @@ class Scaffold(Algorithm):
 
 
 def _steps_without_momentum(federation: Federation, steps: int) -> float:
-    """Return how many steps of plain SGD go as far as `steps` with momentum β do on one and the same gradient.
+    """Return how many steps of plain SGD move a model as far as `steps` with momentum β, for a constant gradient.
 
-    The paper's clients have no momentum and divide by K; (x − y_i) over this number is a mean of gradients again.
+    The paper's clients have no momentum and divide by their number of steps; (x − y_i) divided by this number is a
+    mean of gradients again.
     """
     beta = federation.training.momentum
     return sum((1 - beta**step) / (1 - beta) for step in range(1, steps + 1))

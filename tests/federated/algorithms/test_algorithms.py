@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from small_federation import digest, make_federation
+from small_federation import digest, make_federation, restored
 from torch.func import grad_and_value, vmap
 
 from fedmr_merge.federated.catalogue import ALGORITHMS
-from fedmr_merge.federated.cohort import Cohort
-from fedmr_merge.federated.protocol import Batch, Context, State, initial_state
+from fedmr_merge.federated.protocol import Batch, Context, initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.federated.training.local_training import LocalTraining
 
@@ -29,17 +26,6 @@ def algorithm(request):
 
 def run(federation, algorithm, state, first, last):
     return list(run_rounds(federation, algorithm, state, first_round=first, rounds=last - first + 1))
-
-
-def restored(state):
-    """Return the state as a run folder gives it back."""
-
-    def through_bytes(tensors):
-        return safetensors.torch.load(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}))
-
-    slots = [through_bytes(state.cohort.slot(slot)) for slot in range(state.cohort.slots)]
-    facts = json.loads(json.dumps(state.facts))
-    return State(Cohort.stack(slots), through_bytes(state.global_weights), through_bytes(state.tensors), facts)
 
 
 def test_is_a_frozen_dataclass_with_defaults_that_is_short_and_documented(algorithm):
