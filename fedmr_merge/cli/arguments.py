@@ -14,7 +14,7 @@ from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.cli import console
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
-from fedmr_merge.layers.rules import natural_order
+from fedmr_merge.layers.natural_order import natural_order
 
 Checkpoints = Annotated[
     list[str],

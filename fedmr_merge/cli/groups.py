@@ -40,6 +40,13 @@ def show_groups(checkpoint: Checkpoint, grouping: Grouping, *, tensors: bool = F
         f"in {console.plural(len(checkpoint.files), 'file')}"
     )
     show_ties(grouping)
+    show_warnings(grouping)
+
+
+def show_warnings(grouping: Grouping) -> None:
+    """Print what the user should know of a grouping."""
+    for warning in grouping.warnings:
+        console.complain("warning", warning)
 
 
 def show_ties(grouping: Grouping) -> None:

@@ -24,7 +24,7 @@ from fedmr_merge.cli.arguments import (
     slot_numbers,
     warn_left_out,
 )
-from fedmr_merge.cli.groups import perhaps_tied, show_groups, show_ties
+from fedmr_merge.cli.groups import perhaps_tied, show_groups, show_ties, show_warnings
 from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def recombine(
             inputs, out, drawing, writing, distinct=True, headers_only=dry_run, progress=progress
         )
     warn_left_out(work.parents)
+    show_warnings(work.grouping)
     if dry_run:
         if save_plan is not None:
             _refuse_provisional(work)

@@ -44,8 +44,8 @@ def check(
     """
     from fedmr_merge.errors import RuleError
     from fedmr_merge.hub.inputs import open_inputs
+    from fedmr_merge.layers.rule_check import check_require_equal, check_rule_file
     from fedmr_merge.layers.rule_language import read_rule_file
-    from fedmr_merge.layers.rules import check_require_equal, check_rule_file
 
     faults: dict[str, list[str]] = {}  # with the checkpoints that have them
     checked = open_inputs(expand(checkpoints), headers_only=True, configs=read_rule_file(rule_file).require_equal)

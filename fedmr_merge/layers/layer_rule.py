@@ -1,11 +1,10 @@
 """The `layer` rule: a convolution or linear layer with its bias and its normalisation, statistics included (the
 paper's layer).
 
-What belongs together is read from the grouping that the trainer writes into a file's metadata; else from the names,
-since names are all that a checkpoint tells:
+What belongs together is read from the grouping that the trainer writes into a file's metadata; else from names and
+shapes, since these are all that a checkpoint shows:
 
-    conv1 / bn1, layer1.0.conv2 / layer1.0.bn2      the normalisation has its convolution's name and number
-    downsample.0 / downsample.1, features.3 / .4    it is the next module with weights in the same sequence
+    bn1, downsample.1, normalization, ...           joins its convolution, which `pairing` finds
     q_proj.lora_A / q_proj.lora_B                   an adapter's factors are one layer: the mean of the products is not
                                                     the product of the means
     everything else                                 stays with its parent module
@@ -14,27 +13,26 @@ since names are all that a checkpoint tells:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from fedmr_merge.checkpoint.metadata import read_layers
 from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.layers.modules import Modules, Shapes
+from fedmr_merge.layers.pairing import pair
+from fedmr_merge.layers.plan import LayerGroup
 
-Shapes = Mapping[str, tuple[int, ...]]
-
+_STATISTICS = ".running_mean"
 _NORM_LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-_NORM_NAME = re.compile(r"(?P<before>.*?)(?P<word>batch_?norm|bn|norm|gn)(?P<after>\d*(?:_.*)?)\Z", re.IGNORECASE)
 #: As peft and kohya write them, with or without the adapter's name at the end.
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?:(?:embedding_)?[AB]|magnitude_vector|down|up|mid)(?:\..+)?", re.DOTALL)
-_NUMBER = re.compile(r"[0-9]{1,9}")
-_MAX_GAP = 16  #: modules without weights between a layer and its normalisation in a sequence
-#: Which layers a normalisation may be named after. `norm1` of a transformer belongs to no `linear1`; `bn1` can only be
-#: batch normalisation.
-_PARTNERS = {
-    "bn": ("conv", "fc", "linear", "lin", "dense"),
-    "batchnorm": ("conv", "fc", "linear"),
-    "norm": ("conv",),
-    "gn": ("conv",),
-}
+
+
+class Layers(NamedTuple):
+    """The layers of a model, as its names and shapes show them."""
+
+    layer_of: dict[str, str]  #: tensor name -> layer name
+    joined: int  #: how many normalisations joined their layer
 
 
 def trainer_layers(checkpoint: Checkpoint) -> dict[str, str] | None:
@@ -49,9 +47,9 @@ def trainer_layers(checkpoint: Checkpoint) -> dict[str, str] | None:
     return found or None
 
 
-def layers_from_names(shapes: Shapes) -> tuple[dict[str, str], int]:
-    """Return tensor name -> layer name, and how many normalisations joined a layer."""
-    names: dict[str, str] = {}  # one text of each module's name serves all its tensors
+def layers_from_names(shapes: Shapes) -> Layers:
+    """Return the layers of a model, in which every tensor has its place."""
+    names: dict[str, str] = {}  # one string of each module's name serves all its tensors
     layers: dict[str, str] = {}
     others: set[str] = set()  # modules with tensors that no normalisation has
     for name in shapes:
@@ -65,49 +63,32 @@ def layers_from_names(shapes: Shapes) -> tuple[dict[str, str], int]:
         layers[name] = names.setdefault(module or name, module or name)
         if leaf not in _NORM_LEAVES:
             others.add(layers[name])
-    modules = names.keys()
-    joined = {
-        module: partner
-        for module in modules - others
-        if _is_norm(module, shapes) and (partner := _partner(module, shapes, modules)) is not None
-    }
-    if joined:
-        layers = {name: joined.get(module, module) for name, module in layers.items()}
-    return layers, len(joined)
+    modules = Modules(shapes, names.keys(), [n for n in names if n not in others and _is_norm(n, shapes)])
+    joined = pair(modules)
+    whole = {part: parent for parent in set(joined.values()) for part in modules.parallel.get(parent, ())}
+    moved = joined | whole
+    if moved:
+        layers = {name: moved.get(module, module) for name, module in layers.items()}
+    return Layers(layers, len(joined))
+
+
+def statistics_without_layer(shapes: Shapes, groups: Iterable[LayerGroup]) -> list[str]:
+    """Return the normalisations with running statistics in whose layer group there is no layer of their size.
+
+    Under any rule: their statistics would part from the weights that they were measured on.
+    """
+    found: list[str] = []
+    for group in groups:
+        norms = [tensor.removesuffix(_STATISTICS) for tensor in group.tensors if tensor.endswith(_STATISTICS)]
+        if not norms:
+            continue
+        layers = [shapes[t] for t in group.tensors if t.endswith(".weight") and len(shapes[t]) > 1]
+        channels = {size for shape in layers for size in shape[:2]} | {sum(shape[0] for shape in layers)}
+        most = max((shape[0] for shape in layers), default=0)  # a normalisation can be of a part of what a layer gives
+        sizes = {norm: shapes[f"{norm}{_STATISTICS}"] for norm in norms}
+        found += [norm for norm, size in sizes.items() if len(size) == 1 and size[0] not in channels and size[0] > most]
+    return found
 
 
 def _is_norm(module: str, shapes: Shapes) -> bool:
     return len(shapes.get(f"{module}.weight", shapes.get(f"{module}.running_mean", ()))) == 1
-
-
-def _is_layer(module: str, shapes: Shapes) -> bool:
-    return len(shapes.get(f"{module}.weight", ())) >= 2
-
-
-def _partner(module: str, shapes: Shapes, modules: Collection[str]) -> str | None:
-    """Return the layer that a normalisation belongs to, None when the names do not tell."""
-    is_numbered = _NUMBER.fullmatch(module.rpartition(".")[2])
-    candidates = _previous_in_sequence(module, modules) if is_numbered else _namesakes(module)
-    size = shapes.get(f"{module}.weight", shapes.get(f"{module}.running_mean", (0,)))[0]
-    for candidate in candidates:
-        # Its size is that of the layer's output, or of its input where normalisation comes first.
-        if _is_layer(candidate, shapes) and size in shapes[f"{candidate}.weight"][:2]:
-            return candidate
-    return None
-
-
-def _namesakes(module: str) -> list[str]:
-    parent, dot, last = module.rpartition(".")
-    found = _NORM_NAME.match(last)
-    if found is None:
-        return []
-    word = found["word"].lower().replace("_", "")
-    return [f"{parent}{dot}{found['before']}{partner}{found['after']}" for partner in _PARTNERS[word]]
-
-
-def _previous_in_sequence(module: str, modules: Collection[str]) -> list[str]:
-    parent, dot, last = module.rpartition(".")
-    for index in range(int(last) - 1, max(-1, int(last) - _MAX_GAP), -1):
-        if f"{parent}{dot}{index}" in modules:
-            return [f"{parent}{dot}{index}"]
-    return []

@@ -1,30 +1,31 @@
 """Layer rules: every tensor of a model belongs to exactly one layer group.
 
-A rule is named by one text: a built-in rule (`layer`, or a file of `rulesets/`), `segments:N`, `auto`, or the path of
+A rule is named by one string: a built-in rule (`layer`, or a file of `rulesets/`), `segments:N`, `auto`, or the path of
 a rule file.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.errors import RuleError
-from fedmr_merge.layers.layer_rule import layers_from_names
+from fedmr_merge.layers.groups import collect
+from fedmr_merge.layers.layer_rule import layers_from_names, statistics_without_layer
+from fedmr_merge.layers.modules import Shapes
+from fedmr_merge.layers.natural_order import natural_order
 from fedmr_merge.layers.plan import LayerGroup
 
 if TYPE_CHECKING:
-    from fedmr_merge.checkpoint.open import Checkpoint
-    from fedmr_merge.layers.rule_language import Rule, RuleSet
+    from fedmr_merge.layers.rule_language import RuleSet
 
-Shapes = Mapping[str, tuple[int, ...]]
+#: The input embedding of a language model, by its name.
+_EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|embed_in|(?:word|tok)_embeddings|embeddings?|shared)\.weight")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Grouping:
     require_equal: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: JSON sidecar -> keys that must agree
     tied: tuple[tuple[str, ...], ...] = ()  #: tensors that are one in the model and were put into one group
     perhaps_tied: tuple[tuple[str, ...], ...] = ()  #: tensors of several groups that are one if their bytes are equal
+    warnings: tuple[str, ...] = ()  #: what the user should know before models are grouped like this
 
     @cached_property
     def group_of(self) -> dict[str, str]:
@@ -61,67 +63,6 @@ def describe_rules() -> list[tuple[str, str]]:
     return [(name, described.get(name) or _built_in(name).description) for name in rule_names()]
 
 
-def check_rule_file(path: Path, shapes: Shapes) -> list[str]:
-    """Return what is wrong with a rule file for these tensors: unmatched or ambiguous ones, rules that take nothing,
-    ties of tensors that are not there.
-
-    Ambiguous is a tensor that two rules put into different groups. A rule that matches everything is a fallback and
-    may follow any other.
-    """
-    from fedmr_merge.layers.rule_language import read_rule_file
-
-    rule_set = read_rule_file(path)
-    faults: list[str] = []
-    used: set[Rule] = set()
-    for name in shapes:
-        matches = [(rule, group) for rule in rule_set.rules if (group := rule.group_of(name)) is not None]
-        if not matches:
-            if not rule_set.layer_otherwise:
-                faults.append(f"{name!r} matches no rule")
-            continue
-        used.add(matches[0][0])
-        first, group = matches[0]
-        for rule, other in matches[1:]:
-            if not rule.is_fallback and other != group:
-                faults.append(
-                    f"{name!r} is ambiguous: line {first.line} says {group!r}, line {rule.line} says {other!r}"
-                )
-    faults += [f"line {r.line}: the rule {r.match!r} takes no tensor" for r in rule_set.rules if r not in used]
-    tied = dict.fromkeys(name for tie in rule_set.ties for name in tie)
-    faults += [
-        f"line {rule_set.lines['ties', name]}: ties: there is no tensor {name!r}" for name in tied if name not in shapes
-    ]
-    return faults
-
-
-def check_require_equal(path: Path, checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return which files and keys of a rule file's `require_equal` none of the checkpoints has.
-
-    Raises CheckpointError for such a file that is not JSON.
-    """
-    from fedmr_merge.layers.rule_language import read_rule_file
-
-    rule_set = read_rule_file(path)
-    faults: list[str] = []
-    for file, keys in rule_set.require_equal.items():
-        found = [
-            checkpoint.read_json(sidecar)
-            for checkpoint in checkpoints
-            for sidecar in checkpoint.sidecars
-            if sidecar.rpartition("/")[2] == file  # in any component's folder
-        ]
-        if not found:
-            faults.append(f"line {rule_set.lines['require_equal', file]}: require_equal: no checkpoint has {file!r}")
-            continue
-        there = {key for content in found if isinstance(content, dict) for key in content}
-        faults += [
-            f"line {rule_set.lines['require_equal', file, key]}: require_equal: no {file} has the key {key!r}"
-            for key in keys
-            if key not in there
-        ]
-    return faults
-
-
 def compared_files(rule: str) -> Collection[str]:
     """Return the JSON files that a rule compares beside the configuration. Raises RuleError for a rule set that is
     unknown or malformed.
@@ -141,16 +82,43 @@ def group_tensors(rule: str, shapes: Shapes, layers: Mapping[str, str] | None = 
 
 def apply_rule(rule: str, shapes: Shapes, layers: Mapping[str, str] | None = None) -> Grouping:
     """Group tensors under a rule and say how the groups were found; see `group_tensors`."""
+    if layers is not None and shapes.keys() <= layers.keys() and rule in ("auto", "layer"):
+        return Grouping("layer", "as the trainer wrote it into the file's metadata", collect(layers, shapes))
+    grouping = _by_rule(rule, shapes)
+    return replace(grouping, warnings=tuple(_warnings(grouping, shapes, by_default=rule == "layer")))
+
+
+def _by_rule(rule: str, shapes: Shapes) -> Grouping:
     if rule == "auto":
-        return _auto(shapes, layers)
+        detected = _detect(shapes)
+        if detected is None:
+            return _layer(shapes)
+        found = f"picked by the names: {detected.description}"
+        return Grouping(detected.name, found, _match(detected, shapes), detected.require_equal)
     if rule == "layer":
-        return _layer(shapes, layers)
+        return _layer(shapes)
     if rule.partition(":")[0] == "segments":
         return _segments(rule, shapes)
     rule_set = load_rule_set(rule)
     return Grouping(
         rule, rule_set.description or f"by the rules of {rule}", _match(rule_set, shapes), rule_set.require_equal
     )
+
+
+def _warnings(grouping: Grouping, shapes: Shapes, *, by_default: bool) -> Iterator[str]:
+    torn = statistics_without_layer(shapes, grouping.groups)
+    if torn:
+        names = ", ".join(torn[:10]) + (f" and {len(torn) - 10} more" if len(torn) > 10 else "")
+        what = "normalisation moves" if len(torn) == 1 else "normalisations move"
+        yield (
+            f"{len(torn)} {what} without the layer that the running statistics were measured on: {names}. The "
+            "recombined models are likely to be poor: write a rule file that keeps them together, or try --rule block"
+        )
+    if by_default and any(_EMBEDDING.fullmatch(name) for name in shapes) and (better := _detect(shapes)):
+        yield (
+            "these look like language models, whose projections the rule layer moves one by one; use --rule auto, "
+            f"which picks the rule {better.name} for them"
+        )
 
 
 def load_rule_set(rule: str) -> RuleSet:
@@ -175,35 +143,25 @@ def _built_in(name: str) -> RuleSet:
     return parse_rules(text, f"rulesets/{name}.yaml", name)
 
 
-def _auto(shapes: Shapes, layers: Mapping[str, str] | None) -> Grouping:
-    """The rule set with the most `detect` patterns of those whose patterns are all found among the names."""
-    if not _written_by_trainer(shapes, layers):
-        rule_sets = [_built_in(name) for name in rule_names() if name not in ("auto", "layer", "segments:N")]
-        for rule_set in sorted(rule_sets, key=lambda rule_set: -len(rule_set.detect)):
-            if rule_set.detects(list(shapes)):
-                found = f"picked by the names: {rule_set.description}"
-                return Grouping(rule_set.name, found, _match(rule_set, shapes), rule_set.require_equal)
-    return _layer(shapes, layers)
+def _detect(shapes: Shapes) -> RuleSet | None:
+    """Return the rule set with the most `detect` patterns of those whose patterns are all found among the names."""
+    rule_sets = [_built_in(name) for name in rule_names() if name not in ("auto", "layer", "segments:N")]
+    by_patterns = sorted(rule_sets, key=lambda rule_set: -len(rule_set.detect))
+    return next((rule_set for rule_set in by_patterns if rule_set.detects(list(shapes))), None)
 
 
-def _written_by_trainer(shapes: Shapes, layers: Mapping[str, str] | None) -> bool:
-    return layers is not None and shapes.keys() <= layers.keys()
-
-
-def _layer(shapes: Shapes, layers: Mapping[str, str] | None) -> Grouping:
-    if layers is not None and _written_by_trainer(shapes, layers):
-        return Grouping("layer", "as the trainer wrote it into the file's metadata", _collect(layers, shapes))
-    by_name, joined = layers_from_names(shapes)
+def _layer(shapes: Shapes) -> Grouping:
+    layer_of, joined = layers_from_names(shapes)
     found = (
-        f"paired by name: {joined} normalisation{'s' if joined > 1 else ''} joined their layer"
+        f"paired by names and shapes: {joined} normalisation{'s' if joined > 1 else ''} joined their layer"
         if joined
-        else "by module: no normalisation pairs with a layer by its name"
+        else "by module: no normalisation pairs with a layer"
     )
-    return Grouping("layer", found, _collect(by_name, shapes))
+    return Grouping("layer", found, collect(layer_of, shapes))
 
 
 def _segments(rule: str, shapes: Shapes) -> Grouping:
-    """N contiguous runs of tensors, in natural order of their names, as even in number as can be."""
+    """Return N contiguous runs of tensors, in natural order of their names, as even in number as can be."""
     count = rule.removeprefix("segments:")
     if not count.isdecimal() or not 1 <= int(count) <= len(shapes):
         raise RuleError(
@@ -212,18 +170,7 @@ def _segments(rule: str, shapes: Shapes) -> Grouping:
         )
     names = sorted(shapes, key=natural_order)
     runs = {name: f"segment.{position * int(count) // len(names)}" for position, name in enumerate(names)}
-    return Grouping(rule, f"{count} contiguous runs of {len(names)} tensors", _collect(runs, names))
-
-
-def natural_order(name: str) -> str:
-    """Sort key under which layer2 comes before layer10."""
-
-    def number(found: re.Match[str]) -> str:
-        # Numbers compare by their length, then digit by digit: they may have thousands of digits.
-        digits = found.group().lstrip("0")
-        return f"\0{chr(min(len(digits), sys.maxunicode))}{digits}"
-
-    return re.sub("[0-9]+", number, name)
+    return Grouping(rule, f"{count} contiguous runs of {len(names)} tensors", collect(runs, names))
 
 
 def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:
@@ -248,61 +195,4 @@ def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:
             f"layer rule {rule_set.name!r}: no rule matches {', '.join(map(repr, unmatched[:5]))}{more}",
             hint='add a rule for them; `{match: "**", group: rest}` at the end takes what is left',
         )
-    return _collect(group_of, shapes, pinned, rule_set.ties)
-
-
-def _collect(
-    group_of: Mapping[str, str],
-    names: Collection[str],
-    pinned: Iterable[str] = (),
-    ties: Sequence[Sequence[str]] = (),
-) -> tuple[LayerGroup, ...]:
-    order: dict[str, int] = {}  # of the groups: that of their first tensors
-    for name in names:
-        order.setdefault(group_of[name], len(order))
-    stay = set(pinned)
-    members = groupby(sorted(names, key=lambda name: order[group_of[name]]), key=group_of.__getitem__)
-    groups = tuple(LayerGroup(group, tuple(tensors), group in stay) for group, tensors in members)
-    return tie_groups(groups, ties)
-
-
-def tie_groups(groups: Sequence[LayerGroup], ties: Sequence[Sequence[str]]) -> tuple[LayerGroup, ...]:
-    """Join the groups of tied tensors: what is one tensor in the model must move as one.
-
-    The first group's name stays.
-    """
-    joined = list(groups)
-    for tie in ties:
-        parts = [group for group in joined if set(group.tensors) & set(tie)]
-        if len(parts) > 1:
-            whole = LayerGroup(
-                parts[0].name, tuple(t for part in parts for t in part.tensors), any(part.pinned for part in parts)
-            )
-            joined = [whole if group is parts[0] else group for group in joined if group not in parts[1:]]
-    return tuple(joined)
-
-
-def pin_groups(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> tuple[LayerGroup, ...]:
-    """Pin the groups that hold a tensor matching one of the patterns.
-
-    Raises RuleError for a pattern that is malformed or matches nothing.
-    """
-    if not patterns:
-        return tuple(groups)
-    from fedmr_merge.layers.rule_language import compile_pattern
-
-    pinned: set[str] = set()
-    for text in patterns:
-        try:
-            pattern = compile_pattern(text)
-        except (ValueError, re.error) as error:
-            raise RuleError(
-                f"--pin {text!r}: malformed pattern: {error}", hint="docs/recombine.md explains patterns"
-            ) from error
-        matching = {group.name for group in groups if any(pattern.fullmatch(tensor) for tensor in group.tensors)}
-        if not matching:
-            raise RuleError(
-                f"--pin {text!r}: matches no tensor", hint="`fedmr-merge rules explain CKPT` shows their names"
-            )
-        pinned |= matching
-    return tuple(replace(group, pinned=group.pinned or group.name in pinned) for group in groups)
+    return collect(group_of, shapes, pinned, rule_set.ties)

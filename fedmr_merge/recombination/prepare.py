@@ -16,9 +16,10 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable
 from fedmr_merge.errors import PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside, refuse_twice
+from fedmr_merge.layers.groups import pin_groups, tie_groups
 from fedmr_merge.layers.layer_rule import trainer_layers
 from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
-from fedmr_merge.layers.rules import Grouping, apply_rule, compared_files, pin_groups, tie_groups
+from fedmr_merge.layers.rules import Grouping, apply_rule, compared_files
 from fedmr_merge.layers.ties import find_ties
 from fedmr_merge.lineage.parents import recorded_place
 from fedmr_merge.merging.average import check_mean, mean_layout

@@ -12,18 +12,12 @@ from small_checkpoints import MIXED, floats, model, write
 
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, RuleError
+from fedmr_merge.layers.groups import pin_groups, tie_groups
+from fedmr_merge.layers.natural_order import natural_order
 from fedmr_merge.layers.plan import LayerGroup
+from fedmr_merge.layers.rule_check import check_rule_file
 from fedmr_merge.layers.rule_language import compile_pattern, parse_rules
-from fedmr_merge.layers.rules import (
-    apply_rule,
-    check_rule_file,
-    describe_rules,
-    group_tensors,
-    natural_order,
-    pin_groups,
-    rule_names,
-    tie_groups,
-)
+from fedmr_merge.layers.rules import apply_rule, describe_rules, group_tensors, rule_names
 from fedmr_merge.merging.average import average
 from fedmr_merge.recombination.layouts.files import FilesLayout
 from fedmr_merge.recombination.layouts.store import StoreLayout
@@ -173,7 +167,7 @@ def test_the_first_match_wins_and_what_is_left_can_go_by_layer(tmp_path: Path) -
         ('rules:\n  - {match: "{", group: a}\n  - {group: a}\nx: 1', ["line 2", "line 3", "line 4"]),
     ],
 )  # fmt: skip
-def test_every_fault_is_told_with_its_line(text: str, faults: list[str], tmp_path: Path) -> None:
+def test_every_fault_is_reported_with_its_line(text: str, faults: list[str], tmp_path: Path) -> None:
     with pytest.raises(RuleError) as caught:
         apply_rule(rules_file(tmp_path, text), {"a": ()})
     assert all(fault in str(caught.value) for fault in faults), caught.value
@@ -318,6 +312,12 @@ NAMES = {
             "layers.0.blocks.1", "layers.0"},
         ("layer1.0.conv1.weight", "layer1.0.bn1.weight", "layer4.1.conv2.weight", "conv1.weight", "bn1.weight"): {
             "layer1.0", "layer4.1", "conv1"},
+        ("features.1.0.layer_scale", "features.1.0.block.0.weight", "features.1.1.block.0.weight"): {
+            "features.1.0", "features.1.1"},
+        ("backbone.layers.0.mixer.A_log", "backbone.layers.0.norm.weight", "backbone.norm_f.weight"): {
+            "backbone.layers.0", "backbone.norm_f"},
+        ("stages.0.blocks.1.gamma", "stages.0.blocks.1.conv_dw.weight", "stages.0.downsample.0.weight"): {
+            "stages.0.blocks.1", "stages.0.downsample.0"},
         ("features.0.weight", "features.1.running_mean", "features.3.weight", "classifier.0.weight"): {
             "features.0", "features.3", "classifier.0"},
     },
@@ -360,6 +360,14 @@ def test_rule_sets_know_the_usual_names(rule: str, names: tuple[str, ...]) -> No
         ("block", LLAMA),
         ("block", ("bert.encoder.layer.1.attention.self.query.weight",)),
         ("block", ("unet/down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight", "unet/conv_in.weight")),
+        ("block", ("backbone.embeddings.weight", "backbone.layers.0.mixer.A_log", "backbone.layers.0.norm.weight")),
+        ("block", ("stages.0.blocks.1.gamma", "stages.0.blocks.1.conv_dw.weight", "stem.0.weight")),
+        ("block", ("convnext.encoder.stages.0.layers.1.layer_scale_parameter", "convnext.layernorm.weight")),
+        ("block", ("features.1.0.layer_scale", "features.1.0.block.0.weight")),
+        ("block", ("encoder.stages.0.layers.0.grn.weight", "encoder.stages.0.layers.0.dwconv.weight")),
+        ("block", ("blocks.0.mlp_tokens.fc1.weight", "blocks.0.mlp_channels.fc1.weight", "stem.proj.weight")),
+        ("block", ("blocks.0.linear_tokens.weight", "blocks.0.norm1.alpha")),
+        ("layer", ("blocks.0.0.conv_dw.weight", "blocks.0.0.bn1.weight", "conv_stem.weight")),
         ("moe", next(iter(NAMES["moe"]))),
         ("moe", SWITCH),
         ("lora", next(iter(NAMES["lora"]))),

@@ -1,0 +1,139 @@
+"""Normalisations and their layers: paired by what a checkpoint shows, over architectures of three libraries."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from fedmr_merge.layers.layer_rule import layers_from_names, statistics_without_layer
+from fedmr_merge.layers.rules import apply_rule
+
+Shapes = dict[str, tuple[int, ...]]
+
+#: One file for each architecture. A line is a tensor with its shape, or a normalisation with its size and the layer
+#: that it belongs to: the one whose output it takes when the network runs, or, where it comes first, that takes what
+#: it gives.
+FIXTURES = sorted((Path(__file__).parents[1] / "fixtures" / "layers").glob("*.txt"))
+BN = ("weight", "bias", "running_mean", "running_var")
+
+
+def norm(module: str, size: int) -> Shapes:
+    return {f"{module}.{leaf}": (size,) for leaf in BN} | {f"{module}.num_batches_tracked": ()}
+
+
+def architecture(path: Path) -> tuple[Shapes, dict[str, str]]:
+    """Return the shapes of an architecture in the order of its definition, and normalisation -> layer."""
+    shapes: Shapes = {}
+    expected: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        name, *rest = line.split()
+        if rest[0] == "norm":
+            shapes |= norm(name, int(rest[1]))
+            expected[name] = rest[2]
+        else:
+            shapes[name] = () if rest[0] == "-" else tuple(map(int, rest[0].split("x")))
+    return shapes, expected
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("order", ["defined", "sorted", "shuffled"])
+def test_every_normalisation_stays_with_its_layer(path: Path, order: str) -> None:
+    shapes, expected = architecture(path)
+    names = sorted(shapes) if order == "sorted" else list(shapes)
+    if order == "shuffled":
+        random.Random(0).shuffle(names)
+    layer_of, joined = layers_from_names({name: shapes[name] for name in names})
+    wrong = {n: layer_of[f"{n}.running_mean"] for n, to in expected.items() if layer_of[f"{n}.running_mean"] != to}
+    assert wrong == {}
+    assert joined == len(expected)
+    assert all(layer_of[f"{n}.{leaf}"] == to for n, to in expected.items() for leaf in (*BN, "num_batches_tracked"))
+    assert apply_rule("layer", shapes).warnings == ()
+
+
+def test_the_fixtures_hold_the_architectures_that_fell_apart() -> None:
+    assert len(FIXTURES) >= 15
+    assert sum(len(architecture(path)[1]) for path in FIXTURES) > 800
+
+
+# Small cases
+
+
+def test_only_sizes_and_the_chain_of_channels_tell_the_order() -> None:
+    """No name says which layer comes first: 8 -> 32 (b), depthwise (c), 32 -> 16 (a)."""
+    shapes: Shapes = {"m.a.weight": (16, 32, 1, 1), "m.b.weight": (32, 8, 1, 1), "m.c.weight": (32, 1, 3, 3)}
+    shapes |= norm("m.x1", 32) | norm("m.x2", 32) | norm("m.x3", 16)
+    layer_of = layers_from_names(shapes).layer_of
+    assert [layer_of[f"m.x{i}.weight"] for i in (1, 2, 3)] == ["m.b", "m.c", "m.a"]
+
+
+def test_what_one_block_leaves_open_another_of_the_same_names_tells() -> None:
+    """In the first block both orders fit, and in the second one only."""
+    shapes: Shapes = {}
+    for block, inputs, outputs in (("m.0", 8, 8), ("m.1", 8, 16)):
+        shapes |= {f"{block}.q.weight": (outputs, inputs, 1, 1), f"{block}.p.weight": (inputs, 1, 3, 3)}
+        shapes |= norm(f"{block}.n1", inputs) | norm(f"{block}.n2", outputs)
+    layer_of = layers_from_names(shapes).layer_of
+    assert [layer_of[f"m.0.n{i}.weight"] for i in (1, 2)] == ["m.0.p", "m.0.q"]
+
+
+def test_parallel_convolutions_are_one_layer() -> None:
+    shapes: Shapes = {"m.conv.0.weight": (8, 4, 3, 3), "m.conv.1.weight": (4, 4, 5, 5), **norm("m.bn", 12)}
+    layer_of = layers_from_names(shapes).layer_of
+    assert {layer_of[name] for name in shapes} == {"m.conv"}
+
+
+def test_a_vector_without_statistics_joins_a_convolution_alone_beside_it() -> None:
+    shapes: Shapes = {"a.proj.weight": (8, 3, 4, 4), "a.norm.weight": (8,), "a.norm.bias": (8,)}
+    assert layers_from_names(shapes).layer_of["a.norm.weight"] == "a.proj"
+    shapes = {"a.dense.weight": (8, 8), "a.LayerNorm.weight": (8,), "a.LayerNorm.bias": (8,)}
+    assert layers_from_names(shapes).layer_of["a.LayerNorm.weight"] == "a.LayerNorm"
+
+
+# Warnings
+
+
+def test_normalisations_that_no_layer_fits_are_a_warning_that_names_them() -> None:
+    shapes: Shapes = {"a.conv.weight": (8, 3, 3, 3), **norm("a.other", 5), "fc.weight": (10, 8)}
+    (warning,) = apply_rule("layer", shapes).warnings
+    assert warning.startswith(
+        "1 normalisation moves without the layer that the running statistics were measured on: a.other."
+    )
+    many: Shapes = {"fc.weight": (3, 2)}
+    for i in range(12):
+        many |= norm(f"x.{i}", 7)
+    (warning,) = apply_rule("layer", many).warnings
+    assert "x.9 and 2 more" in warning
+
+
+@pytest.mark.parametrize("rule", ["tensor", "module"])
+def test_a_rule_that_tears_statistics_from_their_layer_is_a_warning(rule: str) -> None:
+    shapes: Shapes = {"conv1.weight": (8, 3, 3, 3), **norm("bn1", 8)}
+    assert "bn1" in apply_rule(rule, shapes).warnings[0]
+    assert apply_rule("layer", shapes).warnings == apply_rule("model", shapes).warnings == ()
+    assert statistics_without_layer(shapes, apply_rule(rule, shapes).groups) == ["bn1"]
+
+
+def test_what_the_trainer_wrote_wins_and_is_no_reason_for_a_warning() -> None:
+    shapes: Shapes = {"conv1.weight": (8, 3, 3, 3), **norm("bn1", 8)}
+    grouping = apply_rule("layer", shapes, {name: name for name in shapes})
+    assert (len(grouping.groups), grouping.warnings) == (len(shapes), ())
+
+
+def test_language_models_under_the_rule_layer_are_advised_to_use_auto() -> None:
+    shapes: Shapes = {"model.embed_tokens.weight": (9, 4), "model.layers.0.self_attn.q_proj.weight": (4, 4)}
+    assert "use --rule auto, which picks the rule block" in apply_rule("layer", shapes).warnings[0]
+    assert apply_rule("auto", shapes).warnings == apply_rule("block", shapes).warnings == ()
+    vision: Shapes = {"vit.layers.0.attention.query.weight": (4, 4)}
+    assert apply_rule("layer", vision).warnings == ()
+
+
+def test_many_normalisations_take_bounded_time() -> None:
+    shapes: Shapes = {}
+    for i in range(4000):
+        shapes |= norm(f"x{i}.{'a.' * 20}n", 7) | {f"y{i}.weight": (3, 3)}
+    start = time.process_time()
+    layers_from_names(shapes)
+    assert time.process_time() - start < 10
