@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from fedmr_merge.errors import RuleError
+from fedmr_merge.layers.patterns import compile_pattern
 from fedmr_merge.layers.plan import LayerGroup
 
 
@@ -50,9 +51,8 @@ def pin_groups(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> tuple[L
     """
     if not patterns:
         return tuple(groups)
-    from fedmr_merge.layers.rule_language import compile_pattern
-
     pinned: set[str] = set()
+    group_of = {tensor: group.name for group in groups for tensor in group.tensors}
     for text in patterns:
         try:
             pattern = compile_pattern(text)
@@ -60,7 +60,8 @@ def pin_groups(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> tuple[L
             raise RuleError(
                 f"--pin {text!r}: malformed pattern: {error}", hint="docs/recombine.md explains patterns"
             ) from error
-        matching = {group.name for group in groups if any(pattern.fullmatch(tensor) for tensor in group.tensors)}
+        found = pattern.match(list(group_of))
+        matching = {group for group, kept in zip(group_of.values(), found, strict=True) if kept is not None}
         if not matching:
             raise RuleError(
                 f"--pin {text!r}: matches no tensor", hint="`fedmr-merge rules explain CKPT` shows their names"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.layers.modules import Shapes
+from fedmr_merge.layers.patterns import shortened
 from fedmr_merge.layers.rule_language import Rule, read_rule_file
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ def check_rule_file(path: Path, shapes: Shapes) -> list[str]:
     rule_set = read_rule_file(path)
     faults: list[str] = []
     used: set[Rule] = set()
-    for name in shapes:
-        matches = [(rule, group) for rule in rule_set.rules if (group := rule.group_of(name)) is not None]
+    groups = [rule.groups_of(list(shapes)) for rule in rule_set.rules]
+    for place, name in enumerate(shapes):
+        given = ((rule, found[place]) for rule, found in zip(rule_set.rules, groups, strict=True))
+        matches = [(rule, group) for rule, group in given if group is not None]
         if not matches:
             if not rule_set.layer_otherwise:
                 faults.append(f"{name!r} matches no rule")
@@ -36,7 +39,9 @@ def check_rule_file(path: Path, shapes: Shapes) -> list[str]:
                 faults.append(
                     f"{name!r} is ambiguous: line {first.line} says {group!r}, line {rule.line} says {other!r}"
                 )
-    faults += [f"line {r.line}: the rule {r.match!r} takes no tensor" for r in rule_set.rules if r not in used]
+    faults += [
+        f"line {r.line}: the rule {shortened(r.pattern.text)} takes no tensor" for r in rule_set.rules if r not in used
+    ]
     tied = dict.fromkeys(name for tie in rule_set.ties for name in tie)
     faults += [
         f"line {rule_set.lines['ties', name]}: ties: there is no tensor {name!r}" for name in tied if name not in shapes

@@ -25,10 +25,9 @@ import yaml
 
 from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.errors import RuleError
+from fedmr_merge.layers.patterns import Pattern, compile_pattern, shortened
 
-#: What a pattern that matches every name is compiled to, captured or not.
-_ANYTHING = re.compile(r"\^?(?:\.[*+]\??|\((?:\?:|\?P<\w+>)?\.[*+]\??\))\$?")
-_CAPTURE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_LONGEST_NAME = 300
 _FIELDS = {"match", "group", "recombine"}
 _SECTIONS = {"description", "detect", "rules", "otherwise", "ties", "require_equal"}
 
@@ -37,24 +36,22 @@ _SECTIONS = {"description", "detect", "rules", "otherwise", "ties", "require_equ
 class Rule:
     """One line of a rule set: the tensors that match it, and the group they go to."""
 
-    match: str
-    pattern: re.Pattern[str]
+    pattern: Pattern
     group: str
     pinned: bool
     line: int
 
     @property
     def is_fallback(self) -> bool:
-        """Whether it takes whatever the rules before it left."""
-        return bool(_ANYTHING.fullmatch(self.pattern.pattern))
+        """Return whether it takes whatever the rules before it left."""
+        return self.pattern.matches_anything
 
-    def group_of(self, name: str) -> str | None:
-        """Return the group that this rule gives a tensor, None when it does not match."""
-        found = self.pattern.fullmatch(name)
-        if found is None:
-            return None
-        captures = {key: value or "" for key, value in found.groupdict().items()}
-        return self.group.format_map(captures)
+    def groups_of(self, names: Sequence[str]) -> list[str | None]:
+        """Return for each tensor the group that this rule gives it, None where it does not match.
+
+        Raises RuleError where matching takes too long.
+        """
+        return [None if kept is None else self.group.format_map(kept) for kept in self.pattern.match(names)]
 
 
 @dataclass(frozen=True)
@@ -66,87 +63,15 @@ class RuleSet:
     rules: tuple[Rule, ...]
     ties: tuple[tuple[str, ...], ...]
     require_equal: Mapping[str, tuple[str, ...]]
-    detect: tuple[re.Pattern[str], ...]
+    detect: tuple[Pattern, ...]
     layer_otherwise: bool  #: whether the rule `layer` groups what no rule matches
     #: of ("ties", tensor), ("require_equal", file) and ("require_equal", file, key)
     lines: Mapping[tuple[str, ...], int]
 
     def detects(self, names: Sequence[str]) -> bool:
-        """Whether these names show the family that the rule set was written for."""
-        return bool(self.detect) and all(any(p.fullmatch(name) for name in names) for p in self.detect)
-
-
-def compile_pattern(match: str) -> re.Pattern[str]:
-    """Translate a pattern into a regular expression. Raises ValueError with what is wrong with it."""
-    if match.startswith("re:"):
-        return _compiled(match[3:])
-    seen: set[str] = set()
-    out: list[str] = []
-    position = 0
-    while position < len(match):
-        if match[position] == "{":
-            end = _closing_brace(match, position)
-            body, token = match[position + 1 : end], match[position : end + 1]
-            piece = _capture(body, seen)
-        elif match.startswith("**", position):
-            token, piece = "**", None
-        elif match[position] == "*":
-            token, piece = "*", "[^.]*"
-        elif match[position] == "}":
-            raise ValueError("a '}' without its '{'")
-        else:
-            token, piece = match[position], re.escape(match[position])
-        after = position + len(token)
-        if piece is None:  # `**`: with the dot that sets it apart, so that it may stand for no part at all
-            if out[-1:] == ["\\."] and after == len(match):
-                out[-1] = r"(?:\..+)?"
-            elif (not out or out[-1] == "\\.") and match.startswith(".", after):
-                out.append(r"(?:.+\.)?")
-                after += 1
-            else:
-                out.append(".*")
-        else:
-            out.append(piece)
-        position = after
-    return _compiled("".join(out))
-
-
-def _compiled(expression: str) -> re.Pattern[str]:
-    try:
-        return re.compile(expression, re.DOTALL)  # a name may hold a line break
-    except (OverflowError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _closing_brace(match: str, start: int) -> int:
-    depth = 0
-    for position in range(start, len(match)):
-        depth += {"{": 1, "}": -1}.get(match[position], 0)
-        if depth == 0:
-            return position
-    raise ValueError("a '{' without its '}'")
-
-
-def _capture(body: str, seen: set[str]) -> str:
-    if body.startswith("re:"):
-        _compiled(body[3:])
-        return f"(?:{body[3:]})"
-    name, colon, kind = body.partition(":")
-    if not _CAPTURE_NAME.match(name):
-        raise ValueError(f"{{{body}}}: a capture needs a name of letters, digits and _")
-    if name in seen:
-        if colon:
-            raise ValueError(f"{{{body}}}: {name!r} was captured before; write {{{name}}} for the same text again")
-        return f"(?P={name})"
-    seen.add(name)
-    if kind in ("", "*"):
-        return f"(?P<{name}>[^.]+)"
-    if kind == "**":
-        return f"(?P<{name}>.+)"
-    if kind.startswith("re:"):
-        _compiled(kind[3:])
-        return f"(?P<{name}>{kind[3:]})"
-    raise ValueError(f"{{{body}}}: after the name comes *, ** or re:EXPRESSION")
+        """Return whether these names show the family that the rule set was written for."""
+        usual = [name for name in names if len(name) <= _LONGEST_NAME]  # a longer one is from no family
+        return bool(self.detect) and all(any(p.expression.fullmatch(name) for name in usual) for p in self.detect)
 
 
 def read_rule_file(path: Path, name: str | None = None) -> RuleSet:
@@ -248,22 +173,22 @@ class _Reader:
         if pattern is None:
             return None
         self.check_group(fields["group"], group, pattern)
-        return Rule(self.string(fields["match"]), pattern, group, mode == "pin", node.start_mark.line + 1)
+        return Rule(pattern, group, mode == "pin", node.start_mark.line + 1)
 
-    def check_group(self, node: yaml.Node, group: str, pattern: re.Pattern[str]) -> None:
+    def check_group(self, node: yaml.Node, group: str, pattern: Pattern) -> None:
         captures = set(re.findall(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", group))
-        for capture in sorted(captures - pattern.groupindex.keys()):
+        for capture in sorted(captures - pattern.captures):
             self.fault(node, f"{{{capture}}} is not captured by the pattern")
         if not group:
             self.fault(node, "the group's name is empty")
         elif set("{}") & set(re.sub(r"\{[A-Za-z_][A-Za-z0-9_]*\}", "", group)):
             self.fault(node, f"{group!r} is not a name with {{captures}}")
 
-    def pattern(self, node: yaml.Node) -> re.Pattern[str] | None:
+    def pattern(self, node: yaml.Node) -> Pattern | None:
         try:
             return compile_pattern(self.string(node))
         except (ValueError, re.error) as error:
-            self.fault(node, f"the pattern {self.string(node)!r} is malformed: {error}")
+            self.fault(node, f"the pattern {shortened(self.string(node))} is malformed: {error}")
             return None
 
     def mapping(self, node: yaml.Node, known: set[str] | None, what: str) -> dict[str, yaml.Node]:
@@ -289,14 +214,14 @@ class _Reader:
         return list(node.value)
 
     def strings(self, node: yaml.Node, *place: str) -> tuple[str, ...]:
-        """Return the texts of a list, and remember their lines under `place`."""
+        """Return the strings of a list, and remember their lines under `place`."""
         items = self.sequence(node)
-        texts = tuple(map(self.string, items))
-        self.lines |= {(*place, text): item.start_mark.line + 1 for text, item in zip(texts, items, strict=True)}
-        return texts
+        strings = tuple(map(self.string, items))
+        self.lines |= {(*place, text): item.start_mark.line + 1 for text, item in zip(strings, items, strict=True)}
+        return strings
 
     def string(self, node: yaml.Node) -> str:
         if isinstance(node, yaml.ScalarNode):
             return str(node.value)
-        self.fault(node, "expected a text")
+        self.fault(node, "expected a string")
         return ""

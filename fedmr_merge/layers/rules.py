@@ -176,17 +176,14 @@ def _segments(rule: str, shapes: Shapes) -> Grouping:
 def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:
     group_of: dict[str, str] = {}
     pinned: set[str] = set()
-    unmatched = []
-    for name in shapes:
-        for rule in rule_set.rules:
-            group = rule.group_of(name)
-            if group is not None:
-                group_of[name] = group
-                if rule.pinned:
-                    pinned.add(group)
-                break
-        else:
-            unmatched.append(name)
+    unmatched = list(shapes)
+    for rule in rule_set.rules:
+        groups = list(zip(unmatched, rule.groups_of(unmatched), strict=True))
+        taken = {name: group for name, group in groups if group is not None}
+        group_of |= taken
+        if rule.pinned:
+            pinned |= set(taken.values())
+        unmatched = [name for name, group in groups if group is None]
     if unmatched and rule_set.layer_otherwise:
         group_of |= layers_from_names({name: shapes[name] for name in unmatched})[0]
     elif unmatched:

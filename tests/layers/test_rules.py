@@ -14,9 +14,10 @@ from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, RuleError
 from fedmr_merge.layers.groups import pin_groups, tie_groups
 from fedmr_merge.layers.natural_order import natural_order
+from fedmr_merge.layers.patterns import compile_pattern
 from fedmr_merge.layers.plan import LayerGroup
 from fedmr_merge.layers.rule_check import check_rule_file
-from fedmr_merge.layers.rule_language import compile_pattern, parse_rules
+from fedmr_merge.layers.rule_language import parse_rules
 from fedmr_merge.layers.rules import apply_rule, describe_rules, group_tensors, rule_names
 from fedmr_merge.merging.average import average
 from fedmr_merge.recombination.layouts.files import FilesLayout
@@ -64,13 +65,13 @@ def grouped(rule: str, *names: str) -> dict[str, set[str]]:
 )
 def test_patterns(pattern: str, yes: list[str], no: list[str]) -> None:
     compiled = compile_pattern(pattern)
-    assert [name for name in yes if not compiled.fullmatch(name)] == []
-    assert [name for name in no if compiled.fullmatch(name)] == []
+    assert [name for name, kept in zip(yes, compiled.match(yes), strict=True) if kept is None] == []
+    assert [name for name, kept in zip(no, compiled.match(no), strict=True) if kept is not None] == []
 
 
 @given(st.text(alphabet="ab.01[]()+?^$|\\", min_size=1, max_size=8))
 def test_a_name_is_its_own_pattern(name: str) -> None:
-    assert compile_pattern(name).fullmatch(name)
+    assert compile_pattern(name).match([name]) == [{}]
 
 
 # Rule files and their faults
@@ -163,7 +164,7 @@ def test_the_first_match_wins_and_what_is_left_can_go_by_layer(tmp_path: Path) -
         ("rules: []\nties: a", ["line 2: expected a list"]),
         ("rules: []\nrequire_equal: [a]", ["line 2: expected a mapping"]),
         ("rules: []\notherwise: module", ["line 2: otherwise can only be `layer`"]),
-        ("rules: []\ndescription: [a]", ["line 2: expected a text"]),
+        ("rules: []\ndescription: [a]", ["line 2: expected a string"]),
         ('rules:\n  - {match: "{", group: a}\n  - {group: a}\nx: 1', ["line 2", "line 3", "line 4"]),
     ],
 )  # fmt: skip
