@@ -98,10 +98,13 @@ class Difference:
     expected: str  #: what slot 0 has, e.g. `F32 [64, 3, 7, 7]`, or `absent`
     found: str
     is_config: bool = False
+    is_prefix: bool = False  #: what differs is how the names of many tensors begin
 
     @property
     def kind(self) -> str:
         """What differs, as messages call several of them."""
+        if self.is_prefix:
+            return "in prefixes"
         if self.is_config:
             return "in the configuration"
         if "absent" in (self.expected, self.found):
@@ -111,6 +114,14 @@ class Difference:
 
     def __str__(self) -> str:
         return f"slot {self.slot}: {shown(self.subject)}: expected {self.expected}, found {self.found}"
+
+
+_SAME = "merge checkpoints of one architecture and dtype; `fedmr-merge inspect CKPT` shows a checkpoint's tensors"
+_RENAME = (
+    "save the wrapped model itself (`model.module`, `model._orig_mod`), or rename its tensors once: "
+    '`python -c "import safetensors.torch as s; '
+    "s.save_file({n.removeprefix('PREFIX'): t for n, t in s.load_file('IN').items()}, 'OUT', {'format': 'pt'})\"`"
+)
 
 
 class LayerMismatchError(FedmrMergeError):
@@ -136,8 +147,7 @@ class LayerMismatchError(FedmrMergeError):
         super().__init__(
             f"the models do not have one architecture, {count} from slot 0:{' ' + lines[0] if alone else ''}",
             details=() if alone else lines,
-            hint="merge checkpoints of one architecture and dtype; "
-            "`fedmr-merge inspect CKPT` shows a checkpoint's tensors"
+            hint=(_RENAME if any(d.is_prefix for d in self.differences) else _SAME)
             + (ignoring if any(d.is_config for d in self.differences) else ""),
         )
 

@@ -1,0 +1,150 @@
+"""Which models fit together: what is equal in meaning is equal, and what differs is reported with what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_checkpoints import LINEAR, model, write, write_folder
+
+from fedmr_merge.checkpoint.matching import match_checkpoints
+from fedmr_merge.checkpoint.open import open_checkpoint
+from fedmr_merge.errors import LayerMismatchError
+
+
+def match(tmp_path: Path, *configs: dict[str, Any], file: str = "config.json") -> None:
+    for i, config in enumerate(configs):
+        write_folder(tmp_path / f"m{i}", model(i, LINEAR), {file: json.dumps(config)})
+    match_checkpoints([open_checkpoint(tmp_path / f"m{i}") for i in range(len(configs))])
+
+
+def differences(tmp_path: Path, *configs: dict[str, Any]) -> set[str]:
+    with pytest.raises(LayerMismatchError) as caught:
+        match(tmp_path, *configs)
+    return {difference.subject for difference in caught.value.differences}
+
+
+LLAMA_4 = {
+    "rope_theta": 5e5,
+    "rope_scaling": None,
+    "num_attention_heads": 4,
+    "hidden_size": 64,
+    "torch_dtype": "bfloat16",
+}
+LLAMA_5 = {
+    "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "hidden_size": 64,
+    "dtype": "bfloat16",
+    "layer_types": ["full_attention", "full_attention"],
+    "tie_word_embeddings": True,
+}
+
+
+def test_two_versions_of_transformers_write_one_model(tmp_path: Path) -> None:
+    match(tmp_path, LLAMA_4, LLAMA_5)
+    match(tmp_path, {"text_config": LLAMA_4}, {"text_config": LLAMA_5})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        (
+            {"rope_type": "yarn", "factor": 4.0},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 9},
+        ),
+        ({"type": "mrope", "mrope_section": [1, 2]}, {"rope_type": "default", "mrope_section": [1, 2]}),
+    ],
+)
+def test_scaled_rotary_embeddings(old: dict[str, Any], new: dict[str, Any], tmp_path: Path) -> None:
+    base = {"max_position_embeddings": 9}
+    older = {**base, "rope_theta": 1e4, "partial_rotary_factor": 0.5, "rope_scaling": old}
+    newer = {**base, "rope_parameters": {**new, "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+    match(tmp_path, older, newer)
+    newer["rope_parameters"]["rope_theta"] = 1e6
+    assert differences(tmp_path, older, newer) == {"config.json: rope_parameters.rope_theta"}
+
+
+def test_rotary_embeddings_for_each_kind_of_layer(tmp_path: Path) -> None:
+    kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    match(tmp_path, {"rope_parameters": kinds}, {"rope_parameters": dict(kinds)})
+    other = {"rope_parameters": {**kinds, "full_attention": {"rope_theta": 1e5}}}
+    assert differences(tmp_path, {"rope_parameters": kinds}, other) == {"config.json: rope_parameters"}
+
+
+def test_a_pooling_of_before_include_prompt(tmp_path: Path) -> None:
+    old = {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True}
+    match(tmp_path, old, {**old, "include_prompt": True, "pooling_mode_lasttoken": False})
+    assert differences(tmp_path, old, {**old, "include_prompt": False}) == {"config.json: include_prompt"}
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "equal"),
+    [
+        ({"0": "LABEL_0", "1": "LABEL_1"}, {"0": "negative", "1": "positive"}, True),
+        ({"0": "NEGATIVE", "1": "POSITIVE"}, {"0": "negative", "1": "positive"}, True),
+        ({"0": "positive", "1": "negative"}, {"0": "negative", "1": "positive"}, False),
+        ({"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "b", "2": "c"}, False),
+    ],
+)
+def test_names_of_classes(here: dict[str, str], there: dict[str, str], equal: bool, tmp_path: Path) -> None:
+    configs = [{"id2label": names, "label2id": {v: int(k) for k, v in names.items()}} for names in (here, there)]
+    if equal:
+        match(tmp_path, *configs)
+        match(tmp_path, {}, configs[1])
+    else:
+        assert differences(tmp_path, *configs) == {"config.json: id2label"}
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ("", "module."),
+        ("_orig_mod.", ""),
+        ("", "bert."),
+        ("model.", "model.language_model."),
+        ("model.", "model._orig_mod."),
+        ("a.b.c.", "b."),
+    ],
+)
+def test_names_that_differ_by_a_prefix(here: str, there: str, tmp_path: Path) -> None:
+    tensors = model(0, {"weight": ("F32", (2,)), **LINEAR})
+    more = model(1, {"head.bias": ("F32", (2,))})
+    for name, prefix, others in (("a", here, {}), ("b", there, more)):
+        write(tmp_path / f"{name}.safetensors", {prefix + key: raw for key, raw in tensors.items()} | others)
+    with pytest.raises(LayerMismatchError) as caught:
+        match_checkpoints([open_checkpoint(tmp_path / f"{name}.safetensors") for name in "ab"])
+    prefixes, head = caught.value.differences
+    assert prefixes.subject == "the names of 7 tensors"
+    assert (prefixes.expected, prefixes.found) == tuple(f"`{p}…`" if p else "no prefix" for p in (here, there))
+    assert (head.subject, head.expected) == ("head.bias", "absent")
+    assert "removeprefix" in str(caught.value.hint)
+
+
+def test_other_names_are_no_prefix(tmp_path: Path) -> None:
+    for i, name in enumerate(("conv.weight", "linear.weight")):
+        write(tmp_path / f"{i}.safetensors", {name: model(0, LINEAR)["layer0.weight"]})
+    with pytest.raises(LayerMismatchError) as caught:
+        match_checkpoints([open_checkpoint(tmp_path / f"{i}.safetensors") for i in range(2)])
+    assert [difference.subject for difference in caught.value.differences] == ["conv.weight", "linear.weight"]
+
+
+def test_long_lists_are_shown_ten_at_a_time(tmp_path: Path) -> None:
+    for i in range(2):
+        layout = {f"x{i}_{j}": ("F32", (2,)) for j in range(50)} | {f"y{j}": ("F32", (2 + i,)) for j in range(30)}
+        write(tmp_path / f"{i}.safetensors", model(0, layout))
+    with pytest.raises(LayerMismatchError) as caught:
+        match_checkpoints([open_checkpoint(tmp_path / f"{i}.safetensors") for i in range(2)])
+    assert len(caught.value.differences) == 130
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + 3 * 11
+    assert [line.strip() for line in lines if "more" in line] == [
+        "and 40 more that are missing",
+        "and 20 more in shape",
+        "and 40 more that slot 0 does not have",
+    ]
