@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fedmr_merge.checkpoint.folder import WEIGHTS, is_index
+from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS, is_index
 from fedmr_merge.errors import CheckpointError
 
 _VARIANT = re.compile(
@@ -21,6 +21,18 @@ _SHOWN = 4
 def is_weights(name: str) -> bool:
     """Return whether a name is that of a weight file or of a shard index."""
     return name.endswith(WEIGHTS) or is_index(name)
+
+
+def may_hold_weights(path: Path) -> bool:
+    """Return whether a file may hold weights, by its name or by how it begins; pickles may, and are refused by name."""
+    if is_weights(path.name) or path.suffix in PICKLE_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as stream:
+            start, nbytes = stream.read(9), path.stat().st_size
+    except OSError:
+        return True  # opening it says what is wrong
+    return start[8:] == b"{" and 8 + int.from_bytes(start[:8], "little") <= nbytes
 
 
 def shard_order(shard: str) -> str:

@@ -31,14 +31,18 @@ Rule = Annotated[
 ]
 
 
+_LINEAGE = "lineage.json"  #: `lineage.model.LINEAGE_FILE`, which takes longer to import than a path to expand
+
+
 class UsageError(FedmrMergeError):
     """An option whose value makes no sense."""
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Return the inputs that the arguments name, globs expanded in natural order.
+    """Return the models that the arguments name, globs expanded in natural order.
 
-    Raises CheckpointError when one matches nothing.
+    Of several paths those are skipped, and reported, that cannot be models: `ckpts/*` may match a README, and `OUT/*`,
+    of an output of this program, means its slots. Raises CheckpointError when a glob matches nothing.
     """
     found: list[str] = []
     for argument in arguments:
@@ -49,7 +53,30 @@ def expand(arguments: Sequence[str]) -> list[str]:
         if not matches and not _may_be_hub(argument):
             raise CheckpointError(argument, "matches no file or folder", hint="look for a slip in the path")
         found += matches or [argument]
-    return found
+    return _models_of(found)
+
+
+def _models_of(paths: Sequence[str]) -> list[str]:
+    """Return the paths that may be models, and report the others; all of them where none may be."""
+    from fedmr_merge.checkpoint.weight_names import may_hold_weights
+
+    files = [path for path in paths if Path(path).is_file() and not may_hold_weights(Path(path))]
+    means = _means_of_outputs(paths)
+    kept = [path for path in paths if path not in files and path not in means]
+    if not kept:
+        return list(paths)
+    skipped = [f"{console.listed(files, ', ')}: no weights"] if files else []
+    skipped += [f"{console.listed(means, ', ')}: the mean of the slots beside it"] if means else []
+    if skipped:
+        console.complain("warning", f"skipped {'; '.join(skipped)}")
+    return kept
+
+
+def _means_of_outputs(paths: Sequence[str]) -> list[str]:
+    """Return which of the paths are the mean in an output all of which was named, `OUT/*`."""
+    outputs = {Path(path).parent for path in paths if Path(path).name == _LINEAGE}
+    with_slots = {Path(path).parent for path in paths if Path(path).name.startswith("slot-")}
+    return [path for path in paths if Path(path).name == "global" and Path(path).parent in outputs & with_slots]
 
 
 def open_one(argument: str) -> Checkpoint:

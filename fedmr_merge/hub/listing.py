@@ -138,8 +138,8 @@ def list_cache(hub: Hub, ref: HubRef) -> HubSnapshot:
     """
     folder = hub.snapshot_folder(ref.repo_id, ref.revision or "")
     if not ref.revision or not _COMMIT.fullmatch(ref.revision) or not folder.is_dir():
-        kept = sorted(path.name for path in hub.snapshot_folder(ref.repo_id, "").glob("*"))
-        hint = f"write {ref.repo_id}@{kept[-1]}" if kept else "fetch it once while online"
+        kept = sorted(hub.snapshot_folder(ref.repo_id, "").glob("*"), key=lambda path: path.stat().st_mtime)
+        hint = f"write {replace(ref, revision=kept[-1].name)}" if kept else "fetch it once while online"
         raise HubError(f"{ref}: offline mode is on, and this names no commit that is in the cache", hint=hint)
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

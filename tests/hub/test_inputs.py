@@ -159,6 +159,26 @@ def command(*arguments: str) -> int:
     return done.value.code
 
 
+@pytest.mark.parametrize("arguments", [["recombine"], ["average"], ["plan"], ["inspect"]], ids=lambda a: a[0])
+@pytest.mark.parametrize("part", ["", "/model.safetensors"])
+def test_what_is_in_the_cache_is_there_without_a_network(
+    arguments: list[str], part: str, run: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    models = [f"alice/run@{run.repos['alice/run'].history()[0].oid}/slot-0{i}{part}" for i in range(2)]
+    assert command("recombine", *models) == 0
+    asked = len(run.log)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    named = models[:1] if arguments == ["inspect"] else models
+    out = [] if arguments[0] in ("plan", "inspect") else ["-o", "again"]
+    assert command(*arguments, *named, *out) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert command("plan", "alice/run/slot-00", "alice/run/slot-01") == 2
+    assert f"hint: write {models[0].removesuffix('/model.safetensors')}\n" in capsys.readouterr().err
+    assert len(run.log) == asked
+
+
 @pytest.mark.parametrize(
     "arguments", [["plan"], ["recombine", "--dry-run"], ["inspect"], ["rules", "explain"]], ids=lambda a: a[0]
 )
