@@ -25,6 +25,7 @@ class ImageData:
     std: tuple[float, ...]  #: per channel, of pixels scaled to 0..1; divided by
     train_clients: Tensor | None = None  #: int64 [examples], counted from 0: whose example it is, where that is known
     augmentation: Augmentation = field(default_factory=Augmentation)  #: what is done to training images
+    notes: tuple[str, ...] = ()  #: what was decided while the data were read, for people
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -77,5 +77,5 @@ def missing_classes(partition: Partition, data: ImageData) -> tuple[str, ...]:
 
 
 def _is_indices(value: object) -> bool:
-    # bool is an int to Python, and `true` is no example's number.
-    return isinstance(value, list) and all(type(item) is int for item in value)
+    # bool is an int to Python, and `true` is not an example's number; larger numbers do not fit into an index.
+    return isinstance(value, list) and all(type(item) is int and -(2**63) <= item < 2**63 for item in value)

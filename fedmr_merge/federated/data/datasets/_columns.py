@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_MOST_CLASSES = 100_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableDataSet(ImageDataSet):
     """Base of the data sets whose columns are named in the recipe."""
 
     image_column: str = "image"  #: the images, as files in the table
-    label_column: str = "label"  #: the classes: numbers from 0, or texts
+    label_column: str = "label"  #: the classes: numbers, or strings
     client_column: str | None = None  #: whose example it is, for the partition `natural`
     train_split: str = "train"
     test_split: str | None = "test"  #: held out; `null` takes `test_share` of the training split instead
@@ -42,16 +45,17 @@ class TableDataSet(ImageDataSet):
         columns = [self.image_column, self.label_column]
         table = self.read(self.train_split, columns + ([self.client_column] if self.client_column else []))
         names = _names(table, self.label_column)
+        notes = _notes(table, self.label_column, names)
         clients = numbered(values(table, self.client_column))[0] if self.client_column else None
         images = decode(table, self.image_column, size=self.size)
         train = Part(images, _labels(table, self.label_column, names), clients)
         if self.test_share is not None:
             groups = train.labels if clients is None else clients
-            held_out = hold_out(groups, self.test_share, "held-out part")
-            return self.assemble(_rows(train, ~held_out), _rows(train, held_out), names)
+            held_out = hold_out(groups, self.test_share, "held-out part", carry_remainders=clients is not None)
+            return self.assemble(_rows(train, ~held_out), _rows(train, held_out), names, notes)
         table = self.read(str(self.test_split), columns)
         images = decode(table, self.image_column, size=self.size, colour=images.shape[1] == 3)
-        return self.assemble(train, Part(images, _labels(table, self.label_column, names)), names)
+        return self.assemble(train, Part(images, _labels(table, self.label_column, names)), names, notes)
 
 
 def _rows(part: Part, chosen: np.ndarray) -> Part:
@@ -59,24 +63,47 @@ def _rows(part: Part, chosen: np.ndarray) -> Part:
 
 
 def _names(table: pa.Table, column: str) -> tuple[str, ...]:
+    """Return the names of the classes: the table's own, else the different labels of the training part."""
     named = class_names(table, column)
     if named is not None:
         return named
+    found = np.unique(values(table, column))
+    if len(found) > _MOST_CLASSES:
+        raise DataError(f"column {column!r} has {len(found):,} different labels", hint="name another data.label_column")
+    return tuple(str(label) for label in found if not _is_missing(label))
+
+
+def _is_missing(label: Any) -> bool:
+    """Whether a label stands for none: Hub data sets write -1, which `assemble` refuses."""
+    return isinstance(label, np.integer) and bool(label < 0)
+
+
+def _notes(table: pa.Table, column: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what was decided about the labels, where people could expect something else."""
     found = values(table, column)
-    if found.dtype.kind in "iu":
-        return tuple(str(label) for label in range(int(found.max(initial=-1)) + 1))
-    return tuple(str(label) for label in np.unique(found))
+    if class_names(table, column) is not None or found.dtype.kind not in "iu":
+        return ()
+    if names == tuple(str(label) for label in range(len(names))):
+        return ()
+    shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    return (f"the labels {shown} are not 0 to {len(names) - 1}: they are numbered anew, and keep their names",)
 
 
 def _labels(table: pa.Table, column: str, names: tuple[str, ...]) -> Numbers:
+    """Return the class of every example, by number. Raises DataError for a label that is not one of the classes."""
     found = values(table, column)
-    if found.dtype.kind in "iu":
+    if found.dtype.kind in "iu" and class_names(table, column) is not None:
         return found.astype(np.int64)
+    different, numbers = np.unique(found, return_inverse=True)
     place = {name: label for label, name in enumerate(names)}
-    unknown = sorted({str(label) for label in found} - set(place))
+    place |= {str(label): int(label) for label in different if _is_missing(label)}
+    unknown = [str(label) for label in different if str(label) not in place]
     if unknown:
-        raise DataError(f"column {column!r} has the class {unknown[0]!r}, which the training part does not have")
-    return np.array([place[str(label)] for label in found], dtype=np.int64)
+        raise DataError(
+            f"column {column!r} has the class {unknown[0][:60]!r}, which the training part does not have",
+            hint="take the examples of that class out of the test part, or name another split",
+        )
+    return np.array([place[str(label)] for label in different], dtype=np.int64)[numbers]
 
 
 def local_folder(path: str) -> Path:

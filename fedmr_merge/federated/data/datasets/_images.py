@@ -23,6 +23,8 @@ _KNOWN = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
+_COUNTED_AT_ONCE = 256  # images
+
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
@@ -45,8 +47,8 @@ class ImageDataSet(DataSet):
     flip: bool = False  #: augmentation: mirror a training image left to right, every other time on average
     crop: Annotated[int, Ge(0)] = 0  #: augmentation: move a training image by up to so many pixels each way
 
-    def assemble(self, train: Part, test: Part, class_names: Sequence[str]) -> ImageData:
-        """Return the data of these parts.
+    def assemble(self, train: Part, test: Part, class_names: Sequence[str], notes: Sequence[str] = ()) -> ImageData:
+        """Return the data of these parts; `notes` say what was decided while they were read.
 
         Raises DataError when a part is empty, or when a label has no class.
         """
@@ -71,6 +73,7 @@ class ImageDataSet(DataSet):
             std=std,
             train_clients=None if train.clients is None else torch.from_numpy(train.clients),
             augmentation=Augmentation(flip=self.flip, crop=self.crop),
+            notes=tuple(notes),
         )
 
     def _statistics(self, images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -94,7 +97,10 @@ def _measured(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     means, deviations = [], []
     for channel in range(images.shape[1]):
         # Counted, not summed: exact, and without a copy of all images in floating point.
-        counts = np.bincount(images[:, channel].ravel(), minlength=256)
+        counts = np.zeros(256, dtype=np.int64)
+        for start in range(0, len(images), _COUNTED_AT_ONCE):  # bincount makes a copy of eight times the size
+            part = images[start : start + _COUNTED_AT_ONCE, channel]
+            counts += np.bincount(part.ravel(), minlength=256)
         mean = float(counts @ levels / counts.sum())
         means.append(round(mean, 4))
         # A channel of one colour is left as it is.

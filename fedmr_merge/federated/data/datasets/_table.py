@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,13 @@ from fedmr_merge.errors import AbsentDataError, DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from PIL.Image import Image
 
     from fedmr_merge.federated.data.datasets._images import Pixels
 
 _TIMEOUT_SECONDS = 10
 _INSTALL = "pip install 'fedmr-merge[data]'"
+_MOST_PIXELS = 50_000_000  # of an image: decoded, 150 MB
 
 
 def read_local(path: Path, split: str, columns: Sequence[str]) -> pa.Table:
@@ -80,7 +84,7 @@ def read_hub(repo: str, config: str | None, split: str, columns: Sequence[str]) 
     return table.select(list(columns)).replace_schema_metadata(found.features.arrow_schema.metadata)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _the_cache_alone_where_there_is_no_network() -> Iterator[None]:
     """Let the libraries look into their cache alone when the Hub does not answer: they would ask it for half a minute
     first, with a line of warning for each time.
@@ -144,22 +148,43 @@ def class_names(table: pa.Table, column: str) -> tuple[str, ...] | None:
 
 
 def decode(table: pa.Table, column: str, *, size: int | None = None, colour: bool | None = None) -> Pixels:
-    """Decode a column of images: uint8 [examples, channels, height, width].
+    """Decode a column of images.
 
-    `size` resizes them to squares; `colour` is that of the first image when it is None. Raises DataError when an entry
-    is no image, or when their sizes differ.
+    Args:
+        table: The table.
+        column: The column of the images.
+        size: Resize the images to squares so many pixels wide.
+        colour: Whether the images are to have three channels; if None, they do when any of them has colour.
+
+    Returns:
+        uint8 [examples, channels, height, width].
+
+    Raises:
+        DataError: If an entry is not an image, their sizes differ, or they need more memory than the machine has.
     """
+    if colour is None:
+        places = enumerate(_encoded(table, column))
+        colour = any(_has_colour(encoded, f"column {column!r}, row {row}") for row, encoded in places)
     images: Pixels | None = None
     for row, encoded in enumerate(_encoded(table, column)):
         pixels = _decode(encoded, f"column {column!r}, row {row}", size, colour)
         if images is None:
-            colour = pixels.shape[0] == 3
+            _require_memory(table.num_rows * pixels.nbytes)
             images = np.empty((table.num_rows, *pixels.shape), dtype=np.uint8)
         if pixels.shape != images.shape[1:]:
             first, other = ("x".join(map(str, shape[1:])) for shape in (images.shape[1:], pixels.shape))
             raise DataError(f"images differ in size, {first} and {other}", hint="set data.size")
         images[row] = pixels
     return np.empty((0, 1, 1, 1), dtype=np.uint8) if images is None else images
+
+
+def _require_memory(nbytes: int) -> None:
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if nbytes > there:
+        raise DataError(
+            f"the decoded images would take {nbytes / 1e9:.1f} GB, this machine has {there / 1e9:.1f} GB",
+            hint="set data.size to make them smaller",
+        )
 
 
 def _encoded(table: pa.Table, column: str) -> Iterator[Any]:
@@ -176,21 +201,42 @@ def _encoded(table: pa.Table, column: str) -> Iterator[Any]:
             yield scalar.as_buffer()
 
 
-def _decode(encoded: Any, place: str, size: int | None, colour: bool | None) -> Pixels:
+def _decode(encoded: Any, place: str, size: int | None, colour: bool) -> Pixels:
+    import PIL.Image
+
+    with _opened(encoded, place) as image:
+        picture = image.convert("RGB" if colour else "L")
+        if size is not None and picture.size != (size, size):
+            picture = picture.resize((size, size), PIL.Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture)
+    return pixels.transpose(2, 0, 1) if colour else pixels[None]
+
+
+def _has_colour(encoded: Any, place: str) -> bool:
+    with _opened(encoded, place) as image:  # which reads no more than the head of the file
+        return image.mode not in ("1", "L")
+
+
+@contextlib.contextmanager
+def _opened(encoded: Any, place: str) -> Iterator[Image]:
+    """Open an image that is not too large; whatever goes wrong while it is used is that it cannot be read."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        import PIL.Image
     except ImportError as error:
         raise DataError("decoding images needs pillow", hint=_INSTALL) from error
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        # Pillow warns of large images, which the bound below refuses.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened = PIL.Image.open(io.BytesIO(encoded))
+        with opened as image:
+            width, height = image.size
+            if width * height > _MOST_PIXELS:
+                raise DataError(f"{place}: an image of {width}x{height} pixels is too large")
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
                 raise DataError(f"{place}: more than 8 bits a pixel are not read")
-            if colour is None:
-                colour = image.mode not in ("1", "L")
-            picture = image.convert("RGB" if colour else "L")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+            yield image
+    except DataError:
+        raise
+    except Exception as error:
         raise DataError(f"{place}: not an image that can be read") from error
-    if size is not None and picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture)
-    return pixels.transpose(2, 0, 1) if colour else pixels[None]

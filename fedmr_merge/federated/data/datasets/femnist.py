@@ -110,11 +110,32 @@ def _read_users(file: Path) -> Iterator[tuple[str, Pixels, list[int]]]:
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         for writer, data in content["user_data"].items():
-            # 0 is black and 1 is white: the scale of the other data sets is 0..255.
-            pixels = np.rint(np.array(data["x"], dtype=np.float64) * 255).astype(np.uint8).reshape(-1, 1, 28, 28)
-            characters = [int(label) for label in data["y"]]
+            pixels = _scaled(data["x"], writer).reshape(-1, 1, 28, 28)
+            characters = [_whole(label, writer) for label in data["y"]]
             if len(characters) != len(pixels):
                 raise ValueError(f"writer {writer} has {len(pixels)} images and {len(characters)} labels")
             yield writer, pixels, characters
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{file}: not a file of LEAF's FEMNIST: {error}") from error
+
+
+def _scaled(values: Any, writer: str) -> Pixels:
+    """Return pixels from 0 to 255 of LEAF's, which are from 0, black, to 1, white; whole numbers to 255 stay.
+
+    Raises ValueError for any other numbers.
+    """
+    found = np.array(values, dtype=np.float64)
+    low, high = found.min(initial=0.0), found.max(initial=0.0)  # NaN where one is NaN
+    if low >= 0 and high <= 1:
+        return np.rint(found * 255).astype(np.uint8)
+    if low >= 0 and high <= 255 and np.array_equal(found, np.rint(found)):
+        return found.astype(np.uint8)
+    raise ValueError(
+        f"writer {str(writer)[:60]} has pixels from {low} to {high}; expected 0 to 1, or whole ones to 255"
+    )
+
+
+def _whole(label: Any, writer: str) -> int:
+    if isinstance(label, bool) or not isinstance(label, int | float) or label != int(label):
+        raise ValueError(f"writer {str(writer)[:60]} has the label {str(label)[:20]}, which is not a whole number")
+    return int(label)

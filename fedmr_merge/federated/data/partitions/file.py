@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.errors import DataError
 from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.data.partition import Partition
@@ -28,10 +29,11 @@ class File(PartitionMethod):
         """Return the partition of the file; the seed changes nothing."""
         file = Path(self.path).expanduser()
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
+            with open_regular(file) as stream:  # a pipe would be waited for
+                value = json.loads(stream.read())
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}", hint="set data.partition.path to a JSON file") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}: not JSON: {error}", hint=_HINT) from error
         try:
             partition = Partition.from_json(_in_own_format(value))

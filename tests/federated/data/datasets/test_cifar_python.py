@@ -3,12 +3,17 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedmr_merge.errors import DataError
+from fedmr_merge.federated.data.datasets._cifar_python import _read_batches
 from fedmr_merge.federated.data.datasets.cifar10 import Cifar10
 from fedmr_merge.federated.data.datasets.cifar100 import Cifar100
 
@@ -75,8 +80,9 @@ class Runs:
 @pytest.mark.parametrize("place", ["batches.meta", "data_batch_2"])
 def test_nothing_in_a_pickle_is_run(tmp_path, place, capsys):
     write_cifar10(tmp_path)
-    (tmp_path / place).write_bytes(pickle.dumps({"data": images(1, 0), "labels": [Runs()], "label_names": [Runs()]}))
-    with pytest.raises(DataError, match=rf"{place}: cannot be read: it asks for builtins\.print"):
+    content = {"labels": [Runs()], "label_names": [Runs()]}
+    (tmp_path / place).write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(DataError, match=rf"{place}: cannot be read: it asks for __builtin__\.print"):
         Cifar10(path=str(tmp_path)).load()
     assert not capsys.readouterr().out
 
@@ -94,7 +100,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path, place, capsys):
 def test_other_content_is_named(tmp_path, content):
     write_cifar10(tmp_path)
     write(tmp_path / "data_batch_4", content)
-    with pytest.raises(DataError, match="data_batch_4: is no batch of images"):
+    with pytest.raises(DataError, match="data_batch_4: is not a batch of images"):
         Cifar10(path=str(tmp_path)).load()
 
 
@@ -105,4 +111,59 @@ def test_a_missing_or_cut_file_is_named(tmp_path):
         Cifar10(path=str(tmp_path)).load()
     (tmp_path / "data_batch_2").unlink()
     with pytest.raises(DataError, match="data_batch_2: No such file"):
+        Cifar10(path=str(tmp_path)).load()
+
+
+FORGED = {
+    # numpy.dtype with a state of its own: numpy would take an address from it.
+    "a dtype": b"\x80\x02cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x04U\x01|NNNJ\xff\xff\xff\xffK\x00K?N}tb.",
+    "a far place": b"\x80\x02Nr\xff\xff\xff\x7f.",
+    "a long string": b"\x80\x02T\xff\xff\xff\x7fabc.",
+    "a class of its own": b"\x80\x02cos\nsystem\nU\x02ls\x85R.",
+    "an instruction of newer files": pickle.dumps({"data": [1]}, protocol=4),
+    "an object": b"\x80\x02cnumpy\nndarray\n)\x81.",
+    "an array by its class": b"\x80\x02cnumpy\nndarray\nM\xff\xff\x85R.",
+    "an extension": b"\x80\x02\x82\x01.",
+    "nothing": b"",
+    "no end": b"\x80\x02}",
+}
+
+
+@pytest.mark.parametrize("content", FORGED.values(), ids=FORGED)
+def test_a_forged_file_is_refused_and_nothing_is_built(tmp_path, content):
+    write_cifar10(tmp_path)
+    (tmp_path / "data_batch_1").write_bytes(content)
+    with pytest.raises(DataError, match="data_batch_1"):
+        Cifar10(path=str(tmp_path)).load()
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_changed_file_is_read_or_refused(data):
+    """Whatever bytes are changed: what is read has the form of CIFAR, or the file is named."""
+    stream = io.BytesIO()
+    Python2(stream, protocol=2).dump({"data": images(2, 0), "labels": [1, 2], "batch_label": "x"})
+    content = bytearray(stream.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1) | st.integers(0, 200) | st.integers(-120, -1))
+        content[place] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "batch"
+        path.write_bytes(content)
+        try:
+            part = _read_batches([path], "labels")
+        except DataError:
+            return
+        assert part.images.shape[1:] == (3, 32, 32)
+        assert len(part.labels) == len(part.images)
+
+
+def test_what_is_read_is_read_only_memory_of_the_file_and_no_more(tmp_path):
+    """An array that says it has more bytes than the file is refused before memory is taken for it."""
+    write_cifar10(tmp_path)
+    whole = (tmp_path / "data_batch_1").read_bytes()
+    # The shape (2, 3072) as Python 2 pickles it.
+    assert whole.count(b"K\x02M\x00\x0c") == 1
+    (tmp_path / "data_batch_1").write_bytes(whole.replace(b"K\x02M\x00\x0c", b"J\xff\xff\xff\x7fM\x00\x0c"))
+    with pytest.raises(DataError, match="data_batch_1: is not a batch of images"):
         Cifar10(path=str(tmp_path)).load()

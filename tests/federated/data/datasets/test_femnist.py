@@ -110,3 +110,27 @@ def test_leaf_without_a_test_part(tmp_path):
     (tmp_path / "test" / "all_data_0_niid.json").unlink()
     with pytest.raises(DataError, match="there are no JSON files"):
         Femnist(path=str(tmp_path)).load()
+
+
+def leaf(folder, values, label=3):
+    for part in ("train", "test"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        users = {"w": {"x": [values] * 2, "y": [label] * 2}}
+        (folder / part / "all.json").write_text(json.dumps({"user_data": users}))
+    return Femnist(path=str(folder), min_examples=2)
+
+
+def test_whole_pixels_to_255_are_taken_as_they_are(tmp_path):
+    assert leaf(tmp_path, [0, 2, 255, 128] * 196).load().train_images.flatten()[:4].tolist() == [0, 2, 255, 128]
+
+
+@pytest.mark.parametrize("wrong", [1.5, 256, -0.1, float("nan"), float("inf")])
+def test_other_pixels_are_refused(wrong, tmp_path):
+    with pytest.raises(DataError, match=r"all\.json: .*writer w has pixels from"):
+        leaf(tmp_path, [wrong] + [0.0] * 783).load()
+
+
+@pytest.mark.parametrize("wrong", [1.7, "3", True, None, float("nan")])
+def test_a_label_that_is_not_a_whole_number_is_refused(wrong, tmp_path):
+    with pytest.raises(DataError, match=r"all\.json: not a file of LEAF's FEMNIST: "):
+        leaf(tmp_path, [0.0] * 784, label=wrong).load()

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import io
 import socket
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from data_layouts import encoded, pictures, write_cifar10, write_cifar100, write_parquet
+from PIL import Image
 
 from fedmr_merge.errors import DataError
 from fedmr_merge.federated.catalogue import DATA_SETS
+from fedmr_merge.federated.data.datasets._table import decode
 from fedmr_merge.federated.data.datasets.cifar10 import Cifar10
 from fedmr_merge.federated.data.datasets.cifar100 import Cifar100
 from fedmr_merge.federated.data.datasets.parquet import Parquet
@@ -286,3 +290,76 @@ class TestHub:
         with pytest.raises(DataError, match="needs the library `datasets`") as caught:
             hub().load()
         assert caught.value.hint == "pip install 'fedmr-merge[data]'"
+
+
+def test_labels_with_gaps_are_numbered_anew_and_keep_their_names(tmp_path):
+    for split, labels in (("train", [5, 1, 9, 1]), ("test", [9, 5, 5, 1])):
+        write_parquet(tmp_path / f"{split}.parquet", {"image": pictures(4), "label": labels})
+    data = Parquet(path=str(tmp_path)).load()
+    assert data.class_names == ("1", "5", "9")
+    assert data.train_labels.tolist() == [1, 0, 2, 0]
+    assert data.test_labels.tolist() == [2, 1, 1, 0]
+    assert data.notes == ("the labels 1, 5, 9 are not 0 to 2: they are numbered anew, and keep their names",)
+
+
+def test_a_huge_label_takes_no_memory_and_whole_labels_have_no_note(tmp_path):
+    write_parquet(tmp_path / "train.parquet", {"image": pictures(3), "label": [0, 7, 10**15]})
+    write_parquet(tmp_path / "test.parquet", {"image": pictures(3), "label": [0, 7, 7]})
+    assert Parquet(path=str(tmp_path)).load().class_names == ("0", "7", str(10**15))
+    write_parquet(tmp_path / "train.parquet", {"image": pictures(3), "label": [2, 0, 1]})
+    write_parquet(tmp_path / "test.parquet", {"image": pictures(3), "label": [0, 1, 2]})
+    assert Parquet(path=str(tmp_path)).load().notes == ()
+    write_parquet(tmp_path / "test.parquet", {"image": pictures(3), "label": [0, 1, 3]})
+    with pytest.raises(DataError, match="has the class '3', which the training part does not have"):
+        Parquet(path=str(tmp_path)).load()
+
+
+@pytest.mark.parametrize("grey_row", [0, 2])
+def test_a_set_with_one_colour_image_is_in_colour(grey_row, tmp_path):
+    colour = [encoded(picture) for picture in pictures(4)]
+    colour[grey_row] = encoded(pictures(4)[grey_row][..., 0])
+    images = [{"bytes": file, "path": None} for file in colour]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", {"image": images, "label": [0, 1, 0, 1]})
+    data = Parquet(path=str(tmp_path)).load()
+    assert data.image_shape[0] == 3
+    assert torch.equal(data.train_images[3], chw(pictures(4))[3])
+    assert torch.equal(data.train_images[grey_row], chw(pictures(4))[grey_row][:1].expand(3, -1, -1))
+
+
+def test_many_small_clients_give_their_share_of_the_test_part(tmp_path):
+    """Of 240 examples of 100 clients a tenth is 24, though no client has a whole example to give."""
+    clients = sorted(f"client{number % 100}" for number in range(240))
+    content = {"image": pictures(240), "label": [number % 2 for number in range(240)], "who": clients}
+    write_parquet(tmp_path / "train.parquet", content)
+    data = Parquet(path=str(tmp_path), client_column="who", test_split=None, test_share=0.1).load()
+    assert len(data.test_labels) == 24
+    assert len(data.train_labels) == 216
+    assert torch.bincount(data.train_clients).min() >= 1
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "DDS", "PNG", "JPEG", "WEBP", "GIF", "TIFF", "ICO"])
+def test_a_damaged_image_is_named_whatever_its_kind(kind):
+    stream = io.BytesIO()
+    try:
+        Image.fromarray(pictures(1)[0]).resize((32, 32)).save(stream, kind)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow does not write {kind}")
+    whole, rng, refused = stream.getvalue(), np.random.default_rng(0), 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(whole), size=8):
+            content[place] = rng.integers(0, 256)
+        table = pa.table({"image": [bytes(content[: rng.integers(1, len(content) + 1)])]})
+        try:
+            decode(table, "image")
+        except DataError as error:
+            refused += "row 0" in str(error)
+    assert refused > 20  # the others were not damaged in a way that matters; nothing else was raised
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    stream = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(stream, "PNG")
+    with pytest.raises(DataError, match="row 0: an image of 13000x13000 pixels is too large"):
+        decode(pa.table({"image": [stream.getvalue()]}), "image")
