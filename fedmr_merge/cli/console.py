@@ -76,7 +76,7 @@ def complain(kind: str, text: str) -> None:
 
 
 def _complain(kind: str, text: str) -> None:
-    colours = {"error": "bold red", "hint": "cyan", "warning": "yellow"}
+    colours = {"error": "bold red", "hint": "cyan", "warning": "yellow", "note": "cyan"}
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text

@@ -108,7 +108,7 @@ def _follow(run: Run, folder: Path, again: str) -> None:
         f"{recipe.name}: {recipe.rounds} rounds of {federation.slots} of {len(federation.partition)} clients on "
         f"{federation.device.type}, {parameters(federation):,} parameters, in {folder}"
     )
-    _warn_of_missing_classes(federation)
+    _warn_of_data(federation)
     if line := describe_last_batches(federation):
         console.say(line)
     for note in run.notes:
@@ -141,9 +141,11 @@ def _follow(run: Run, folder: Path, again: str) -> None:
     _closing_words(folder, again)
 
 
-def _warn_of_missing_classes(federation: Federation) -> None:
+def _warn_of_data(federation: Federation) -> None:
     from fedmr_merge.federated.data.partition import missing_classes
 
+    for note in federation.data.notes:
+        console.complain("note", note)
     for name in missing_classes(federation.partition, federation.data):
         console.complain("warning", f"no client has an example of class {name}: no model will learn it")
 
@@ -231,6 +233,6 @@ def partition(
     console.table(columns, rows, right=columns)
     sizes = [sum(row) for row in counts]
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} of {sum(sizes):,} training examples")
-    _warn_of_missing_classes(federation)
+    _warn_of_data(federation)
     console.say(f"plot: {target}")
     console.say(f"next: {_command(recipe, settings, None, seed, None)}")

@@ -25,6 +25,7 @@ from fedmr_merge.federated.training.batches import (
 )
 from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.privacy import Privacy, require_accountant, require_no_statistics
+from fedmr_merge.federated.training.secret import Secret
 from fedmr_merge.seeds import generator
 
 _NAMED = 5  # clients, in a message
@@ -119,9 +120,22 @@ class Federation:
         """The model in evaluation mode."""
         return Forward(deepcopy(self.module).eval())
 
+    @cached_property
+    def secret(self) -> Secret:
+        """What a private run draws its noise from, and who takes part. Raises TrainingError for a bad key file."""
+        return Secret.of_this_process() if self.training.privacy is None else self.training.privacy.secret()
+
     def generator(self, purpose: str, *place: int | str) -> np.random.Generator:
         """Return the random generator of this run for a purpose and place (round, client, …)."""
         return generator(self.seed, purpose, *place)
+
+    def sampling_generator(self, round: int) -> np.random.Generator:
+        """Return what the clients of a round are drawn with. In a private run, whose epsilon counts on nobody knowing
+        who took part, it cannot be recomputed from the seed.
+        """
+        if self.training.privacy is not None:
+            return self.secret.generator("client selection", round)
+        return self.generator("client selection", round)
 
 
 def open_federation(
@@ -196,6 +210,7 @@ def _refuse_what_cannot_apply(federation: Federation) -> None:
     _refuse_lone_examples(federation)
     if training.privacy is not None:
         require_accountant()
+        _ = federation.secret  # a key file that is of no use is reported before the first round
         require_no_statistics(dict(federation.module.named_buffers()))
 
 

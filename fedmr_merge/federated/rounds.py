@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from fedmr_merge.federated.training.traffic import Traffic, count_traffic
 from fedmr_merge.layers.plan import RecombinationPlan
 
 _SAMPLED_ROUNDS = "privacy_sampled_rounds"
+_REPEATED = "privacy_repeated_models"
 """Key of a state's facts: the number of rounds whose clients were drawn uniformly, which privacy is accounted by."""
 
 _FITTING = "engine_fitting_clients"
@@ -64,7 +66,7 @@ def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -
     """
     _require_private_selection(federation, algorithm)
     state, before = algorithm.start(federation, previous), _with_present_keys(previous.facts)
-    outliving = {key: before[key] for key in (_SAMPLED_ROUNDS, _FITTING) if key in before}
+    outliving = {key: before[key] for key in (_SAMPLED_ROUNDS, _REPEATED, _FITTING) if key in before}
     return replace(state, facts={**state.facts, **outliving})
 
 
@@ -131,15 +133,17 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
     if trained.cohort.slots > 1:
         metrics["similarity"] = trained.cohort.similarity(federation.trainable)
     if federation.training.privacy is not None:
-        sampled = int(before.get(_SAMPLED_ROUNDS, 0)) + (algorithm.selection == "uniform")
-        state = replace(state, facts={**state.facts, _SAMPLED_ROUNDS: sampled})
+        sampled = int(before.get(_SAMPLED_ROUNDS, 0)) + algorithm.samples_uniformly
+        # A client that takes part twice in a round, as CluSamp may have it, sends two models.
+        repeated = int(before.get(_REPEATED, 0)) + max(Counter(selected).values()) - 1
+        state = replace(state, facts={**state.facts, _SAMPLED_ROUNDS: sampled, _REPEATED: repeated})
         metrics["epsilon"] = spent_epsilon(
             federation.training.privacy,
             clients=len(federation.partition),
             selected=federation.slots,
             sampled_rounds=sampled,
             # Rounds whose selection is not recorded count in full.
-            other_rounds=round - sampled,
+            other_rounds=round - sampled + repeated,
         )
     _require_finite(metrics, round)
     return RoundResult(round, algorithm.name, selected, state, metrics, trained.diverged)

@@ -20,7 +20,7 @@ _BATCH_SIZE = 500
 
 def uniform(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
     """K of the clients, uniformly at random."""
-    rng = federation.generator("client selection", round)
+    rng = federation.sampling_generator(round)
     return tuple(rng.choice(len(federation.partition), size=federation.slots, replace=False).tolist())
 
 

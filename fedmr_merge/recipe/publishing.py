@@ -84,7 +84,8 @@ class Publisher:
             state,
             round,
             what=stage.what,
-            client_information=stage.client_information,
+            # A private run's epsilon counts on nobody knowing who took part.
+            client_information=stage.client_information and self._federation.training.privacy is None,
         )
 
     def _push_branch(self, target: Path, stage: Publish) -> str:

@@ -19,7 +19,8 @@ def published_partition(partition: Mapping[str, Any]) -> dict[str, Any]:
 def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a resolved recipe that anybody can run: it names no place of this machine and pushes nowhere.
 
-    The folder of a data set that can be had otherwise is left out, of any other path only the last part stays.
+    Nor does it name the key file of a private run. The folder of a data set that can be had otherwise is left out, of
+    any other path only the last part stays.
     """
     data, model = dict(recipe["data"]), dict(recipe["model"])
     if data.get("path"):
@@ -35,7 +36,10 @@ def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if str(options.get("rule", "")).endswith((".yaml", ".yml")):
             changes["rule"] = Path(options["rule"]).name
         stages.append({name: {**options, **{key: value for key, value in changes.items() if key in options}}})
-    return {**recipe, "data": data, "model": model, "stages": stages}
+    training = dict(recipe["training"])
+    if training.get("privacy"):
+        training["privacy"] = {key: value for key, value in training["privacy"].items() if key != "key_file"}
+    return {**recipe, "data": data, "model": model, "training": training, "stages": stages}
 
 
 def _public(source: str) -> str:

@@ -39,6 +39,11 @@ class Algorithm(Plugin):
         """
         raise NotImplementedError
 
+    @property
+    def samples_uniformly(self) -> bool:
+        """Whether the clients of a round are drawn uniformly, so that who took part is hidden in the crowd."""
+        return self.selection == "uniform" and type(self).select is Algorithm.select
+
     def select(self, federation: Federation, state: State, round: int) -> tuple[int, ...]:
         """Return the K clients of a round, in random order: the model of slot i goes to the i-th client."""
         return SELECTIONS[self.selection](federation, state.global_weights, round)

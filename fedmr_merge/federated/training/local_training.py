@@ -17,7 +17,6 @@ from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context, Trained
 from fedmr_merge.federated.training.divergence import find_diverged, replace_diverged
 from fedmr_merge.federated.training.privacy import privatise
-from fedmr_merge.seeds import derive_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +108,7 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
     steps = tuple(training.local_epochs * len(task.batch_sizes(slot)) for slot in range(len(task.clients)))
     diverged = find_diverged(cohort, losses, steps, task.clients, task.round, training)
     if training.privacy is not None:
-        noise_seed = derive_seed(federation.seed, "privacy noise", task.round)
-        cohort = privatise(training.privacy, task.cohort, cohort, federation.trainable, task.clients, noise_seed)
+        cohort = privatise(training.privacy, task.cohort, cohort, federation.trainable, federation.secret, task.round)
     trained = Trained(
         cohort=cohort,
         clients=task.clients,

@@ -1,0 +1,64 @@
+"""What an attacker finds in what a private run publishes: neither the key to its noise, nor who took part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import RECIPE, follow
+
+from fedmr_merge.checkpoint.tensors import load_tensors
+from fedmr_merge.seeds import derive_seed
+
+pytest.importorskip("dp_accounting")
+
+CLIP, NOISE = 0.5, 8.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one round of one client, whose noise is most of what is published."""
+    place = tmp_path_factory.mktemp("private")
+    (place / "the.key").write_bytes(bytes(range(32)))
+    privacy = {"clip": CLIP, "noise_multiplier": NOISE, "key_file": str(place / "the.key")}
+    training = RECIPE["training"] | {"clients_per_round": 1, "privacy": privacy}
+    stages = [{"fedavg": {"rounds": 1}}, {"publish": {"what": "both"}}]
+    follow(place / "run", training=training, stages=stages)
+    return place / "run"
+
+
+def test_the_noise_cannot_be_drawn_again_from_what_is_published(folder: Path) -> None:
+    """The attacker knows the recipe and its seed, and how 0.1.0 drew the noise of each client."""
+    published = load_tensors(folder / "global" / "model.safetensors")
+    noise_alone = NOISE * CLIP * sum(tensor.numel() for tensor in published.values()) ** 0.5
+    seed = RECIPE["seed"]
+    for client in range(8):
+        drawn = torch.Generator().manual_seed(
+            derive_seed(derive_seed(seed, "privacy noise", 1), "privacy noise of a client", client)
+        )
+        rest = [tensor - NOISE * CLIP * torch.randn(tensor.shape, generator=drawn) for tensor in published.values()]
+        norm = torch.stack([part.square().sum() for part in rest]).sum().sqrt().item()
+        assert norm > 1.3 * noise_alone  # two independent noises add up to 1.4 times one; the right one leaves 0.1
+
+
+def test_neither_key_nor_clients_are_published(folder: Path) -> None:
+    public = folder / "global"
+    names = {path.name for path in public.rglob("*")}
+    assert not names & {"lineage.jsonl", "partition.json", "partition.png", "the.key"}
+    [line] = (folder / "lineage.jsonl").read_text().splitlines()  # at home it is known
+    assert len(json.loads(line)["clients"]) == 1
+    key = (folder.parent / "the.key").read_bytes()
+    for path in public.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert key not in content
+        assert b"the.key" not in content
+        assert b"key_file" not in content
+        assert str(folder.parent).encode() not in content
+
+
+def test_the_card_says_what_epsilon_counts_on(folder: Path) -> None:
+    card = (folder / "global" / "README.md").read_text()
+    assert "differential privacy" in card
+    assert "who took part" in card
