@@ -8,7 +8,7 @@ Integer and bool tensors have no mean: slot 0's copy is kept.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,13 @@ from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.matching import match_checkpoints
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.output import OutputFile, OutputModel, lay_out
+from fedmr_merge.checkpoint.quantisation import ALWAYS_CODES, find_scales
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output, write_all
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside
 from fedmr_merge.merging.options import (
-    CODES,
-    CODES_SUFFIX,
     KEPT,
-    NO_MEAN,
-    SCALES,
     TORCH_NAMES,
     MeanOptions,
     NotFinite,
@@ -106,24 +103,25 @@ def check_mean(checkpoints: Sequence[Checkpoint], options: MeanOptions) -> None:
     """Raise PlanError when no mean can be taken of these checkpoints with these options."""
     options.check(len(checkpoints))
     options.plan_work()
-    for name, entry in checkpoints[0].tensors.items():
-        if entry.dtype in NO_MEAN or _are_codes(name, entry.dtype, checkpoints[0].tensors):
-            raise PlanError(
-                f"{name}: {entry.dtype} numbers are codes with a scale beside them and have no mean",
-                hint="recombine with --no-global, or convert the models to a float dtype first",
-            )
+    tensors = checkpoints[0].tensors
+    _refuse_codes(tensors)
+    for name, entry in tensors.items():
         if entry.dtype not in KEPT and (entry.dtype == "C64") != (out_dtype(entry, options) == "C64"):
             raise PlanError(f"{name}: {entry.dtype} cannot be written as {options.out_dtype}, one of them is complex")
 
 
-def _are_codes(name: str, dtype: str, names: Container[str]) -> bool:
-    """Whether integers or 8-bit floats are codes, by what quantisation names what it keeps beside them."""
-    if dtype not in KEPT and not dtype.startswith("F8"):
-        return False
-    if dtype in KEPT and name.rpartition(".")[2] == CODES:
-        return True
-    scales = (name.removesuffix(CODES_SUFFIX) + scale for scale in SCALES)
-    return any(scale in names for scale in (*scales, f"{name.rpartition('.')[0]}.SCB"))
+def _refuse_codes(tensors: Mapping[str, TensorEntry]) -> None:
+    """Raise PlanError for quantised weights: the mean of the codes is not that of the numbers they stand for."""
+    scales = dict(find_scales(tensors))
+    names = [name for name, entry in tensors.items() if name in scales or entry.dtype in ALWAYS_CODES]
+    if names:
+        name = names[0]
+        beside = f"whose scales are in {scales[name]}" if name in scales else "with a scale beside them"
+        others = f"; so are {len(names) - 1} more tensors" if len(names) > 1 else ""
+        raise PlanError(
+            f"{name}: {tensors[name].dtype} numbers are codes, {beside}, and have no mean{others}",
+            hint="recombine with --no-global, or convert the models to a float dtype first",
+        )
 
 
 def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | None = None) -> OutputModel:

@@ -25,15 +25,6 @@ TORCH_NAMES = {
 FLOATS = tuple(TORCH_NAMES)
 #: dtypes that are kept as they are: a mean of counters or masks means nothing.
 KEPT = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
-#: dtypes that are codes of a block with a scale of its own, or packed below a byte: no mean of the codes is the mean of
-#: the numbers.
-NO_MEAN = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
-#: The last part of the name of integers that are such codes too, of GPTQ and AWQ.
-CODES = "qweight"
-#: What a name of codes is followed by in that of their scales, its end left out where they are packed: by bitsandbytes,
-#: compressed-tensors and others.
-SCALES = (".absmax", "_scale", "_scale_inv")
-CODES_SUFFIX = "_packed"
 
 _PIECE_ELEMENTS = 1 << 17
 _MIN_PIECE_ELEMENTS = 1 << 12

@@ -12,9 +12,10 @@ from pathlib import Path
 from fedmr_merge.checkpoint.matching import match_checkpoints
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.output import OutputModel
+from fedmr_merge.checkpoint.quantisation import find_scales
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable
-from fedmr_merge.errors import PlanError
+from fedmr_merge.errors import PlanError, RuleError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside, refuse_twice
 from fedmr_merge.layers.groups import pin_groups, tie_groups
 from fedmr_merge.layers.layer_rule import trainer_layers
@@ -189,12 +190,23 @@ def group_checkpoints(
     grouping = apply_rule(rule, first.shapes, trainer_layers(first))
     if grouping.require_equal and len(checkpoints) > 1:
         match_checkpoints(checkpoints, grouping.require_equal, ignore_config)
+    _refuse_torn_codes(first, grouping)
     if not ties:
         return grouping
     known, unknown = find_ties(checkpoints)
     tied = replace(grouping, groups=tie_groups(grouping.groups, known), tied=tuple(known))
     apart = (tie for tie in unknown if len({tied.group_of[name] for name in tie}) > 1)
     return replace(tied, perhaps_tied=tuple(apart)) if unknown else tied
+
+
+def _refuse_torn_codes(checkpoint: Checkpoint, grouping: Grouping) -> None:
+    """Raise RuleError where quantised weights would move without their scales: they would be other numbers."""
+    for codes, scale in find_scales(checkpoint.tensors):
+        if grouping.group_of[codes] != grouping.group_of[scale]:
+            raise RuleError(
+                f"{codes} holds codes whose scales are in {scale}, and the rule puts the two into different groups",
+                hint="choose a rule that keeps them together, such as `layer` or `module`",
+            )
 
 
 def _draw(groups: Sequence[LayerGroup], slots: int, options: PlanOptions) -> RecombinationPlan:

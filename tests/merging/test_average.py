@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import MIXED, floats, model, read, tree, write, write_folder, write_sharded
 
 from fedmr_merge.checkpoint.open import open_checkpoint
-from fedmr_merge.errors import CheckpointError, OutputError, PlanError
+from fedmr_merge.errors import CheckpointError, OutputError, PlanError, RuleError
 from fedmr_merge.merging import options as mean_options
 from fedmr_merge.merging.average import average
 from fedmr_merge.merging.options import MeanOptions, NotFinite
@@ -324,21 +324,44 @@ def test_codes_of_blocks_have_no_mean(dtype: str, tmp_path: Path) -> None:
         ("weight", "I8", "weight_scale"),
         ("weight", "F8_E4M3", "weight_scale_inv"),
         ("weight_packed", "I32", "weight_scale"),
+        ("up_proj_blocks", "U8", "up_proj_scales"),  # MXFP4
+        ("weight", "F8_E4M3", "scale_weight"),  # scaled fp8
+        ("weight_q", "I8", "weight_step"),  # a name that nobody uses yet
     ],
 )
 def test_codes_have_no_mean_but_are_recombined_with_their_scales(
     codes: str, dtype: str, beside: str, tmp_path: Path
 ) -> None:
-    layout = {f"{name}.{last}": (kind, (4,)) for name in "pq" for last, kind in ((codes, dtype), (beside, "F32"))}
+    kinds = {codes: (dtype, (4, 4)), beside: ("F32", (4,))}
+    layout = {f"{name}.{last}": kind for name in "pq" for last, kind in kinds.items()}
     paths = [write(tmp_path / f"{i}.safetensors", model(i, layout)) for i in range(2)]
     for merge in (average, recombine):
-        with pytest.raises(PlanError, match=rf"p\.{codes}: {dtype} numbers are codes .* have no mean") as caught:
+        with pytest.raises(PlanError, match=rf"p\.{codes}: {dtype} numbers are codes, .* have no mean") as caught:
             merge(paths, tmp_path / "out")
         assert "--no-global" in str(caught.value.hint)
     for rule in ("layer", "module"):
         done = recombine(paths, tmp_path / rule, PlanOptions(rule), OutputOptions(mean=None))
         assert [group.name for group in done.work.grouping.groups] == ["p", "q"]
         assert verify(tmp_path / rule).faults == []
+    with pytest.raises(RuleError, match=rf"p\.{codes} holds codes whose scales are in p\.{beside}"):
+        recombine(paths, tmp_path / "apart", PlanOptions("tensor"), OutputOptions(mean=None))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"attn.bias": ("U8", (1, 4, 4)), "attn.masked_bias": ("F32", ()), "attn.c_attn.weight": ("F32", (4, 4))},
+        {"bn.weight": ("F32", (4,)), "bn.num_batches_tracked": ("I64", ()), "bn.running_mean": ("F32", (4,))},
+        {"fc.weight": ("F8_E4M3", (4, 4)), "fc.bias": ("F8_E4M3", (4,)), "logit_scale": ("F32", ())},
+        {"attn.relative_position_index": ("I64", (4, 4)), "attn.relative_position_bias_table": ("F32", (4, 2))},
+        {"ids": ("I32", (4,)), "layer_scale.gamma": ("F32", (4,)), "scale": ("F32", ())},
+    ],
+)
+def test_integers_that_are_no_codes_do_not_hinder_a_mean(
+    layout: dict[str, tuple[str, tuple[int, ...]]], tmp_path: Path
+) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", model(i, layout)) for i in range(2)]
+    average(paths, tmp_path / "out.safetensors")
 
 
 def test_an_output_that_exists(tmp_path: Path) -> None:
