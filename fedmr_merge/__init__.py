@@ -49,7 +49,8 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from fedmr_merge.recombination.options import OutputOptions, PlanOptions
     from fedmr_merge.recombination.recombine import Outcome, recombine
     from fedmr_merge.recombination.undo import Rebuilt, undo
-    from fedmr_merge.recombination.verify import Verification, verify
+    from fedmr_merge.recombination.verification import Verification
+    from fedmr_merge.recombination.verify import verify
 
 __version__ = "0.1.0"
 
@@ -119,7 +120,8 @@ _HOMES = {
     "recombination.options": "OutputOptions PlanOptions",
     "recombination.recombine": "Outcome recombine",
     "recombination.undo": "Rebuilt undo",
-    "recombination.verify": "Verification verify",
+    "recombination.verification": "Verification",
+    "recombination.verify": "verify",
 }
 _MODULES = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names.split()}
 _ALIASES = {"from_pretrained": "load_model"}  # what the Hugging Face libraries call them

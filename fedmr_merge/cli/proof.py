@@ -46,7 +46,7 @@ def verify(
     for line in result.skipped:
         console.complain("warning", f"not checked: {line}")
     if result.faults:
-        raise VerificationError(console.listed(result.faults), hint="recombine the inputs again, to another folder")
+        raise VerificationError(console.listed(result.faults), hint=result.hint, faults=result.faults)
     console.say(f"verified {console.plural(result.tensors, 'tensor')}, {console.size(result.nbytes)}, of {out}")
     for line in result.proved:
         console.say(f"  {line}")

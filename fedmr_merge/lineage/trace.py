@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fedmr_merge.checkpoint.folder import is_index
 from fedmr_merge.errors import VerificationError
-from fedmr_merge.lineage.model import HERE, LINEAGE_FILE, Lineage, TensorOrigin
+from fedmr_merge.lineage.model import AVERAGE, LINEAGE_FILE, Lineage, TensorOrigin
 from fedmr_merge.lineage.reader import read_lineage
 
 
@@ -43,6 +43,11 @@ def trace(out: str | Path, tensor: str, slot: int | None = None) -> list[list[Tr
     """
     lineage = read_lineage(out)
     where = lineage.folder / LINEAGE_FILE
+    if lineage.operation == AVERAGE:
+        raise VerificationError(
+            f"{where}: every tensor of an average comes from all of its {len(lineage.parents)} models",
+            hint="name the folder that `fedmr-merge recombine` wrote",
+        )
     starts = [origin for origin in lineage.tensors if origin.tensor == tensor]
     if not starts:
         near = difflib.get_close_matches(tensor, {origin.tensor for origin in lineage.tensors}, n=1)
@@ -75,8 +80,8 @@ def _follow(lineage: Lineage, origin: TensorOrigin) -> list[TracedOrigin]:
             lineage = read_lineage(folder)
         except VerificationError as error:
             return [*chain[:-1], chain[-1]._replace(ends=str(error))]
-        name = (*place.relative_to(folder).parts, HERE)[0]
-        if lineage.mean and lineage.mean["path"].split("/")[0] in (name, HERE):
+        name = next(iter(place.relative_to(folder).parts), None)
+        if lineage.operation == AVERAGE or (lineage.mean and PurePosixPath(lineage.mean["path"]).parts[0] == name):
             why = f"it is the mean of the {len(lineage.parents)} models that {folder / LINEAGE_FILE} names"
             return [*chain[:-1], chain[-1]._replace(ends=why)]
         slot = next((slot for slot, path in lineage.outputs.items() if path == name), None)

@@ -11,6 +11,10 @@ from fedmr_merge.checkpoint.writer import dumps, replaced_file
 from fedmr_merge.lineage.model import FORMAT_VERSION, LINEAGE_FILE, Lineage, TensorOrigin
 from fedmr_merge.lineage.reader import open_document
 
+#: Outputs up to this size are hashed at once. A hash more than doubles the processor time of a copy in memory
+#: (docs/benchmarks.md): a fifth of a second at this size, and a cost that users merging large models should opt in to.
+HASHED_AT_ONCE_BYTES = 256 << 20
+
 
 def write_lineage(path: Path, facts: Mapping[str, Any], tensors: Iterable[TensorOrigin]) -> None:
     """Write a new lineage file.

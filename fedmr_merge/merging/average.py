@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.folder import STANDARD_NAMES, WEIGHTS
+from fedmr_merge.checkpoint.hashing import hash_tensors
 from fedmr_merge.checkpoint.header import new_header
 from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.matching import match_checkpoints
@@ -26,6 +27,10 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output, write_all
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside
+from fedmr_merge.layers.plan import FORMAT_VERSION as PLAN_VERSION
+from fedmr_merge.lineage.model import AVERAGE, HERE, LINEAGE_FILE
+from fedmr_merge.lineage.parents import describe_parent, recorded_place
+from fedmr_merge.lineage.writer import HASHED_AT_ONCE_BYTES, write_lineage
 from fedmr_merge.merging.options import (
     KEPT,
     TORCH_NAMES,
@@ -48,12 +53,34 @@ def average(
     ignore_config: Collection[str] = (),
     progress: Progress | None = None,
 ) -> list[NotFinite]:
-    """Write the mean of K checkpoints of one architecture to `out`: a file where it is named `….safetensors`, else a
-    folder.
+    """Write the mean of K checkpoints of one architecture.
 
-    `ignore_config` names keys of the configuration that may differ. Returns the NaN and infinite numbers that were met.
-    Raises CheckpointError, LayerMismatchError, PlanError (weights that do not fit, dtypes that have no mean, a memory
-    bound that cannot be kept) or OutputError.
+    A folder gets a `lineage.json` that names the inputs and how the mean was taken: `verify` checks the mean by it.
+    A single file gets none, because a file and its lineage could not appear at the same moment.
+
+    Args:
+        checkpoints: the K models, slot by slot, as for `recombine`.
+        out: what to write, which must not exist: a file where it is named `….safetensors`, else a folder.
+        options: weights, precision and dtype of the mean, and bounds on threads and memory.
+        require_finite: whether NaN and infinite numbers are refused.
+        max_shard_bytes: the largest shard, where the mean is to be sharded anew; as slot 0 if None.
+        ignore_config: keys of the configuration that may differ between the models.
+        progress: called with the number of bytes just written, from several threads.
+
+    Returns:
+        The NaN and infinite numbers that were found.
+
+    Raises:
+        CheckpointError: a model cannot be read, changed while it was read, or is not finite where that is required.
+        HubError: the Hub refused, or could not be reached.
+        LayerMismatchError: the models differ in tensors, dtypes, shapes or configuration.
+        PlanError: the weights do not fit, a dtype has no mean, or a memory bound cannot be kept.
+        OutputError: `out` exists, cannot be written or does not fit on the disk.
+
+    Example:
+        >>> from fedmr_merge import average
+        >>> average(["a.safetensors", "b.safetensors"], "mean.safetensors")
+        []
     """
     out = Path(out)
     refuse_existing(out)
@@ -69,7 +96,29 @@ def average(
             target = staging / STANDARD_NAMES[0]
         found = write_mean(opened, model, target, options, watch, progress, require_finite=require_finite)
         watch.check()
+        if out.suffix != WEIGHTS:
+            hashes = None
+            if model.nbytes <= HASHED_AT_ONCE_BYTES:
+                hashes = hash_tensors(model.entries(target), SourceWatch([]))
+            mean = mean_facts(HERE if target == staging else target.name, options, hashes)
+            write_lineage(staging / LINEAGE_FILE, _facts(opened, out, mean, ignore_config), ())
     return found
+
+
+def _facts(
+    parents: Sequence[Checkpoint], out: Path, mean: Mapping[str, Any], ignore_config: Collection[str]
+) -> dict[str, Any]:
+    """Return what the lineage of an average says: as that of a recombination that moves no tensor."""
+    return {
+        "operation": AVERAGE,
+        "ignore_config": list(ignore_config),
+        "sidecars_from": 0,
+        "plan": {"format_version": PLAN_VERSION, "slots": len(parents), "permutations": {}},
+        "groups": {},
+        "sources": (describe_parent(slot, parent, out) for slot, parent in enumerate(parents)),
+        "outputs": [],
+        "global": mean,
+    }
 
 
 def plan_mean(
@@ -84,6 +133,9 @@ def plan_mean(
     check_mean(checkpoints, options)
     refuse_unwritable(out)
     refuse_inside(out, checkpoints, "-o")
+    if out.suffix != WEIGHTS:
+        for checkpoint in checkpoints:
+            recorded_place(checkpoint, out)  # refuses what a lineage could not name
     model = mean_layout(checkpoints[0], options, max_shard_bytes)
     return _one_file(model, out) if out.suffix == WEIGHTS else model
 

@@ -23,6 +23,7 @@ from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
 from fedmr_merge.layers.rules import Grouping, apply_rule, compared_files
 from fedmr_merge.layers.ties import find_ties
 from fedmr_merge.lineage.parents import recorded_place
+from fedmr_merge.lineage.writer import HASHED_AT_ONCE_BYTES
 from fedmr_merge.merging.average import check_mean, mean_layout
 from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 
@@ -32,10 +33,6 @@ _INTERPRETER_BYTES = 50 * 10**6
 _BYTES_PER_NAME = 1100
 _BYTES_PER_LISTED_TENSOR = 70
 _BYTES_PER_FILE = 2500
-
-#: Outputs up to this size are hashed at once. A hash more than doubles the processor time of a copy in memory
-#: (docs/benchmarks.md): a fifth of a second at this size, and a cost that users merging large models should opt in to.
-HASHED_AT_ONCE_BYTES = 256 << 20
 
 
 def slot_name(slot: int, slots: int) -> str:
