@@ -179,7 +179,7 @@ def _compare_index(index: Path, prefix: str, files: tuple[WeightFile, ...]) -> s
     """
     shards = {file.name.removeprefix(prefix): file.header.tensors for file in files if file.prefix == prefix}
     elsewhere, listed = [], 0
-    for name, shard in read_weight_map(index):
+    for name, shard in read_weight_map(index).items():
         if name in shards[shard]:
             listed += 1
         else:

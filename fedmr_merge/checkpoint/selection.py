@@ -165,7 +165,7 @@ def _part(listing: Listing, folder: str, chosen: str) -> _Part:
         return (_join(folder, chosen),), None
     index, there = _join(folder, chosen), set(listing.files(folder))
     place = listing.place / index
-    shards = dict.fromkeys(shard for _, shard in read_weight_map(listing.local(index), place))
+    shards = dict.fromkeys(read_weight_map(listing.local(index), place).values())
     for shard in shards:
         refuse_name(place, shard)
         refuse_pickle(listing.place / folder / shard)

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
 from pathlib import Path
+from typing import NoReturn
 
 from fedmr_merge.checkpoint.header import open_regular
-from fedmr_merge.checkpoint.json_reader import JsonReader
+from fedmr_merge.checkpoint.json_reader import named_once
 from fedmr_merge.errors import CheckpointError
 
-_CHUNK_BYTES = 1 << 18
-_AGAIN = "fetch the index again, or write it anew with the library that saved the model"
+_MAX_BYTES = 256 << 20  #: an index of 100,000 tensors has 10 MB
 
 
-def read_weight_map(index: Path, place: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the names of the tensors and of their shards, as an index lists them.
+def read_weight_map(index: Path, place: Path | None = None) -> dict[str, str]:
+    """Return the shard of each tensor, in the order in which an index lists them.
 
     Errors name `place`, by default the index's path. Raises CheckpointError when the file cannot be read or is not an
     index.
     """
     place = place or index
-    is_listed = False
     try:
         with open_regular(index) as stream:
-            reader = JsonReader(iter(lambda: stream.read(_CHUNK_BYTES), b""))
-            for key in reader.members():
-                if key != "weight_map":
-                    reader.value()
-                    continue
-                for name in reader.members():
-                    shard = reader.value()
-                    is_listed = True
-                    if not isinstance(shard, str):
-                        raise _malformed(place)
-                    yield name, shard
-            reader.end()
+            if (nbytes := os.fstat(stream.fileno()).st_size) > _MAX_BYTES:
+                _refuse(place, f"has {nbytes:,} bytes, more than an index needs")
+            content = json.loads(stream.readall(), object_pairs_hook=named_once)
     except OSError as error:
         raise CheckpointError(place, f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(place, f"not valid JSON: {error}", hint=_AGAIN) from error
-    if not is_listed:
-        raise _malformed(place)
+        _refuse(place, f"not valid JSON: {error}")
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(s, str) for s in weight_map.values()):
+        _refuse(place, "weight_map must map tensor names to file names")
+    return weight_map
 
 
-def _malformed(place: Path) -> CheckpointError:
-    return CheckpointError(place, "weight_map must map tensor names to file names", hint=_AGAIN)
+def _refuse(place: Path, reason: str) -> NoReturn:
+    raise CheckpointError(
+        place, reason, hint="fetch the index again, or write it anew with the library that saved the model"
+    )

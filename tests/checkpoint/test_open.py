@@ -349,6 +349,16 @@ def module_outside(folder: Path) -> None:
     write_folder(folder, model(0, LINEAR), {"modules.json": '[{"path": ""}, {"path": "../x"}]'})
 
 
+def endless_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").touch()
+    os.truncate(folder / "model.safetensors.index.json", 10**9)
+
+
+def endless_modules(folder: Path) -> None:
+    write_folder(folder, model(0, LINEAR), {"modules.json": ""})
+    os.truncate(folder / "modules.json", 10**9)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "shard outside": (point_to("../../x.safetensors"), "leads out of the folder"),
     "shard absolute": (point_to("/etc/passwd"), "leads out of the folder"),
@@ -372,6 +382,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "index no JSON": (lambda f: write_sidecars(f, {"model.safetensors.index.json": "{"}), "not valid JSON"),
     "index empty": (lambda f: write_sidecars(f, {"model.safetensors.index.json": "{}"}), "weight_map must map"),
     "module outside": (module_outside, "a module lies outside the model, in '../x'"),
+    "index that names a tensor twice": (
+        lambda f: write_sidecars(f, {"model.safetensors.index.json": '{"weight_map": {"a": "x", "a": "y"}}'}),
+        "it names 'a' twice",
+    ),
+    "index without an end": (endless_index, "has 1,000,000,000 bytes, more than an index needs"),
+    "configuration without an end": (endless_modules, "has 1,000,000,000 bytes, more than a configuration needs"),
     "two weight files": (two_files, "2 weight files and no index"),
     "two indexes": (two_indexes, "several indexes"),
     "nothing in it": (lambda f: write_sidecars(f, {"config.json": "{}"}), "no .safetensors file"),

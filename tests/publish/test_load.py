@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,23 @@ def test_model_of_the_hub_by_revision_and_subfolder(here: HubServer, trained: Pa
     for name, folder in expected.items():
         weights = load_file(folder / "model.safetensors")
         assert all(torch.equal(tensor, weights[key]) for key, tensor in load_model(name).state_dict().items()), name
+
+
+def test_two_threads_load_from_two_endpoints(here: HubServer, trained: Path) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import _http as hf_http
+
+    client, factory = huggingface_hub.get_session(), hf_http._GLOBAL_CLIENT_FACTORY
+    with HubServer() as other, ThreadPoolExecutor(2) as pool:
+        folders = {here.endpoint: trained / "cohort" / "slot-00", other.endpoint: trained / "cohort" / "slot-01"}
+        for server in (here, other):
+            names = ("config.json", "model.safetensors")
+            server.add_repo(REPO, {name: (folders[server.endpoint] / name).read_bytes() for name in names})
+        found = list(pool.map(lambda endpoint: load_model(REPO, endpoint=endpoint), folders))
+        for module, folder in zip(found, folders.values(), strict=True):
+            weights = load_file(folder / "model.safetensors")
+            assert all(torch.equal(tensor, weights[key]) for key, tensor in module.state_dict().items())
+    assert (huggingface_hub.get_session(), hf_http._GLOBAL_CLIENT_FACTORY) == (client, factory)
 
 
 @pytest.mark.parametrize(
