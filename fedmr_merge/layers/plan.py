@@ -1,9 +1,35 @@
 """The recombination plan: for every layer group, which slot's copy goes to which slot.
 
-A plan is drawn once from (seed, round, group) and executed over files, over stacked tensors or over client replies,
-with the same result.
+Federated averaging makes one model of K trained ones by their mean, which belongs to none of them. FedMR makes K new
+models instead. It takes the K models apart into layer groups (a convolution with its normalisation, say), and deals
+the K copies of each group to the K slots anew, each group by a permutation of its own:
 
+              conv1   layer1   fc                         conv1   layer1   fc
+    slot 0     a       a       a                slot 0     b       a       c
+    slot 1     b       b       b       ->       slot 1     c       b       a
+    slot 2     c       c       c                slot 2     a       c       b
+
+    permutations = {"conv1": (1, 2, 0), "layer1": (0, 1, 2), "fc": (2, 0, 1)}
     permutations[group][destination slot] == source slot
+
+No copy is lost and none is doubled, so that the mean over the slots is what it was, and the inverse plan restores the
+models. Training goes on from the K new models; after the last round their mean is the global model.
+
+A plan is drawn once, from (seed, round, group name) alone. It is executed over files (bytes are copied), over stacked
+tensors (an index for each group) and over client replies, with the same result.
+
+Example:
+    >>> groups = [LayerGroup("conv", ("conv.weight", "conv.bias")), LayerGroup("fc", ("fc.weight",))]
+    >>> plan = draw_plan(groups, slots=3, seed=0, round=1)
+    >>> sorted(plan.permutations["conv"])
+    [0, 1, 2]
+    >>> models = [{"conv": "conv of 0"}, {"conv": "conv of 1"}, {"conv": "conv of 2"}]
+    >>> recombined = [models[plan.source("conv", slot)] for slot in range(3)]
+    >>> back = [recombined[plan.inverse().source("conv", slot)] for slot in range(3)]
+    >>> back == models
+    True
+
+Source: Hu et al., "FedMR: Federated Learning via Model Recombination", 2022 (arXiv 2208.07677), algorithm 1.
 """
 
 from __future__ import annotations
@@ -22,7 +48,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Tensors that move together: the paper's layer."""
+    """A set of tensors that move together: the paper's layer."""
 
     name: str
     tensors: tuple[str, ...]
@@ -31,10 +57,12 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class RecombinationPlan:
-    """For every layer group a permutation of the K slots: `permutations[group][destination] = source`.
+    """A permutation of the K slots for every layer group: `permutations[group][destination] = source`.
 
-    Every (group, slot) is used once and only once, so that no layer of any model is lost or doubled and the mean over
-    the slots stays what it was (Hu et al., "Step 3: model recombination").
+    Every (group, slot) is used once and only once: no layer of any model is lost or doubled.
+
+    Raises:
+        PlanError: for fewer than two slots, or for a list of slots that is not a permutation of them.
     """
 
     slots: int
@@ -56,7 +84,7 @@ class RecombinationPlan:
 
     @property
     def moved(self) -> int:
-        """How many (group, slot) pairs change their slot."""
+        """Return how many (group, slot) pairs change their slot."""
         return sum(source != slot for sources in self.permutations.values() for slot, source in enumerate(sources))
 
     def inverse(self) -> RecombinationPlan:
@@ -78,7 +106,7 @@ class RecombinationPlan:
         return RecombinationPlan(self.slots, permutations)
 
     def check(self, groups: Sequence[LayerGroup], slots: int) -> None:
-        """Raise PlanError when this plan is not one for these groups and this number of models."""
+        """Check that this plan fits these groups and this number of models; raise PlanError where it does not."""
         if self.slots != slots:
             raise PlanError(
                 f"the plan has {self.slots} slots, there are {slots} models", hint="name one model for every slot"
@@ -88,7 +116,7 @@ class RecombinationPlan:
             raise PlanError(f"the plan lacks the layer group {missing!r}", hint="draw it with the same layer rule")
         for unknown in self.permutations.keys() - names:
             raise PlanError(
-                f"the plan has a layer group {unknown!r}, the models have none", hint="use the same layer rule"
+                f"the plan has a layer group {unknown!r}, which the models do not have", hint="use the same layer rule"
             )
         for group in groups:
             if group.pinned and self.permutations[group.name] != tuple(range(self.slots)):
@@ -98,6 +126,7 @@ class RecombinationPlan:
                 )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the plan as a value that `json.dumps` takes and `from_json` reads."""
         return {
             "format_version": FORMAT_VERSION,
             "slots": self.slots,
@@ -106,7 +135,7 @@ class RecombinationPlan:
 
     @classmethod
     def from_json(cls, content: Any) -> RecombinationPlan:
-        """Read what `to_json` gave (parsed, or as text). Raises PlanError when it is not a plan."""
+        """Read a plan that `to_json` gave, parsed or as a string. Raises PlanError when it is not a plan."""
         if isinstance(content, str):
             try:
                 content = json.loads(content, object_pairs_hook=named_once)
@@ -128,16 +157,30 @@ def draw_plan(
 ) -> RecombinationPlan:
     """Draw the plan of a round: for every group a uniform permutation of the slots.
 
-    A group's draw depends on (seed, round, group name) alone, so that adding a group, changing the number of threads
-    or the executor changes no other draw. With `probability` p a group is shuffled with probability p and else stays;
-    pinned groups always stay.
+    A group's draw depends on (seed, round, group name) alone: another group, another number of threads or another
+    executor changes no draw.
 
-    Raises PlanError for fewer than two slots or a probability outside [0, 1].
+    Args:
+        groups: the layer groups; each has a name of its own.
+        slots: the number of models, K, 2 or more.
+        seed: any integer; the same one gives the same plan.
+        round: the number of the round; each round draws anew.
+        probability: that of shuffling each group; otherwise it stays in its slot. Pinned groups always stay.
+
+    Returns:
+        The plan, with one permutation for each group.
+
+    Raises:
+        PlanError: for fewer than two slots, or for a probability outside [0, 1].
+
+    Example:
+        >>> draw_plan([LayerGroup("fc", ("fc.weight",), pinned=True)], 2, seed=0, round=1).permutations
+        {'fc': (0, 1)}
     """
     if not 0 <= probability <= 1:
         raise PlanError(
             f"probability must lie between 0 and 1, found {probability}",
-            hint="0.5 shuffles about half of the layer groups, 1 all of them",
+            hint="0.5 shuffles about half of the layer groups, and 1 all of them",
         )
     stays = tuple(range(max(slots, 0)))
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # groups are many, different permutations of a few slots are not

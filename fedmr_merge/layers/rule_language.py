@@ -1,17 +1,27 @@
 """The layer-rule language: YAML rules that put tensor names into layer groups.
 
-    rules:                                   # the first that matches a tensor's name decides
+    description: a residual block and its head               # what `fedmr-merge rules list` says of it
+    rules:                                                   # the first that matches a tensor's name decides
       - {match: "layer{s}.{b}.{re:conv|bn}{n}.*", group: "layer{s}.{b}.{n}"}
-      - {match: "fc.*", group: head, recombine: pin}
-    otherwise: layer                         # what no rule matches is grouped by the rule `layer`
-    ties: [[model.embed_tokens.weight, lm_head.weight]]          # tensors that are one: their groups become one
-    require_equal: {adapter_config.json: [r, lora_alpha]}        # what else must agree between the models
-    detect: ["**.lora_A.**"]                                     # `--rule auto` takes it if each one matches
+      - {match: "fc.*", group: head, recombine: pin}         # `pin` keeps the group in its slot
+    otherwise: layer                                         # the rule `layer` groups what no rule matches
+    ties: [[model.embed_tokens.weight, lm_head.weight]]      # tensors that are one: their groups become one
+    require_equal: {adapter_config.json: [r, lora_alpha]}    # what else must agree between the models
+    detect: ["**.lora_A.**"]                                 # `--rule auto` takes it if each of these matches
 
-A pattern is a dotted glob: `*` is one part of a name or a piece of one, `**` any number of parts, `{i}` a part or a
-piece of one kept for `group`, `{m:**}` one or more parts kept, `{n:re:[0-9]+}` what a regular expression matches
-kept, `{re:conv|bn}` the same, not kept; a pattern that starts with `re:` is one regular expression. A name that is
-captured twice must be the same both times.
+A pattern is a dotted name with wildcards:
+
+    *               one part of the name, or a piece of one
+    **              any number of parts
+    {i}             one part, or a piece of one, which is kept for `group`
+    {m:**}          one or more parts, kept
+    {n:re:[0-9]+}   what a regular expression matches, kept; `{re:conv|bn}` is not kept
+    re:...          at the start: the whole pattern is one regular expression
+
+A name that is captured twice must be the same both times.
+
+A rule is added by adding one file to `rulesets/`: its name is the name of the rule for `--rule`, and with `detect` the
+rule `auto` can pick it. `module.yaml` is the shortest to look at. Users name their own files by path.
 """
 
 from __future__ import annotations
@@ -27,7 +37,8 @@ from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.errors import RuleError
 from fedmr_merge.layers.patterns import Pattern, compile_pattern, shortened
 
-_LONGEST_NAME = 300
+_LONGEST_NAME = 300  #: of those that `detect` looks at
+_MAX_SHOWN = 10  #: faults in one message
 _FIELDS = {"match", "group", "recombine"}
 _SECTIONS = {"description", "detect", "rules", "otherwise", "ties", "require_equal"}
 
@@ -122,8 +133,10 @@ class _Reader:
 
     def finish(self) -> None:
         if self.faults:
+            more = f"; and {len(self.faults) - _MAX_SHOWN} more" if len(self.faults) > _MAX_SHOWN else ""
             raise RuleError(
-                f"{self.source}: " + "; ".join(self.faults), hint="docs/recombine.md explains the rule language"
+                f"{self.source}: {'; '.join(self.faults[:_MAX_SHOWN])}{more}",
+                hint="docs/recombine.md explains the rule language",
             )
 
     def rule_set(self, root: yaml.Node | None, name: str) -> RuleSet | None:
@@ -140,7 +153,7 @@ class _Reader:
                 self.fault(node, "a tie names two tensors or more")
         otherwise = sections.get("otherwise")
         if otherwise is not None and self.string(otherwise) != "layer":
-            self.fault(otherwise, f"otherwise can only be `layer`, found {self.string(otherwise)!r}")
+            self.fault(otherwise, f"otherwise can only be `layer`, found {shortened(self.string(otherwise))}")
         equal = sections.get("require_equal")
         files = self.mapping(equal, None, "file") if equal is not None else {}
         require_equal = {file: self.strings(node, "require_equal", file) for file, node in files.items()}
@@ -169,7 +182,7 @@ class _Reader:
         group = self.string(fields["group"])
         mode = self.string(fields["recombine"]) if "recombine" in fields else "shuffle"
         if mode not in ("shuffle", "pin"):
-            self.fault(fields["recombine"], f"recombine is `shuffle` or `pin`, found {mode!r}")
+            self.fault(fields["recombine"], f"recombine is `shuffle` or `pin`, found {shortened(mode)}")
         if pattern is None:
             return None
         self.check_group(fields["group"], group, pattern)
@@ -182,7 +195,7 @@ class _Reader:
         if not group:
             self.fault(node, "the group's name is empty")
         elif set("{}") & set(re.sub(r"\{[A-Za-z_][A-Za-z0-9_]*\}", "", group)):
-            self.fault(node, f"{group!r} is not a name with {{captures}}")
+            self.fault(node, f"{shortened(group)} is not a name with {{captures}}")
 
     def pattern(self, node: yaml.Node) -> Pattern | None:
         try:
@@ -199,9 +212,9 @@ class _Reader:
         for key_node, value in node.value:
             key = self.string(key_node)
             if known is not None and key not in known:
-                self.fault(key_node, f"unknown {what} {key!r}, known are {', '.join(sorted(known))}")
+                self.fault(key_node, f"unknown {what} {shortened(key)}, known are {', '.join(sorted(known))}")
             elif key in found:
-                self.fault(key_node, f"{key!r} stands here twice")
+                self.fault(key_node, f"{shortened(key)} stands here twice")
             found[key] = value
         return found
 

@@ -56,8 +56,8 @@ def rule_names() -> tuple[str, ...]:
 def describe_rules() -> list[tuple[str, str]]:
     """Return (name, what its layer groups are) of every built-in rule."""
     described = {
-        "auto": "the rule set below whose family the names show best, else layer",
-        "layer": "the paper's: a convolution or linear layer with its bias and its normalisation, statistics included",
+        "auto": "the rule set of this list whose family of models the names show best, otherwise layer",
+        "layer": "the paper's layer: a convolution or linear layer with its bias and normalisation, with statistics",
         "segments:N": "N contiguous runs of tensors, in natural order of their names",
     }
     return [(name, described.get(name) or _built_in(name).description) for name in rule_names()]

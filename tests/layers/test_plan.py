@@ -156,7 +156,7 @@ def test_plans_that_do_not_fit() -> None:
         plan.check(groups(["a", "b"]), 2)
     with pytest.raises(PlanError, match="lacks the layer group 'c'"):
         plan.check(groups(["a", "b", "c"]), 3)
-    with pytest.raises(PlanError, match="a layer group 'b', the models have none"):
+    with pytest.raises(PlanError, match="a layer group 'b', which the models do not have"):
         plan.check(groups(["a"]), 3)
     swap = RecombinationPlan(2, {"a": (1, 0), "b": (0, 1)})
     swap.check([LayerGroup("a", ("a",)), LayerGroup("b", ("b",), pinned=True)], 2)

@@ -176,6 +176,15 @@ def test_every_fault_is_reported_with_its_line(text: str, faults: list[str], tmp
     assert "\n" not in str(caught.value)
 
 
+def test_many_faults_are_shown_ten_at_a_time_and_long_values_shortened(tmp_path: Path) -> None:
+    text = "rules:\n" + "  - {match: '{', group: a}\n" * 500 + f"'{'x' * 900}': 1\n"
+    with pytest.raises(RuleError) as caught:
+        apply_rule(rules_file(tmp_path, text), {"a": ()})
+    assert len(str(caught.value)) < 1500
+    assert str(caught.value).endswith("; and 491 more")
+    assert "line 2: the pattern" in str(caught.value)
+
+
 def test_unmatched_tensors_are_named(tmp_path: Path) -> None:
     path = rules_file(tmp_path, 'rules: [{match: "a.*", group: g}]')
     with pytest.raises(RuleError, match=r"no rule matches 'b\.w', 'c\.w'"):
