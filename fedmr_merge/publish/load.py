@@ -1,10 +1,10 @@
-"""A published model → a torch module, in one line and strictly."""
+"""A published model → a torch module, in one line, strictly."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedmr_merge.checkpoint.folder import CONFIG_FILE
 from fedmr_merge.checkpoint.open import open_checkpoint
@@ -13,26 +13,54 @@ from fedmr_merge.hub.listing import parse_hub
 
 if TYPE_CHECKING:
     from fedmr_merge.federated.models.base import Classifier
+    from fedmr_merge.publish.preprocess import Preprocess
+
+    _Module = Classifier
+else:
+    _Module = object
 
 _MAX_CONFIG_BYTES = 64 << 20
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 
 
-def load_model(source: str | Path, *, endpoint: str | None = None, token: str | None = None) -> Classifier:
-    """Return the model of a folder with config.json and safetensors, or of a Hub id
-    `org/name[@revision][/subfolder]`, in evaluation mode, on the CPU.
+class LoadedModel(_Module):
+    """What type checkers know of the result of `load_model`: a torch module, with three attributes of its config."""
 
-    Only architectures of this package are built, only safetensors are read, every tensor must fit; no code comes from
-    the folder. `module(images)` takes float32 images [batch, channels, height, width], normalised with the config's
-    `preprocess` (mean and std of pixels scaled to 0..1), and gives logits [batch, classes]. `endpoint` and `token` are
-    by default those of the environment.
+    config: dict[str, Any]
+    label_names: list[str]
+    preprocess: Preprocess
 
-    Raises CheckpointError when the folder is not such a model, HubError when it cannot be fetched.
+
+def load_model(source: str | Path, *, endpoint: str | None = None, token: str | None = None) -> LoadedModel:
+    """Load a published model as a torch module, in evaluation mode and on the CPU.
+
+    Only architectures of this package are built and only safetensors are read; every tensor must fit, and no code comes
+    from the folder.
+
+    Args:
+        source: A folder with `config.json` and safetensors, or a Hub id, `org/name[@revision][/subfolder]`.
+        endpoint: The address of the Hub; None is that of `HF_ENDPOINT`.
+        token: A token that may read; None is `HF_TOKEN`, or the one that `hf auth login` stored.
+
+    Returns:
+        A module that maps float32 images [batch, channels, height, width] to logits [batch, classes]. Besides,
+        `model.preprocess(image)` turns an image into that input, `model.label_names` are the names of the classes, and
+        `model.config` is the content of `config.json`.
+
+    Raises:
+        CheckpointError: The folder is not such a model.
+        HubError: The model cannot be fetched.
+
+    Example:
+        >>> model = load_model("alice/digits")  # doctest: +SKIP
+        >>> model.label_names[model(model.preprocess(image)).argmax()]  # doctest: +SKIP
+        '7'
     """
     folder = _folder(source, endpoint, token)
     config = read_config(folder)
     checkpoint = open_checkpoint(folder)
     from fedmr_merge.checkpoint.tensors import load_checkpoint
+    from fedmr_merge.publish.preprocess import Preprocess
     from fedmr_merge.publish.rebuild import rebuild
 
     module = rebuild(config, checkpoint.shapes, str(folder / CONFIG_FILE))
@@ -43,7 +71,11 @@ def load_model(source: str | Path, *, endpoint: str | None = None, token: str | 
                 checkpoint.path, f"tensor {name!r} is {weights[name].dtype}, the model has {own.dtype} there"
             )
     module.load_state_dict(weights, strict=True)
-    return module.eval()
+    model = cast("LoadedModel", module.eval())
+    model.config = config
+    model.label_names = config.get("label_names") or [str(number) for number in range(config["num_classes"])]
+    model.preprocess = Preprocess(**{key: config["preprocess"][key] for key in ("mean", "std", "size")})
+    return model
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -17,11 +19,14 @@ import pytest
 import torch
 from hub_push import REPO, push
 from hub_server import HubServer
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fedmr_merge import load_model
 from fedmr_merge.errors import CheckpointError, HubError
+from fedmr_merge.federated.data.datasets.digits import Digits
 from fedmr_merge.federated.models.torchvision import Torchvision
+from fedmr_merge.publish.preprocess import Preprocess
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +68,46 @@ def test_loading_draws_nothing_from_the_global_generator(model: Path) -> None:
     torch.manual_seed(5)
     load_model(str(model))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_image_becomes_a_label_and_the_model_stays_an_ordinary_module(model: Path) -> None:
+    module = load_model(model)
+    data = Digits().load()
+    expected = module(data.normalise(data.test_images[:20]))
+    for number in range(20):
+        image = data.test_images[number]
+        found = module(module.preprocess(image))
+        assert torch.equal(module.preprocess(image)[0], data.normalise(image)), "as in training, bit for bit"
+        assert module.label_names[found.argmax()] == data.class_names[int(expected[number].argmax())]
+    assert module.config == json.loads((model / "config.json").read_text())
+    assert set(module.state_dict()) == set(load_file(model / "model.safetensors"))
+    again = pickle.loads(pickle.dumps(copy.deepcopy(module)))
+    assert again.label_names == module.label_names
+    assert "preprocess" not in dict(module.named_modules())
+
+
+def test_images_of_every_kind() -> None:
+    grey = Preprocess([0.5], [0.25], [8, 8])
+    pixels = torch.arange(64, dtype=torch.uint8).view(8, 8)
+    expected = grey(pixels)
+    assert expected.shape == (1, 1, 8, 8)
+    for image in (pixels[None], pixels[None, None], pixels.numpy(), pixels.numpy()[..., None], pixels / 255):
+        assert torch.allclose(grey(image), expected, atol=1e-6)
+    picture = Image.fromarray(pixels.numpy())
+    assert torch.equal(grey(picture), expected)
+    assert torch.allclose(grey(picture.convert("RGB")), expected)
+    assert grey(Image.new("RGBA", (31, 17))).shape == (1, 1, 8, 8)
+    assert torch.allclose(
+        grey(torch.full((3, 16, 20), 128, dtype=torch.uint8)), torch.full((1, 1, 8, 8), 0.0078), atol=1e-4
+    )
+    colour = Preprocess([0.5] * 3, [0.25] * 3, [8, 8])
+    assert torch.equal(colour(picture)[:, 1:2], expected)
+    assert colour(pixels).shape == (1, 3, 8, 8)
+    for wrong in (torch.full((8, 8), 2.0), torch.zeros(8, 8, dtype=torch.int64), torch.zeros(2, 8, 8), torch.zeros(8)):
+        with pytest.raises(ValueError, match=r"pixels must be|channels|is not \[channels"):
+            colour(wrong)
+    with pytest.raises(ValueError, match="name a PIL image"):
+        grey("image.png")
 
 
 @pytest.mark.parametrize(
