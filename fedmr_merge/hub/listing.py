@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _REF = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+CARD_KEYS = ("library_name", "pipeline_tag", "language", "base_model")  #: what models merged of others have in common
+_MOST_ITEMS, _LONGEST_ITEM = 20, 200
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class HubSnapshot:
     files: Mapping[str, HubFile]  #: path in the repository → file; safetensors, indexes and sidecars under `subfolder`
     licence: str | None  #: what the repository's card says; unknown offline
     others: tuple[str, ...] = ()  #: paths of all other files under `subfolder`; they are never fetched
+    card: Mapping[str, Any] = field(default_factory=dict)  #: CARD_KEYS of the repository's card, as far as it has them
 
     @property
     def origin(self) -> str:
@@ -128,7 +131,19 @@ def list_endpoint(hub: Hub, ref: HubRef) -> HubSnapshot:
     licence = getattr(info.card_data, "license", None)
     if isinstance(info.id, str) and info.id.casefold() == ref.repo_id.casefold():
         ref = replace(ref, repo_id=info.id)  # the Hub finds a name in any case: a model has one name here
-    return _snapshot(hub, ref, commit, files, licence if isinstance(licence, str) else None)
+    found = _snapshot(hub, ref, commit, files, licence if isinstance(licence, str) else None)
+    metadata: Any = info.card_data
+    return replace(found, card=card_facts(metadata.to_dict() if metadata else {}))
+
+
+def card_facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a merge passes on of the metadata of a card: strings, or lists of some strings, of CARD_KEYS."""
+    return {key: metadata[key] for key in CARD_KEYS if _is_short(metadata.get(key))}
+
+
+def _is_short(value: object) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return 0 < len(items) <= _MOST_ITEMS and all(isinstance(item, str) and len(item) <= _LONGEST_ITEM for item in items)
 
 
 def list_cache(hub: Hub, ref: HubRef) -> HubSnapshot:

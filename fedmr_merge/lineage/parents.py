@@ -99,10 +99,12 @@ def describe_parent(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, A
     in the outputs, where `undo` looks for them by their SHA-256.
     """
     licence = {"license": checkpoint.licence} if checkpoint.origin else {}
+    card = {"card": dict(checkpoint.card)} if checkpoint.card else {}
     return {
         "slot": slot,
         "path": recorded_place(checkpoint, out),
         **licence,
+        **card,
         "is_folder": checkpoint.is_folder,
         "files": [
             {

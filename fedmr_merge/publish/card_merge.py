@@ -53,6 +53,8 @@ def addressed(card: str, repo_id: str, revision: str | None) -> str:
     # The Hub's own command has an option for the revision; a Hub id of ours contains it, with slashes written %2F.
     download = f"{repo_id} --revision {revision}" if revision else repo_id
     generated = generated.replace(f"hf download {PLACEHOLDER}", f"hf download {download}")
+    keyword = f'"{repo_id}", revision="{revision}"' if revision else f'"{repo_id}"'
+    generated = generated.replace(f'from_pretrained("{PLACEHOLDER}"', f"from_pretrained({keyword}")
     reference = f"{repo_id}@{quote(revision, safe='')}" if revision else repo_id
     return before + BEGIN + generated.replace(PLACEHOLDER, reference) + mark + after
 

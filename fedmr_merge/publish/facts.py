@@ -6,18 +6,23 @@ Nothing is typed twice, and what no file says the card leaves out.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
 from fedmr_merge.checkpoint.folder import WEIGHTS
-from fedmr_merge.checkpoint.open import open_checkpoint
-from fedmr_merge.errors import HubError
+from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
+from fedmr_merge.errors import FedmrMergeError, HubError
+from fedmr_merge.federated.catalogue import DATA_SETS
 from fedmr_merge.hub.listing import parse_hub
 from fedmr_merge.runs.record import read_run
 
 TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")
+SLOTS_FILE = "slots.json"  #: the accuracy of every model of a published cohort
 _SLOT = "slot-*"
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -31,17 +36,21 @@ def run_facts(folder: Path) -> dict[str, Any]:
         publish: dict[str, Any] = next((s["publish"] for s in reversed(recipe["stages"]) if "publish" in s), {})
         slots = sorted(path.parent.name for path in folder.glob(f"{_SLOT}/*{WEIGHTS}"))
         config = read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json")
-        last = metrics[-1]
+        last, model = metrics[-1], _model(folder, slots)
         return {
             "name": recipe["name"],
             "recipe": recipe,
             "recipe_text": run.recipe_text.rstrip(),
             "data": recipe["data"]["name"],
+            "data_about": _describe_data(str(recipe["data"]["name"])),
             "license": publish.get("license"),
             "tags": list(dict.fromkeys([*TAGS, *publish.get("tags", ())])),
             "config": config,
             "slots": slots,
-            "model_bytes": _model_bytes(folder, slots),
+            "model_bytes": model.nbytes,
+            "parameters": _parameters(model.shapes),
+            "slot_results": read_json(folder / SLOTS_FILE),
+            "tool": tool_address(),
             "result": run.evaluation,
             "parents": _parents(recipe),
             "last": last,
@@ -57,6 +66,24 @@ def run_facts(folder: Path) -> dict[str, Any]:
         raise HubError(f"{error.filename}: cannot be read: {error.strerror}", hint=_HINT) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise HubError(f"{folder}: holds files that no `publish` stage wrote: {error!r}", hint=_HINT) from error
+
+
+def tool_address() -> str | None:
+    """Return the address of this package, as its metadata state it; None where they state none."""
+    try:
+        found = metadata("fedmr-merge").get_all("Project-URL") or ()
+    except PackageNotFoundError:
+        return None
+    return next((address.split(",", 1)[1].strip() for address in found if "," in address), None)
+
+
+def _describe_data(name: str) -> str | None:
+    """Return the first line of what the plug-in of a data set says about it; None for one that is not known here."""
+    try:
+        told = (DATA_SETS.find(name).__doc__ or "").strip().splitlines()
+    except (KeyError, FedmrMergeError, ImportError):
+        return None
+    return told[0].strip() if told and not name.startswith("hub:") else None
 
 
 _HINT = "name a run folder, or what its `publish` stage wrote"
@@ -120,9 +147,14 @@ def _privacy(recipe: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, An
     return {**options, "epsilon": last["epsilon"]} if options and "epsilon" in last else None
 
 
-def _model_bytes(folder: Path, slots: Sequence[str]) -> int:
-    model = folder if not slots or (folder / "config.json").exists() else folder / slots[0]
-    return open_checkpoint(model).nbytes
+def _model(folder: Path, slots: Sequence[str]) -> Checkpoint:
+    """Open one of the models, by its headers alone; all of them have the same tensors."""
+    return open_checkpoint(folder if not slots or (folder / "config.json").exists() else folder / slots[0])
+
+
+def _parameters(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return the number of trained values: those of all tensors but the statistics that normalisations keep."""
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.rpartition(".")[2] not in _STATISTICS)
 
 
 def _partition_facts(partition: Mapping[str, Any]) -> dict[str, Any]:

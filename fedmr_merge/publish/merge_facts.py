@@ -1,28 +1,34 @@
-"""What the card of a recombination says, read from the `lineage.json` beside the models; and what of that file may be
-told to others.
+"""What the card of a recombination or an average says, read from the `lineage.json` beside the models; and what of
+that file may be published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from fedmr_merge.errors import FedmrMergeError
-from fedmr_merge.hub.listing import parse_origin
-from fedmr_merge.lineage.model import AVERAGE, LINEAGE_FILE, Lineage
+from fedmr_merge.hub.listing import CARD_KEYS, HubRef, card_facts, parse_origin
+from fedmr_merge.lineage.model import AVERAGE, HERE, LINEAGE_FILE, Lineage
+from fedmr_merge.lineage.parents import Parent
 from fedmr_merge.lineage.reader import open_document, read_lineage
 from fedmr_merge.lineage.writer import lineage_lines
-from fedmr_merge.publish.facts import TAGS, read_json
+from fedmr_merge.publish.card import CARD_FILE
+from fedmr_merge.publish.card_merge import metadata_of
+from fedmr_merge.publish.facts import TAGS, read_json, tool_address
 
-#: In a lineage that is published: where a source lay that is not on the Hub.
+#: In a lineage that is published: the folder of a parent that is not on the Hub.
 UNPUBLISHED = "unpublished"
+_UNNAMED = ("other", "unknown")
+_MAX_CARD_BYTES = 4 << 20
 
 
 def find_lineage(folder: Path) -> tuple[Path, str | None] | None:
-    """Return the output of a recombination that a folder is, and None; or that it is a part of, and which part.
+    """Return the output of a merge that a folder is, and None; or the output that it is a part of, and which part.
 
-    None when no recombination's lineage tells of the folder.
+    None when there is no lineage of a recombination or an average that describes the folder.
     """
     folder = folder.absolute()
     for place, part in ((folder, None), (folder.parent, folder.name)):
@@ -30,15 +36,13 @@ def find_lineage(folder: Path) -> tuple[Path, str | None] | None:
             lineage = read_lineage(place)
         except FedmrMergeError:
             continue
-        if lineage.operation == AVERAGE:
-            continue
         if part is None or part in lineage.outputs.values() or part == _mean_place(lineage):
             return place, part
     return None
 
 
 def merge_facts(place: Path, part: str | None) -> dict[str, Any]:
-    """Return the facts of a recombination's output, or of one model of it: what its card's template is rendered with.
+    """Return the facts of a merge's output, or of one model of it: what its card's template is rendered with.
 
     Raises VerificationError when its lineage is damaged.
     """
@@ -47,34 +51,81 @@ def merge_facts(place: Path, part: str | None) -> dict[str, Any]:
         content, _ = open_document(stream)
     sources = [_source(source) for source in content["sources"]]
     slot = next((slot for slot, path in lineage.outputs.items() if path == part), None)
-    licences = {source["repo"]: source["license"] for source in sources if source["repo"]}
-    stated = {licence for licence in licences.values() if licence}
-    agreed = len(stated) == 1 and all(source["license"] for source in sources)
-    model = place / (part or _mean_place(lineage) or next(iter(lineage.outputs.values())))
+    averaged = lineage.operation == AVERAGE
+    model = place / (part or _mean_place(lineage) or next(iter(lineage.outputs.values()), ""))
     return {
+        "operation": lineage.operation,
         "part": part,
         "slot": slot,
-        "is_mean": part is not None and slot is None,
-        "tags": list(TAGS),
-        "parents": list(licences),
-        "licenses": licences,
-        "license": min(stated) if agreed else None,
-        "license_conflict": len(stated) > 1,
+        "is_mean": averaged or (part is not None and slot is None),
+        "is_one_model": averaged or part is not None,
+        "tags": list(TAGS) if not averaged else ["merge", "model-averaging"],
+        **_licence_facts(sources),
+        **_common_facts(lineage, content["sources"]),
         "config": _config(model),
         "sources": sources,
         **_public_rule(content),
-        "drawn": content["drawn"],
+        "drawn": content.get("drawn"),
         "groups": [
             {"group": group, "tensors": len(content["groups"][group]), "sources": list(permutation)}
             for group, permutation in lineage.plan.permutations.items()
         ],
-        "slots": lineage.plan.slots,
+        "slots": len(sources),
         "outputs": list(lineage.outputs.values()),
-        "mean": {**lineage.mean, "place": _mean_place(lineage)} if lineage.mean else None,
-        "hashed": bool(lineage.tensors) and all(origin.sha256 for origin in lineage.tensors),
-        "tensors": len(lineage.tensors),
+        "mean": {"weights": None, "out_dtype": None, **lineage.mean, "place": _mean_place(lineage)}
+        if lineage.mean
+        else None,
+        "hashed": lineage.hashed and (averaged or bool(lineage.tensors)),
+        "tensors": len(lineage.tensors) or len(lineage.parents[0].tensors),
+        "parameters": sum(entry.parameters for entry in lineage.parents[0].tensors.values()),
         "made_by": content["made_by"],
+        "tool": tool_address(),
     }
+
+
+def _licence_facts(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parents on the Hub, their licences, and the one licence that the merged model may claim, if any.
+
+    `other` stands for any licence without an identifier: two of them are not known to be the same.
+    """
+    licences = {source["repo"]: source["license"] for source in sources if source["repo"]}
+    stated = {licence for licence in licences.values() if licence}
+    unnamed = [repo for repo, licence in licences.items() if licence in _UNNAMED]
+    agreed = len(stated) == 1 and not unnamed and all(source["license"] for source in sources)
+    return {
+        "parents": list(licences),
+        "licenses": licences,
+        "license": min(stated) if agreed else None,
+        "license_conflict": len(stated) > 1 or len(unnamed) > 1,
+        "unnamed_licenses": unnamed,
+    }
+
+
+def _common_facts(lineage: Lineage, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the cards of all parents agree on, None for each key on which they do not."""
+    cards = []
+    for parent, source in zip(lineage.parents, sources, strict=True):
+        recorded = source.get("card")
+        cards.append(card_facts(recorded if isinstance(recorded, dict) else _local_card(lineage, parent)))
+    first = cards[0]
+    return {f"common_{key}": first[key] if _agree(key, cards) else None for key in CARD_KEYS}
+
+
+def _agree(key: str, cards: Sequence[Mapping[str, Any]]) -> bool:
+    return key in cards[0] and all(card.get(key) == cards[0][key] for card in cards)
+
+
+def _local_card(lineage: Lineage, parent: Parent) -> dict[str, Any]:
+    """Return the metadata of a parent's card where the parent is a folder that is still there."""
+    if parent.hub is not None or not parent.is_folder:
+        return {}
+    path = parent.place(lineage.folder) / CARD_FILE
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_CARD_BYTES:
+            return {}
+        return metadata_of(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError):
+        return {}
 
 
 def published_lineage(path: Path) -> str | None:
@@ -118,6 +169,7 @@ def _source(source: Mapping[str, Any]) -> dict[str, Any]:
         "slot": source["slot"],
         "name": str(ref) if ref else PurePosixPath(place).name,
         "repo": ref.repo_id if ref else None,
+        "url": _address(ref) if ref else None,
         "commit": ref.revision if ref else None,
         "subfolder": ref.subfolder if ref else "",
         "license": source.get("license") if ref else None,
@@ -126,13 +178,21 @@ def _source(source: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _address(ref: HubRef) -> str:
+    """Return where people look at a parent; a card on the Hub may use addresses without a host."""
+    return f"https://huggingface.co/{ref.repo_id}/tree/{ref.revision}" + (
+        f"/{quote(ref.subfolder)}" if ref.subfolder else ""
+    )
+
+
 def _mean_place(lineage: Lineage) -> str | None:
-    """The folder of the mean in the output folder."""
-    return PurePosixPath(lineage.mean["path"]).parts[0] if lineage.mean else None
+    """Return the folder of the mean in the output folder; None without one, or where it is the output folder itself."""
+    path = str(lineage.mean["path"]) if lineage.mean else HERE
+    return None if path == HERE else PurePosixPath(path).parts[0]
 
 
 def _config(model: Path) -> Mapping[str, Any]:
-    """The config.json of a model, empty where it has none."""
+    """Return the config.json of a model; it is empty where the model has none."""
     try:
         config = read_json(model / "config.json") if model.is_dir() else None
     except ValueError:

@@ -3,10 +3,11 @@
     model.safetensors, config.json   the global model (`what: global` or `both`)
     slot-00/ … slot-09/              the models that the next round would dispatch (`what: cohort` or `both`)
     README.md, curves.png            the card
-    recipe.yaml, environment.json, metrics.jsonl, evaluation.json
-    partition.json, partition.png, lineage.jsonl     what tells something of the clients, unless it is left out
+    recipe.yaml, environment.json, metrics.jsonl
+    evaluation.json, slots.json      the accuracy of the global model, and that of every slot
+    partition.json, partition.png, lineage.jsonl     what reveals something of the clients, unless it is left out
 
-Every fact of the card comes from a file of this folder, so that whoever has the folder can check the card.
+Every fact of the card comes from a file of this folder, so that anybody who has the folder can check the card.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import yaml
 from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.checkpoint.tensors import save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
-from fedmr_merge.federated.evaluation import evaluate_by_class
+from fedmr_merge.federated.evaluation import evaluate, evaluate_by_class
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.publish.card import CARD_FILE
+from fedmr_merge.publish.facts import SLOTS_FILE
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.recombination.prepare import slot_name
 from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION, RECIPE
@@ -58,6 +60,8 @@ def write_publication(
         _write_models(staging, federation, state, what)
         if what != "cohort":
             write_json(staging / EVALUATION, evaluation_json(federation, state, round))
+        if what != "global":
+            write_json(staging / SLOTS_FILE, slots_json(federation, state, round))
         _copy_facts(run, staging, client_information=client_information)
         if (target / CARD_FILE).exists():
             shutil.copyfile(target / CARD_FILE, staging / CARD_FILE)
@@ -84,6 +88,18 @@ def evaluation_json(federation: Federation, state: State, round: int) -> dict[st
         "class_examples": list(found.class_examples),
         "class_accuracy": list(found.class_accuracy),
         "confusion": [list(row) for row in found.confusion],
+    }
+
+
+def slots_json(federation: Federation, state: State, round: int) -> dict[str, Any]:
+    """Measure every model of a cohort on the held-out data; return what `slots.json` holds."""
+    data, cohort = federation.data, state.to(federation.device).cohort
+    found = [evaluate(federation.evaluation_forward, cohort.slot(slot), data) for slot in range(cohort.slots)]
+    return {
+        "round": round,
+        "split": "test",
+        "examples": found[0].examples,
+        "slots": [{"accuracy": one.accuracy, "loss": one.loss} for one in found],
     }
 
 

@@ -14,18 +14,18 @@ from fedmr_merge.runs.record import holds_run, read_run
 
 
 def write_card(folder: Path, template: str | None = None) -> Path:
-    """Write the README.md of a folder anew, and keep what people wrote into it. Returns its path.
+    """Write the README.md of a folder again, keeping what people wrote into it, and return its path.
 
-    `folder` is what a `publish` stage wrote, the output of a recombination, or one model of such an output. `template`
-    is a file of the user's own, to take the place of that of `cards/`.
+    `folder` is what a `publish` stage wrote, the output of a recombination or an average, or one model of such an
+    output. `template` is a file of the user's own that replaces the one of `cards/`.
 
-    Raises HubError when no file tells how the folder came about, and for a template that is none.
+    Raises HubError when no file records how the folder was made, and for a template that cannot be used.
     """
     card = folder / CARD_FILE
     text = make_card(folder, template)
     if text is None:
         raise HubError(
-            f"{folder}: no file in it tells how it was made, so that there is nothing to write a card from",
+            f"{folder}: no file in it records how it was made, so that there is nothing to write a card from",
             hint="name a run folder, its global/, or the output of `fedmr-merge recombine`",
         )
     old = card.read_text(encoding="utf-8") if card.exists() else None
@@ -36,7 +36,7 @@ def write_card(folder: Path, template: str | None = None) -> Path:
 
 
 def make_card(folder: Path, template: str | None = None) -> str | None:
-    """Return a folder's card as it is generated; None when no file tells how the folder came about."""
+    """Return a folder's card as it is generated; None when no file records how the folder was made."""
     if holds_run(folder):
         facts = run_facts(folder)
         return render_card(template or ("global" if (folder / "config.json").exists() else "cohort"), facts)

@@ -85,10 +85,14 @@ def test_any_value_is_one_line_of_yaml(value: object) -> None:
     assert yaml.safe_load(f"a: {line}") == {"a": value}
 
 
+def test_lists_are_one_line_of_yaml() -> None:
+    assert yaml.safe_load(yaml_scalar(["no", 'a: "b"', 1])) == ["no", 'a: "b"', 1]
+
+
 def test_small_numbers_stay_numbers_and_those_that_are_none_are_refused() -> None:
     assert yaml.safe_load(yaml_scalar(1e-05)) == 1e-05
     for value in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="is no number that a card may hold"):
+        with pytest.raises(ValueError, match="is not a number that a card may hold"):
             yaml_scalar(value)
 
 
@@ -149,7 +153,7 @@ def test_template_of_ones_own(tmp_path: Path) -> None:
         ("{{ begin }} {{ begin }} {{ end }}", "once each"),
         ("{{ begin }} {{ ().__class__.__base__.__subclasses__() }} {{ end }}", "unsafe"),
         ('{{ begin }} {% include "absent.md.j2" %} {{ end }}', "there is no template"),
-        ("{{ begin }} {{ nan | yaml }} {{ end }}", "is no number"),
+        ("{{ begin }} {{ nan | yaml }} {{ end }}", "is not a number"),
     ],
 )
 def test_template_that_is_none(tmp_path: Path, text: str, message: str) -> None:
@@ -161,11 +165,29 @@ def test_template_that_is_none(tmp_path: Path, text: str, message: str) -> None:
 
 def test_block_that_is_misspelt_is_named(tmp_path: Path) -> None:
     text = '{% extends "global.md.j2" %}\n{% block limts %}\nmine\n{% endblock %}'
-    with pytest.raises(HubError, match="line 2: what it extends has no block 'limts', did you mean limits") as caught:
+    with pytest.raises(
+        HubError, match="line 2: the template that it extends has no block 'limts', did you mean limits"
+    ) as caught:
         render_card(template(tmp_path, text), {})
     assert "docs/hub.md" in str(caught.value.hint)
-    with pytest.raises(HubError, match="no block 'x', its blocks are citation, clients, "):
+    with pytest.raises(HubError, match="no block 'x'; its blocks are citation, clients, "):
         render_card(template(tmp_path, text.replace("limts", "x")), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{% extends "global.md.j2" %}\n{% block limits %}x{% endblock %}\nmine',
+            "outside of its blocks is ignored: 'mine'",
+        ),
+        ('{% extends "global.md.j2" %}{{ name }}', "outside of its blocks is ignored"),
+        ('{% extends "glo" ~ "bal.md.j2" %}{% block limts %}x{% endblock %}', "line 1: extends must name a template"),
+    ],
+)
+def test_parts_of_a_template_that_would_be_ignored_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(HubError, match=message):
+        render_card(template(tmp_path, text), {})
 
 
 def test_blocks_of_a_template_that_extends_none_are_its_own(tmp_path: Path) -> None:
@@ -178,5 +200,5 @@ def test_template_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(HubError, match="card template"):
             render_card(name, {})
     (tmp_path / "x.j2").write_bytes(b"\xff")
-    with pytest.raises(HubError, match="no UTF-8"):
+    with pytest.raises(HubError, match="is not UTF-8"):
         render_card(str(tmp_path / "x.j2"), {})

@@ -14,12 +14,13 @@ from safetensors.numpy import load_file
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.errors import HubError
+from fedmr_merge.publish.card_merge import addressed
 from fedmr_merge.publish.checks import card_faults
 from fedmr_merge.publish.hub import plan_push
 from fedmr_merge.publish.merge_facts import find_lineage, merge_facts, published_lineage
 from fedmr_merge.publish.push_plan import prepared
 from fedmr_merge.publish.write_card import write_card
-from fedmr_merge.recombination.options import PlanOptions
+from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify
@@ -86,8 +87,11 @@ def test_parents_on_the_hub_are_named_with_commit_and_licence(out: Path) -> None
     data = ModelCard(text).data.to_dict()
     assert data["base_model"] == ["org/model-0", "org/model-1", "org/model-2"]
     assert (data["base_model_relation"], data["license"]) == ("merge", "mit")
-    assert f"| 1 | `org/model-1/part` | `{COMMIT}` | mit |" in text
+    assert (
+        f"| 1 | [org/model-1/part](https://huggingface.co/org/model-1/tree/{COMMIT}/part) | `{COMMIT}` | mit |" in text
+    )
     assert "differ" not in text
+    assert "`unpublished" not in text
 
 
 def test_licences_that_differ_are_told_and_none_is_claimed(out: Path) -> None:
@@ -104,7 +108,74 @@ def test_no_licence_is_claimed_where_a_parent_states_none(out: Path, licences: l
     from_hub(out, licences)
     text = write_card(out).read_text()
     assert "license" not in ModelCard(text).data.to_dict()
-    assert f"| 2 | `org/model-2/part` | `{COMMIT}` | none stated |" in text
+    assert f"/part) | `{COMMIT}` | none stated |" in text
+
+
+def test_card_of_an_average(out: Path, tmp_path: Path) -> None:
+    content = from_hub(out, ["mit", "mit", "mit"])
+    mean = {"path": ".", "weights": [1, 2, 1], "accumulate": "float32"}
+    content |= {"operation": "average", "outputs": [], "tensors": [], "global": mean, "drawn": None}
+    content["plan"]["permutations"], content["groups"] = {}, {}
+    folder = Path(shutil.copytree(out / "global", tmp_path / "mean"))
+    (folder / "lineage.json").write_text(json.dumps({k: v for k, v in content.items() if k not in ("rule", "drawn")}))
+    text = write_card(folder).read_text()
+    assert card_faults(text, ["README.md"]) == []
+    data = ModelCard(text).data.to_dict()
+    assert (data["license"], data["base_model_relation"]) == ("mit", "merge")
+    assert "fedmr" not in data["tags"]
+    for fact in (
+        "# Mean of 3 models",
+        "| mean | weights 1, 2, 1, added up in float32 |",
+        "[org/model-1/part](https://",
+    ):
+        assert fact in text
+    for absent in ("layer group", "undo", "bibtex", "None", "seed"):
+        assert absent not in text
+    assert not plan_push(folder, "alice/mean").faults
+
+
+def test_two_licences_without_an_identifier_are_not_one(out: Path) -> None:
+    from_hub(out, ["other", "other", "other"])
+    text = write_card(out).read_text()
+    assert "license" not in ModelCard(text).data.to_dict()
+    assert "**These models have licences without an identifier** (org/model-0, org/model-1, org/model-2)" in text
+
+
+def test_card_of_some_slots_does_not_claim_that_all_are_here(sources: list[Path], tmp_path: Path) -> None:
+    recombine(sources, tmp_path / "out", PlanOptions(), output=OutputOptions(slots=(0,)))
+    text = write_card(tmp_path / "out").read_text()
+    assert "exactly one" not in text
+    assert "This is 1 model of the 3 that were made from 3 others" in text
+    assert "The other 2 are not here." in text
+    assert "fedmr-merge undo" not in text
+
+
+def test_what_all_parents_say_is_passed_on(sources: list[Path], tmp_path: Path) -> None:
+    head = "library_name: timm\npipeline_tag: image-classification\nlanguage: [en, de]\nbase_model: org/base\n"
+    for number, source in enumerate(sources):
+        (source / "README.md").write_text(f"---\n{head}license: mit\ntags: [x{number}]\n---\n# Mine\n")
+    recombine(sources, tmp_path / "out", PlanOptions())
+    whole = ModelCard(write_card(tmp_path / "out").read_text()).data.to_dict()
+    assert (whole["language"], whole["base_model"]) == (["en", "de"], "org/base")
+    assert "library_name" not in whole, "no library loads a folder of slots by the snippet that the Hub shows"
+    slot = ModelCard(write_card(tmp_path / "out" / "slot-00").read_text()).data.to_dict()
+    assert (slot["library_name"], slot["pipeline_tag"]) == ("timm", "image-classification")
+    (sources[1] / "README.md").write_text("---\nlibrary_name: transformers\n---\n")
+    (tmp_path / "out" / "slot-00" / "README.md").unlink()
+    assert "library_name" not in ModelCard(write_card(tmp_path / "out" / "slot-00").read_text()).data.to_dict()
+
+
+def test_models_of_transformers_show_the_subfolder(sources: list[Path], tmp_path: Path) -> None:
+    for source in sources:
+        config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+        (source / "config.json").write_text(json.dumps(config))
+    recombine(sources, tmp_path / "out", PlanOptions())
+    text = write_card(tmp_path / "out").read_text()
+    assert 'BertForSequenceClassification.from_pretrained("ORG/NAME", subfolder="global")' in text
+    assert 'from_pretrained("a/b", revision="v1", subfolder="global")' in addressed(text, "a/b", "v1")
+    slot = write_card(tmp_path / "out" / "slot-00").read_text()
+    assert 'BertForSequenceClassification.from_pretrained("ORG/NAME")' in slot
+    assert ModelCard(slot).data.library_name == "transformers"
 
 
 def test_licence_that_the_lineage_does_not_record_is_not_called_none(out: Path) -> None:
@@ -228,7 +299,7 @@ def test_folders_that_no_file_tells_of(out: Path, tmp_path: Path) -> None:
     inside = write_model(out / "other", card=None)
     for folder in (model, inside):
         assert find_lineage(folder) is None
-        with pytest.raises(HubError, match="no file in it tells how it was made"):
+        with pytest.raises(HubError, match="no file in it records how it was made"):
             write_card(folder)
         assert not (folder / "README.md").exists()
 

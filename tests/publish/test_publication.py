@@ -43,8 +43,8 @@ def bash(card: str, heading: str) -> list[list[str]]:
 
 
 def test_files_of_both_kinds(trained: Path) -> None:
-    assert names(trained / "global") == {*FACTS, *OF_CLIENTS, *MODEL, "evaluation.json", *SLOTS}
-    assert names(trained / "cohort") == {*FACTS, *OF_CLIENTS, *SLOTS}
+    assert names(trained / "global") == {*FACTS, *OF_CLIENTS, *MODEL, "evaluation.json", "slots.json", *SLOTS}
+    assert names(trained / "cohort") == {*FACTS, *OF_CLIENTS, "slots.json", *SLOTS}
     assert all(names(trained / place / slot) == MODEL for place in ("global", "cohort") for slot in SLOTS)
     assert not [path for path in trained.iterdir() if path.name.startswith((".global", ".cohort"))]
 
@@ -95,19 +95,42 @@ def test_client_information_can_be_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "global"
     assert names(folder) == {*FACTS, *MODEL, "evaluation.json"}
     card = (folder / "README.md").read_text()
-    for telling in ("partition.png", "lineage.jsonl", "Who trained it", "Where the layers come from"):
+    for telling in ("partition.png", "lineage.jsonl", "Which clients trained it", "Where the layers come from"):
         assert telling not in card
     assert card_faults(card, names(folder)) == []
 
 
 def test_reproduction_command_is_one_that_works(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = trained / "global"
-    install, reproduce = bash((folder / "README.md").read_text(), "Reproduce it")
-    assert install[:3] == ["pip", "install", "fedmr-merge==0.1.0"]
+    card = (folder / "README.md").read_text()
+    [reproduce] = bash(card, "Reproduce it")
+    assert "pip install" not in card, "no registry has the package"
     monkeypatch.chdir(folder)
     assert command(*reproduce[1:], "--dry-run", "--quiet") == 0
     mine = yaml.safe_load((trained / "recipe.yaml").read_text())
     assert read_recipe("recipe.yaml").to_json() == mine
+
+
+def test_card_of_a_cohort_has_the_accuracy_of_every_slot(trained: Path) -> None:
+    found = json.loads((trained / "cohort" / "slots.json").read_text())
+    data = Digits().load()
+    for place in ("global", "cohort"):
+        card = (trained / place / "README.md").read_text()
+        for slot, result in zip(SLOTS, found["slots"], strict=True):
+            with torch.no_grad():
+                predicted = load_model(trained / "cohort" / slot)(data.normalise(data.test_images)).argmax(1)
+            accuracy = (predicted == data.test_labels).double().mean().item()
+            assert accuracy == pytest.approx(result["accuracy"])
+            assert f"| `{slot}` | {100 * accuracy:.2f} % |" in card
+
+
+def test_card_says_what_the_model_and_its_data_are(trained: Path) -> None:
+    card = (trained / "global" / "README.md").read_text()
+    weights = load_tensors(trained / "global" / "model.safetensors")
+    assert f"{sum(tensor.numel() for tensor in weights.values()):,} parameters" in card
+    assert "The test part of the UCI optical recognition of handwritten digits" in card
+    assert "https://arxiv.org/abs/2208.07677" in card
+    assert "## Intended use" in card
 
 
 def test_reproduced_run_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:

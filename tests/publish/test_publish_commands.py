@@ -134,7 +134,7 @@ def test_card_of_a_recombination_and_of_what_is_none(
     assert "pipeline_tag: image-classification" in card
     capsys.readouterr()
     assert command("card", write_model(tmp_path / "model", card=None)) == 2
-    assert "no file in it tells how it was made" in capsys.readouterr().err
+    assert "no file in it records how it was made" in capsys.readouterr().err
     assert command("card", tmp_path / "absent") == 2
     assert command("card", out, "--card-template", tmp_path / "absent.j2") == 2
 
