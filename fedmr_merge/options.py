@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from fedmr_merge.errors import RecipeFault, printable
+from fedmr_merge.errors import RecipeFault, printable, shown
 
 _MODELS: dict[type[Any], type[BaseModel]] = {}
 _DATACLASSES: dict[type[BaseModel], type[Any]] = {}
@@ -26,7 +26,7 @@ class Faults(list[RecipeFault]):
 
     def add(self, path: str, message: str) -> None:
         """Note a fault."""
-        self.append(RecipeFault(path, message))
+        self.append(RecipeFault(shown(path), message))
 
     def unknown(self, path: str, name: object, known: Iterable[str], what: str) -> None:
         """Note a name that does not exist, with the one that was probably meant, else with all that there are."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmr_merge.errors import RecipeError, RunError
-from fedmr_merge.recipe.schema import Evaluate, Publish, Recipe, TrainingStage, parse_recipe
+from fedmr_merge.recipe.schema import Recipe, parse_recipe
+from fedmr_merge.recipe.stages import Evaluate, Publish, TrainingStage
 from fedmr_merge.runs.logs import damaged, read_log_prefix
 from fedmr_merge.runs.names import CHECKPOINTS, METRICS, RECIPE, find_checkpoints
 from fedmr_merge.runs.record import read_run

@@ -18,7 +18,8 @@ from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import begin_stage, forecast_traffic
 from fedmr_merge.federated.training.traffic import Traffic
 from fedmr_merge.hub.inputs import open_inputs
-from fedmr_merge.recipe.schema import Recalibrate, Recipe, TrainingStage
+from fedmr_merge.recipe.schema import Recipe
+from fedmr_merge.recipe.stages import Recalibrate, TrainingStage
 
 #: Floating-point operations of one forward pass of a batch. Below it threads wait for each other longer than they
 #: compute.

@@ -17,7 +17,7 @@ from fedmr_merge.federated.protocol import State
 from fedmr_merge.publish.hub import check_push, push_to_hub
 from fedmr_merge.publish.publication import write_publication
 from fedmr_merge.publish.push_options import PushOptions
-from fedmr_merge.recipe.schema import Publish, Stage
+from fedmr_merge.recipe.stages import Publish, Stage
 from fedmr_merge.runs.names import COHORT, GLOBAL, UNPUSHED
 
 

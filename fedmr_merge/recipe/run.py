@@ -21,7 +21,8 @@ from fedmr_merge.publish.publication import evaluation_json
 from fedmr_merge.recipe.identity import require_agreement
 from fedmr_merge.recipe.prepare import check_stages, first_state, partition_json, prepare, sensible_threads
 from fedmr_merge.recipe.publishing import Publisher, check_pushes
-from fedmr_merge.recipe.schema import Evaluate, Publish, Recalibrate, Recipe, TrainingStage
+from fedmr_merge.recipe.schema import Recipe
+from fedmr_merge.recipe.stages import Evaluate, Publish, Recalibrate, TrainingStage
 from fedmr_merge.runs.checkpoints import CheckpointWriter, Saved, remove_checkpoint
 from fedmr_merge.runs.folder import RunFolder, describe_environment
 from fedmr_merge.runs.logs import damaged

@@ -24,26 +24,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from annotated_types import Ge
-from pydantic import AfterValidator, Field
+from annotated_types import Ge, Le
 
-from fedmr_merge.errors import RecipeError
-from fedmr_merge.federated.algorithms.base import Algorithm
+from fedmr_merge.errors import RecipeError, shown
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
-from fedmr_merge.federated.criteria import Until
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.federated.federation import Training
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin
-from fedmr_merge.options import Faults, check_options, mapping
-from fedmr_merge.publish.licences import check_licence
+from fedmr_merge.options import Faults, check_options, mapping, show_value
+from fedmr_merge.recipe.stages import OTHER_STAGES, Evaluate, Length, Publish, Recalibrate, Stage, TrainingStage
 from fedmr_merge.recipe.text import apply_setting, read_recipe_text
 
 P = TypeVar("P", bound=Plugin)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-RepoId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
-LicenceId = Annotated[str, AfterValidator(check_licence)]
+_LARGEST_SEED = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -51,87 +47,10 @@ class Running:
     """The keys of `training:` that are about the run and not about learning."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Ge(1)] | None = None  #: of a CPU, as many clients train at a time; by itself its cores
+    threads: Annotated[int, Ge(1), Le(1024)] | None = (
+        None  #: of a CPU, as many clients train at a time; by itself its cores
+    )
     checkpoint_every: Annotated[int, Ge(1)] = 1  #: rounds between two checkpoints; a stage's last round always gets one
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a training stage lasts."""
-
-    rounds: Annotated[int, Ge(1)]  #: at most, where there is `until`
-    until: Until | None = None  #: ends the stage as soon as one of its criteria is met
-
-
-@dataclass(frozen=True)
-class TrainingStage:
-    """Rounds of one training method."""
-
-    method: Algorithm
-    length: Length
-
-    @property
-    def name(self) -> str:
-        """The method's name."""
-        return self.method.name
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the stage as a recipe spells it."""
-        until = {} if self.length.until is None else {"until": self.length.until}
-        return {"rounds": self.length.rounds, **until, **self.method.options()}
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Evaluate the global model on the held-out data, class by class."""
-
-    name = "evaluate"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the stage's options."""
-        return {}
-
-
-@dataclass(frozen=True)
-class Recalibrate:
-    """Estimate the global model's batch normalisation statistics anew, from batches of the clients' data."""
-
-    batches: Annotated[int, Ge(1)] = 10  #: of `training.batch_size` examples
-
-    name = "recalibrate"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the stage's options."""
-        return {"batches": self.batches}
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Write what is to be published, with its card, to the run's `global/` (`cohort/` where it holds the cohort alone);
-    with `repo`, push it to the Hub.
-    """
-
-    repo: RepoId | None = None  #: `org/name`; nothing leaves the machine without it
-    private: bool = False  #: make a new repository private
-    license: LicenceId | None = None  #: licence of the model, as the Hub names it, e.g. apache-2.0
-    tags: tuple[str, ...] = ()  #: of the card, besides those that every card has
-    what: Literal["global", "cohort", "both"] = "global"  #: the global model, the K models to go on from, or both
-    every: Annotated[int, Ge(1)] | None = None  #: also push after every so many rounds, to a branch `round-000100`
-    client_information: bool = True  #: whether partition and lineage, which tell something of the clients, go along
-
-    name = "publish"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the stage's options."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-Stage = TrainingStage | Recalibrate | Evaluate | Publish
-_OTHER_STAGES: dict[str, type[Recalibrate | Evaluate | Publish]] = {
-    "recalibrate": Recalibrate,
-    "evaluate": Evaluate,
-    "publish": Publish,
-}
 
 
 @dataclass(frozen=True)
@@ -199,9 +118,9 @@ def parse_recipe(raw: Any, source: str) -> Recipe:
             faults.add(key, "is missing")
     name, seed = top.get("name", ""), top.get("seed", 0)
     if "name" in top and not (isinstance(name, str) and _NAME.match(name)):
-        faults.add("name", f"expected letters, digits, '.', '_' and '-', found {name!r}")
-    if type(seed) is not int or seed < 0:
-        faults.add("seed", f"expected a whole number, 0 or more, found {seed!r}")
+        faults.add("name", f"expected letters, digits, '.', '_' and '-', found {show_value(name)}")
+    if type(seed) is not int or not 0 <= seed < _LARGEST_SEED:
+        faults.add("seed", f"expected a whole number, 0 or more and below 2**63, found {show_value(seed)}")
 
     data_options = mapping(top.get("data"), "data", faults) if "data" in top else {}
     partition = _plugin(
@@ -228,7 +147,7 @@ def _plugin(catalogue: Catalogue[P], raw: Any, path: str, key: str, faults: Faul
         faults.add(f"{path}.{key}", f"is missing, known are {', '.join(catalogue.names())}")
         return None
     if name not in catalogue:
-        faults.unknown(f"{path}.{key}", name, catalogue.names(), f"name {name!r}")
+        faults.unknown(f"{path}.{key}", name, catalogue.names(), f"name {shown(str(name))!r}")
         return None
     found: P | None = _make(catalogue.find(name), options, path, faults)
     return found
@@ -277,14 +196,14 @@ def _stage(raw: Any, path: str, faults: Faults) -> Stage | None:
         return None
     name = next(iter(raw))
     path, options = f"{path}.{name}", mapping(raw[name], f"{path}.{name}", faults)
-    if name in _OTHER_STAGES:
-        stage: Stage | None = _make(_OTHER_STAGES[name], options, path, faults)
+    if name in OTHER_STAGES:
+        stage: Stage | None = _make(OTHER_STAGES[name], options, path, faults)
         if isinstance(stage, Publish) and stage.repo is None:
             for option in [option for option in ("private", "every") if getattr(stage, option)]:
                 faults.add(f"{path}.{option}", "is about a push, which needs repo")
         return stage
     if name not in ALGORITHMS:
-        faults.unknown(path, name, (*ALGORITHMS.names(), *_OTHER_STAGES), "stage")
+        faults.unknown(path, name, (*ALGORITHMS.names(), *OTHER_STAGES), "stage")
         return None
     about_length = {field.name: options.pop(field.name) for field in fields(Length) if field.name in options}
     length = _make(Length, about_length, path, faults)

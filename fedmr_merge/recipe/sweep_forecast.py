@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fedmr_merge.errors import AbsentDataError, HubError
 from fedmr_merge.federated.rounds import begin_stage, run_rounds
 from fedmr_merge.recipe.prepare import first_state, model_bytes, prepare
-from fedmr_merge.recipe.schema import Recipe, TrainingStage, parse_recipe
+from fedmr_merge.recipe.schema import Recipe, parse_recipe
+from fedmr_merge.recipe.stages import TrainingStage
 from fedmr_merge.recipe.sweep_file import SweepRun
 
 _TIMED_ROUNDS = 2  # the first of them is slow: memory is taken, kernels are chosen

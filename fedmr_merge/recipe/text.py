@@ -1,4 +1,4 @@
-"""Recipe YAML as people write it: no key twice, and `1e-3` is a number."""
+"""The text of a recipe, and the settings that change it."""
 
 from __future__ import annotations
 
@@ -6,41 +6,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fedmr_merge.errors import RecipeError, RecipeFault, shown
+from fedmr_merge.yaml_reader import MAX_CHARACTERS, YamlError, read_yaml
 
-from fedmr_merge.errors import RecipeError, RecipeFault
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader, with YAML 1.2's floats, and duplicate keys refused: the first would be lost without
-    a word.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands here twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
-)
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 def read_recipe_text(path: Path) -> Any:
     """Read a recipe file. Raises RecipeError when it is not there or not YAML."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(
-            path, [RecipeFault("", f"cannot be read: {reason}")], hint="name a recipe, a YAML file"
+            path, [RecipeFault("", f"cannot be read: {shown(reason)}")], hint="name a recipe, a YAML file"
         ) from error
     return parse_yaml(text, str(path))
 
@@ -48,11 +28,10 @@ def read_recipe_text(path: Path) -> Any:
 def parse_yaml(text: str, source: str) -> Any:
     """Read YAML text; `source` is what messages call it. Raises RecipeError."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}" if mark else ""
-        raise RecipeError(source, [RecipeFault(place, f"{getattr(error, 'problem', error)}")]) from error
+        return read_yaml(text)
+    except YamlError as error:
+        place = f"line {error.line}" if error.line else ""
+        raise RecipeError(source, [RecipeFault(place, str(error))]) from error
 
 
 def apply_setting(raw: Any, setting: str) -> None:
@@ -67,12 +46,12 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     """Return the path and the value of `PATH=VALUE`. Raises RecipeError when it is something else."""
     path, equals, text = setting.partition("=")
     if not equals or not _keys(path):
-        raise RecipeError("--set", [RecipeFault(setting, "write PATH=VALUE, e.g. training.lr=0.05")])
-    return path, parse_yaml(text, f"--set {path}")
+        raise RecipeError("--set", [RecipeFault(shown(setting), "write PATH=VALUE, e.g. training.lr=0.05")])
+    return path, parse_yaml(text, f"--set {shown(path)}")
 
 
 def _keys(path: str) -> list[int | str]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", path) if part]
+    return [int(part) if _INDEX.fullmatch(part) else part for part in re.split(r"[.\[\]]+", path) if part]
 
 
 def apply_value(raw: Any, path: str, value: Any) -> None:
@@ -86,7 +65,7 @@ def apply_value(raw: Any, path: str, value: Any) -> None:
         else:
             fits = isinstance(place, dict) and isinstance(key, str)
         if not fits:
-            raise RecipeError("--set", [RecipeFault(path, f"there is no {key!r} here in the recipe")])
+            raise RecipeError("--set", [RecipeFault(shown(path), f"there is no {shown(key)!r} here in the recipe")])
         if last:
             place[key] = value
         elif isinstance(place, dict):

@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedmr_merge.errors import RunError
 from fedmr_merge.runs.logs import damaged, read_log, read_object
 from fedmr_merge.runs.names import (
@@ -26,6 +24,7 @@ from fedmr_merge.runs.names import (
     find_checkpoints,
 )
 from fedmr_merge.runs.schema import RecipeFile, check_content
+from fedmr_merge.yaml_reader import YamlError, read_yaml
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,16 @@ def read_run(path: Path) -> RunRecord:
     file = path / RECIPE
     try:
         text = file.read_text(encoding="utf-8")
-        recipe = yaml.safe_load(text)
+        recipe = read_yaml(text)
     except OSError as error:
         raise RunError(
             f"{path}: is not a run folder: {RECIPE}: {error.strerror}",
             hint="name a run folder, such as runs/NAME, or what a `publish` stage wrote",
         ) from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise damaged(file, "not YAML") from error
+    except YamlError as error:
+        raise damaged(file, f"not YAML: {f'line {error.line}: ' if error.line else ''}{error}") from error
+    except UnicodeError as error:
+        raise damaged(file, "not UTF-8") from error
     fault = check_content(RecipeFile, recipe)
     if fault is not None:
         raise damaged(file, fault)
