@@ -1,4 +1,4 @@
-"""The plug-ins of this layer by name."""
+"""The methods, data sets, partitions and models of this package by name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""When a stage ends before its last round: what `until` of a recipe names.
+"""The criteria that end a stage before its last round, as `until` of a recipe names them.
 
-A criterion reads the metrics of the stage's rounds so far, first round first, and nothing else: whoever goes on with a
-run hands in those that were recorded.
+A criterion reads the metrics of the stage's rounds so far, in order, and nothing else, so that a resumed run decides
+from those that were recorded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Plateau:
     min_delta: Annotated[float, Ge(0)] = 0.001  #: accuracy is counted from 0 to 1
 
     def reached(self, history: History) -> str | None:
-        """Return what happened, once it has."""
+        """Return the reason to end the stage, or None."""
         best, rounds_ago = float("-inf"), 0
         for metrics in history:
             if metrics["test_accuracy"] > best + self.min_delta:
@@ -53,9 +53,9 @@ class Similarity:
     above: Annotated[float, Gt(-1), Le(1)] = 0.95
 
     def reached(self, history: History) -> str | None:
-        """Return what happened, once it has."""
+        """Return the reason to end the stage, or None."""
         for metrics in history:
-            # A round that ends with one model, since the other clients diverged or its cluster has one, compares none.
+            # A round that ends with one model, since the others diverged or its cluster has one client, has none.
             if metrics.get("similarity", -1.0) > self.above:
                 return f"the models' mean cosine similarity is {metrics['similarity']:.4f}, above {self.above}"
         return None
@@ -69,7 +69,7 @@ class Until:
     similarity: Similarity | None = None
 
     def check(self, federation: Federation) -> None:
-        """Raise TrainingError when there is no criterion, or one that could never be met here."""
+        """Raise TrainingError when no criterion is named, or one that could never be met here."""
         if self.plateau is None and self.similarity is None:
             raise TrainingError("until names no criterion", hint="name plateau or similarity, or leave until out")
         if self.similarity is not None and federation.slots < 2:
@@ -79,7 +79,7 @@ class Until:
             )
 
     def reached(self, history: History) -> str | None:
-        """Return what happened, once a criterion is met by the rounds so far."""
+        """Return the reason to end the stage, once a criterion is met by the rounds so far, or None."""
         for criterion in (self.plateau, self.similarity):
             reason = criterion.reached(history) if criterion is not None else None
             if reason is not None:

@@ -1,4 +1,4 @@
-"""How good one model is on held-out data, and its batch normalisation statistics."""
+"""Evaluate a model on held-out data, and estimate the statistics of its batch normalisations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on the test part."""
+    """The accuracy and loss of a model on the test images."""
 
     accuracy: float  #: share of examples whose largest logit is the label's, 0 to 1
     loss: float  #: mean cross-entropy
@@ -35,7 +35,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ClassEvaluation(Evaluation):
-    """How a model does on the test part, class by class."""
+    """The accuracy and loss of a model on the test images, class by class."""
 
     confusion: tuple[tuple[int, ...], ...]
     """`confusion[label][predicted]`: how many examples of a class were taken for which; the rows are the labels."""

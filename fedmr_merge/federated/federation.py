@@ -1,4 +1,4 @@
-"""Everything that stays the same through a run: data, partition, architecture, how clients train, the seed."""
+"""Everything that stays the same in a run: data, partition, architecture, how clients train, and the seed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Training:
     engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
     compile: bool = False  #: compile the local step with torch.compile
-    cohort_chunk: Annotated[int, Ge(1)] | None = None  #: clients that vmap trains at once; by itself: all that fit
+    cohort_chunk: Annotated[int, Ge(1)] | None = None  #: clients that vmap trains at once; left out: all that fit
     on_divergence: Literal["keep", "drop", "fail"] = "fail"  #: see `divergence.py`
     divergence_loss: Annotated[float, Gt(0)] | None = None  #: a mean training loss above this is divergence
     privacy: Privacy | None = None  #: client-level differential privacy
@@ -201,7 +201,9 @@ def _initialise(architecture: Architecture, data: ImageData, seed: int) -> Class
 def _refuse_what_cannot_apply(federation: Federation) -> None:
     training = federation.training
     if training.precision == "tf32" and federation.device.type != "cuda":
-        raise TrainingError("training.precision tf32 is a GPU's, this is a CPU", hint="set training.precision to fp32")
+        raise TrainingError(
+            "training.precision tf32 needs a GPU, and this is a CPU", hint="set training.precision to fp32"
+        )
     if training.cohort_chunk is not None and federation.engine == "loop":
         raise TrainingError(
             "training.cohort_chunk is how many clients engine vmap trains at once; engine loop trains one",

@@ -1,4 +1,4 @@
-"""Start a run from models that exist already."""
+"""Start a run from given models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedmr_merge.federated.protocol import State
 
 
 def initial_state_from(federation: Federation, checkpoints: Sequence[Weights], names: Sequence[str]) -> State:
-    """Return the state in front of the first stage: one model for all clients, or K models for the K slots.
+    """Return the state before the first stage: one model for all clients, or K models for the K slots.
 
     The global model of K is their unweighted mean. `names` are what messages call the checkpoints. Every tensor of
     the federation's model must be there with its shape and kind of number, and no other; floating-point tensors are

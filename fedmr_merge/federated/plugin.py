@@ -1,4 +1,4 @@
-"""What every plug-in of this layer is: a frozen dataclass, named as its file, whose fields are its options."""
+"""The base class of plug-ins: frozen dataclasses that are named as their files, and whose fields are their options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Plugin:
 
     @property
     def name(self) -> str:
-        """The name a recipe knows it by."""
+        """The name of the plug-in in a recipe."""
         plugin = type(self).__module__.rpartition(".")[2].replace("_", "-")
         return f"{plugin}:{self.argument}" if self.argument else plugin
 

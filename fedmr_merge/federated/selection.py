@@ -1,4 +1,4 @@
-"""Which clients take part in a round: what a method's option `selection` names."""
+"""The ways to select the clients of a round, as the option `selection` of a method names them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ _BATCH_SIZE = 500
 
 
 def uniform(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
-    """K of the clients, uniformly at random."""
+    """Select K of the clients, uniformly at random."""
     rng = federation.sampling_generator(round)
     return tuple(rng.choice(len(federation.partition), size=federation.slots, replace=False).tolist())
 
 
 def by_size(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
-    """K of the clients, one after the other, each with a probability in proportion to its number of examples."""
+    """Select K of the clients one after the other, each with a probability in proportion to its number of examples."""
     return _by_size(federation, federation.slots, federation.generator("client selection", round))
 
 
 def round_robin(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
-    """The next K of a circle of all clients, whose order is the same through the run."""
+    """Select the next K of a circle of all clients, whose order stays the same in a run."""
     clients, slots = len(federation.partition), federation.slots
     circle = federation.generator("client selection: circle").permutation(clients)
     chosen = circle[(np.arange(slots) + (round - 1) * slots) % clients]
-    # In random order, or the models of FedMR's family would each go to the same few clients for ever.
+    # In random order: otherwise each of FedMR's models would always be sent to the same few clients.
     return tuple(federation.generator("client selection", round).permutation(chosen).tolist())
 
 
 def by_loss(federation: Federation, weights: Weights, round: int) -> tuple[int, ...]:
-    """The K clients at which the global model does worst, out of 2K candidates that are drawn by size.
+    """Select the K clients with the largest loss of the global model, out of 2K candidates that are drawn by size.
 
-    Power-of-choice, Cho et al. 2022 (AISTATS), with d = 2K.
+    This is power-of-choice with d = 2K: Cho, Wang and Joshi, "Towards Understanding Biased Client Selection in
+    Federated Learning", 2022 (AISTATS).
     """
     rng = federation.generator("client selection", round)
     candidates = _by_size(federation, min(_CANDIDATES * federation.slots, len(federation.partition)), rng)

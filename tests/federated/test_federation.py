@@ -63,7 +63,7 @@ def test_trainable_are_the_parameters():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "tf32"}, "training.precision tf32 is a GPU's"),
+        ({"precision": "tf32"}, "training.precision tf32 needs a GPU"),
         ({"cohort_chunk": 2}, "engine loop trains one"),
         ({"engine": "loop", "cohort_chunk": 2}, "engine loop trains one"),
     ],

@@ -1,4 +1,4 @@
-"""What an architecture is, which tensors of a model form a layer, and what `config.json` says to rebuild it."""
+"""The base classes of architectures and their modules, the layers of a model, and the content of `config.json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, n
 
 
 class Classifier(nn.Module):
-    """Base of the modules that architectures build: a head on top of features."""
+    """A module that classifies images, in two parts: features, and a head on top of them."""
 
     channels_last: ClassVar[bool] = True
     """Whether a CPU is fastest with images whose channels lie last in memory; most convolutions and poolings are."""
@@ -38,7 +38,10 @@ class Classifier(nn.Module):
 
 
 class Architecture(Plugin):
-    """Base of the architectures in `models/`, one file each; the dataclass fields are the options."""
+    """An architecture, which builds a module for a shape of images and a number of classes.
+
+    Its fields are its options.
+    """
 
     normalisation_first: ClassVar[bool] = False
     """Whether a normalisation precedes the convolution or linear layer it belongs to (pre-activation networks)."""

@@ -1,4 +1,4 @@
-"""Any classifier of torchvision, by its name there."""
+"""Any classifier of torchvision, by the name that it has there."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Torchvision(Architecture):
 
 
 class _LastLayer(nn.Linear):
-    """A linear layer that can be told to let its input through."""
+    """A linear layer that returns its input while it is `open`."""
 
     open = False
 
@@ -131,11 +131,11 @@ class _Split(Classifier):
 
 
 def _openable(last: nn.Module, name: str) -> nn.Module:
-    """Return the same layer as one that can be told to let its input through."""
+    """Return the same layer as one that returns its input while it is `open`."""
     if isinstance(last, nn.Sequential):
         return _ConvolutionalHead(*last)
     if not isinstance(last, nn.Linear):
-        raise TrainingError(f"{name} ends in no layer that is known", hint="choose another model")
+        raise TrainingError(f"{name} does not end in a layer that is known", hint="choose another model")
     made = _LastLayer(last.in_features, last.out_features, bias=last.bias is not None)
     made.load_state_dict(last.state_dict())
     return made

@@ -1,12 +1,12 @@
 """Clients whose training diverged: a loss or a weight that is not finite, or a mean loss above a bound.
 
-What such a client trained is thrown away in any case. Its slot follows `training.on_divergence`:
+What such a client trained is discarded in any case. Its slot follows `training.on_divergence`:
 
     fail   the run ends and names the client.
-    keep   the model that the client was sent stands in for the one it did not train, as if it had taken no step. It
-           counts in averages and is recombined like the others.
-    drop   the client counts for nothing: the others are averaged without it. Where every slot has a model of its
-           own, the slot goes on with the mean of the other trained models, which leaves their mean as it is.
+    keep   the slot holds the model that the client was sent, as if it had taken no step. It counts in averages and is
+           recombined like the others.
+    drop   the client does not count: the others are averaged without it. Where every slot has a model of its own, the
+           slot holds the mean of the other trained models, which leaves their mean as it is.
 
 Whatever a method remembers of a client (control variate, previous model, update) stays as it was before the round.
 When every client of a round diverges, the run ends under each policy.
@@ -66,9 +66,7 @@ def _hint(fault: str, *, everyone: bool) -> str:
     remedy = "lower training.lr"
     if "above" in fault:
         remedy += ", or raise training.divergence_loss"
-    return (
-        remedy if everyone else f"{remedy}, or let the round go on without such clients: training.on_divergence: drop"
-    )
+    return remedy if everyone else f"{remedy}, or continue without such clients: training.on_divergence: drop"
 
 
 def replace_diverged(
@@ -106,7 +104,7 @@ def replace_diverged(
 
 
 def _finite(stacked: Tensor) -> Tensor:
-    """Tell of every slot whether all its values are finite."""
+    """Return for every slot whether all of its values are finite."""
     rows = stacked.flatten(1)
     # A finite sum has no other terms. Looking at each value takes many times as long, and is needed only where a sum
     # of finite values may have overflowed.

@@ -1,4 +1,4 @@
-"""Freed memory, kept for the next local step."""
+"""Keep freed memory for the next local step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LARGEST_TRIM_THRESHOLD = (1 << 31) - 1
 
 @cache
 def keep_freed_memory() -> None:
-    """Ask the C library not to hand freed memory back to the system; for the whole process, and only glibc listens.
+    """Ask the C library, if it is glibc, not to return freed memory to the system; for the whole process.
 
     A local step allocates the same tensors as the one before. Handed back and asked for again, their pages are cleared
     by the system each time, which can take a third of the time of an evaluation. No more memory is used at any

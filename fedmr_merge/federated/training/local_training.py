@@ -21,7 +21,7 @@ from fedmr_merge.federated.training.privacy import privatise
 
 @dataclass(frozen=True, eq=False)
 class LocalTraining:
-    """The local training of one round: what an engine is asked to do."""
+    """The local training of one round, as an engine is asked to do it."""
 
     federation: Federation
     algorithm: Algorithm
@@ -98,7 +98,7 @@ class Engine:
 
 
 def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = False) -> Trained:
-    """Let an engine train the cohort, deal with clients that diverged, and make private what the others send.
+    """Let an engine train the cohort, handle clients that diverged, and make private what the others send.
 
     Raises TrainingError, with the client's number, when a client diverges and `on_divergence` is `fail`, or when all
     do.

@@ -1,1 +1,1 @@
-"""How a cohort is trained: `loop` takes one client at a time, `vmap` all at once."""
+"""The engines that train a cohort: `loop` trains each client by itself, `vmap` all clients at once."""

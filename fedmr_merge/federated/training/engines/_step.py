@@ -1,4 +1,4 @@
-"""What the engines share: a method's loss on one batch, and the step that follows from its gradients."""
+"""The loss of a method on one batch, and the step that follows from its gradients: shared by the engines."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ..
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is that memory ran out; on a CPU torch has no class of its own for it."""
+    """Return whether an error says that memory ran out, for which torch has no class of its own on a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Each client by itself, on a CPU one client a core: the best there."""
+"""Train each client by itself, and on a CPU one client on each core, which is fastest there."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from fedmr_merge.seeds import derive_seed
 class Loop(Engine):
     """Trains the models of a cohort each by itself, as many at a time as there are cores.
 
-    Torch's own threads share the work of single operations instead, and wait for each other at the end of each. A
-    client a core takes less of both times, and the bytes do not depend on how many cores there are.
+    Torch's own threads would share the work of single operations, and wait for each other at the end of each. One
+    client on each core takes less time, and the bytes do not depend on the number of cores.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The whole cohort at once: the best on a GPU.
+"""Train the whole cohort at once, which is fastest on a GPU.
 
 Models and their statistics are stacked, [clients, ...], and a local step is one pass over as many clients as have a
 batch of the same size to go through. No batch is padded or masked, so that batch normalisation sees what it sees in
