@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,8 +67,25 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert done.returncode == 0
     assert "188,810 parameters in 4 layers" in done.stdout
     assert "8 clients with" in done.stdout
-    assert "3.0 MB sent and received a round" in done.stdout  # 2 clients, there and back
+    assert "fedmr: 1.5 MB sent to the clients in a round, 1.5 MB sent back" in done.stdout  # 2 clients, 755 kB each
     assert [path.name for path in folder.iterdir()] == ["small.yaml"]
+
+
+def test_a_dry_run_reports_what_is_decided_for_last_batches_and_what_each_method_sends(folder: Path) -> None:
+    settings = ["--set", "model.name=torchvision:resnet18", "--set", "training.batch_size=10"]
+    settings += ["--set", "data.partition.clients=20"]
+    stages = ["--set", "stages=[{fedavg: {rounds: 1}}, {fedgen: {rounds: 1}}]"]
+    done = fedmr_merge("run", "small.yaml", *settings, *stages, "--dry-run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "last batches: the epochs of 4 clients (4, 5, 17, 18) end with one example" in done.stdout
+    assert "it is added to the batch before (training.last_batch: merge)" in done.stdout
+    sent = dict(re.findall(r"(\w+): ([\d.]+) MB sent to the clients in a round, [\d.]+ MB sent back", done.stdout))
+    assert float(sent["fedgen"]) > float(sent["fedavg"])  # the generator
+    refused = fedmr_merge("run", "small.yaml", *settings, "--set", "training.last_batch=keep", cwd=folder)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 2
+    assert "hint: set training.last_batch to merge or drop" in refused.stderr
+    assert not (folder / "runs").exists()
 
 
 def test_a_dry_run_fetches_nothing(folder: Path) -> None:

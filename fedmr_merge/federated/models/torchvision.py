@@ -88,7 +88,7 @@ class _LastLayer(nn.Linear):
 
 
 class _ConvolutionalHead(nn.Sequential):
-    """A last convolution and the mean of what it finds, as SqueezeNet ends; it can be told to let its input through,
+    """A last convolution and the mean of its output, as SqueezeNet ends. While it is `open` it returns its input,
     one row for each image.
     """
 

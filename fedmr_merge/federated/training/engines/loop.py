@@ -123,7 +123,7 @@ class _Seat:
         """Train the model of a slot and write it into `trained`; return the mean loss."""
         client = task.clients[slot]
         torch.manual_seed(derive_seed(task.federation.seed, "local training", task.round, client))
-        with _told(task, client):
+        with _explained(task, client):
             loss = self._train(task, slot, interrupted)
         for name, tensor in self.forward.own.items():
             trained[name][slot].copy_(tensor.detach())
@@ -158,14 +158,14 @@ class _Seat:
         if not task.batch_sizes(slot):
             return None
         before = torch.get_rng_state()
-        with _told(task, task.clients[slot]):
+        with _explained(task, task.clients[slot]):
             batch = task.batch(task.schedule(slot)[0])
             self._loss_of(task, self.forward)(self._place(task, slot), batch, task.context_of(slot))
         return not torch.equal(before, torch.get_rng_state())
 
 
 @contextmanager
-def _told(task: LocalTraining, client: int) -> Iterator[None]:
+def _explained(task: LocalTraining, client: int) -> Iterator[None]:
     """Say in this package's words, and of which client, what can go wrong in a local step."""
     try:
         yield
