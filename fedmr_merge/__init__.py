@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
         RecipeFault,
         RuleError,
         RunError,
+        RunInUseError,
         TrainingError,
         UnreachedError,
         VerificationError,
@@ -83,6 +84,7 @@ __all__ = [
     "RecombinationPlan",
     "RuleError",
     "RunError",
+    "RunInUseError",
     "StoreLayout",
     "TrainingError",
     "UnreachedError",
@@ -105,8 +107,8 @@ __all__ = [
 _HOMES = {
     "checkpoint.open": "Checkpoint open_checkpoint",
     "errors": "AbsentDataError CheckpointError DataError Difference FedmrMergeError HubError LayerMismatchError "
-    "OutputError PlanError PushError RecipeError RecipeFault RuleError RunError TrainingError UnreachedError "
-    "VerificationError",
+    "OutputError PlanError PushError RecipeError RecipeFault RuleError RunError RunInUseError TrainingError "
+    "UnreachedError VerificationError",
     "layers.plan": "LayerGroup RecombinationPlan draw_plan",
     "merging.average": "average",
     "merging.options": "MeanOptions NotFinite",

@@ -8,7 +8,8 @@ FedmrMergeError                 base: a message (what is wrong, and where) and a
 ├── OutputError                 an output that exists already or cannot be written
 ├── VerificationError           an output that is not what its lineage says
 ├── RecipeError                 a recipe with faults, all of them at once
-├── RunError                    a run folder that is in use, belongs to another recipe or is damaged
+├── RunError                    a run folder that belongs to another recipe or is damaged
+│   └── RunInUseError           a run folder that another process is running in
 ├── DataError                   a data set that cannot be used as asked
 │   └── AbsentDataError         a data set that is not on this machine and cannot be fetched
 ├── TrainingError               training that cannot start or continue
@@ -198,7 +199,11 @@ class RecipeError(FedmrMergeError):
 
 
 class RunError(FedmrMergeError):
-    """A run folder that is in use, belongs to another recipe or is damaged."""
+    """A run folder that belongs to another recipe or is damaged."""
+
+
+class RunInUseError(RunError):
+    """A run folder that another process is running in."""
 
 
 class DataError(FedmrMergeError):

@@ -8,8 +8,9 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.writer import write_json
 from fedmr_merge.errors import RunError
@@ -26,6 +27,9 @@ from fedmr_merge.runs.sweep_folder import (
     SweepDescription,
     read_sweep_folder,
 )
+
+if TYPE_CHECKING:
+    from fedmr_merge.recipe.sweep_plan import Task
 
 _POLL_SECONDS = 5.0  #: how often to look whether another process gave a run back
 
@@ -59,6 +63,14 @@ class Sweep:
 
     def __init__(self, definition: SweepFile, runs: Sequence[SweepRun], out: Path) -> None:
         self.definition, self.runs, self.out = definition, tuple(runs), out
+        self._began: dict[str, float] = {}
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """What is to be done, by name, in order. Raises RecipeError when the recipe of a run has faults."""
+        from fedmr_merge.recipe.sweep_plan import plan_tasks  # imports torch
+
+        return {task.name: task for task in plan_tasks(self.runs)}
 
     def prepare(self) -> None:
         """Check every run's recipe, make the folder, and write down what its runs are.
@@ -67,10 +79,7 @@ class Sweep:
             RecipeError: If the recipe of a run has faults.
             RunError: If it is the folder of another sweep, or of something else.
         """
-        from fedmr_merge.recipe.schema import parse_recipe  # imports torch
-
-        for run in self.runs:
-            parse_recipe(run.recipe, run.name)
+        _ = self.tasks
         exists = (self.out / SWEEP_FILE).exists()
         known = read_sweep_folder(self.out).runs if exists and self._is_ours() else {}
         if not exists and self.out.is_dir() and any(self.out.iterdir()):
@@ -97,10 +106,6 @@ class Sweep:
             )
         return True
 
-    def folder(self, run: SweepRun) -> Path:
-        """Return the folder of a run."""
-        return self.out / RUNS / run.name
-
     def execute(self, jobs: int, shard: tuple[int, int] = (1, 1)) -> Iterator[Event]:
         """Do the runs that are not done, yielding what happens.
 
@@ -108,62 +113,90 @@ class Sweep:
             jobs: How many runs to do at a time.
             shard: (i, n) does the i-th of n shares of the runs, counted from 1.
 
-        A run that fails is recorded, and the others are done all the same. What another process works on is waited for
-        only where it gives it back; when everything else is done, this returns.
+        A run that fails is recorded, and the others are done all the same. What another process works on is left to it,
+        but rounds that a run of this one begins with are waited for.
         """
-        waiting: list[SweepRun] = []
-        for run in self.runs[shard[0] - 1 :: shard[1]]:
-            if self._is_done(run):
-                yield Skipped(run.name, "done already")
+        waiting: list[Task] = []
+        for task in self._share(shard):
+            if self._is_done(task):
+                yield Skipped(task.name, "done already")
             else:
-                waiting.append(run)
-        started: dict[str, tuple[SweepRun, float]] = {}
+                waiting.append(task)
         with Claims(self.out / CLAIMS) as claims, Workers(jobs) as workers:
             while waiting or workers.busy:
+                began = False
                 while workers.free and (claimed := self._claim(waiting, claims)) is not None:
+                    began = True
                     waiting.remove(claimed)
-                    if self._is_done(claimed):  # by another process, since this one looked
-                        claims.release(claimed.name)
-                        yield Skipped(claimed.name, "done by another process")
-                        continue
-                    started[claimed.name] = (claimed, time.time())
-                    workers.start(Job(claimed.name, self.folder(claimed), claimed.recipe))
-                    yield Started(claimed.name)
-                if not workers.busy:  # others have claimed all that is left
-                    break
-                for event in workers.events(_POLL_SECONDS):
-                    if isinstance(event, Ended):
-                        self._record(*started.pop(event.name), event.fault)
-                        claims.release(event.name)
-                    yield event
-        for run in waiting:
-            yield Skipped(run.name, "another process works on it")
+                    yield from self._begin(claimed, claims, workers)
+                if workers.busy:
+                    for event in workers.events(_POLL_SECONDS):
+                        yield event
+                        if isinstance(event, Ended):
+                            yield from self._end(event, waiting, claims)
+                elif waiting and not began:
+                    if all(claims.is_taken(task.name) for task in waiting):
+                        break
+                    time.sleep(_POLL_SECONDS)  # another process runs rounds that a run of this one begins with
+        for task in waiting:
+            yield Skipped(task.name, "another process works on it")
 
-    def _claim(self, waiting: Sequence[SweepRun], claims: Claims) -> SweepRun | None:
-        return next((run for run in waiting if claims.take(run.name)), None)
+    def _share(self, shard: tuple[int, int]) -> list[Task]:
+        """Return the tasks of a share of the runs, and those that they begin with."""
+        wanted: set[str] = set()
+        for run in self.runs[shard[0] - 1 :: shard[1]]:
+            name: str | None = run.name
+            while name is not None:
+                wanted.add(name)
+                beginning = self.tasks[name].beginning
+                name = beginning.task if beginning else None
+        return [task for task in self.tasks.values() if task.name in wanted]
 
-    def _outcome(self, run: SweepRun) -> Path:
-        return self.out / OUTCOMES / f"{run.name}.json"
+    def _claim(self, waiting: Sequence[Task], claims: Claims) -> Task | None:
+        """Claim the first task that can begin and that no other process works on."""
+        for task in waiting:
+            ready = task.beginning is None or self._is_done(self.tasks[task.beginning.task])
+            if ready and claims.take(task.name):
+                return task
+        return None
 
-    def _is_done(self, run: SweepRun) -> bool:
+    def _begin(self, task: Task, claims: Claims, workers: Workers) -> Iterator[Event]:
+        if self._is_done(task):  # by another process, since this one looked
+            claims.release(task.name)
+            yield Skipped(task.name, "done by another process")
+            return
+        yield Started(task.name)
+        self._began[task.name] = time.time()
+        source = task.beginning
+        beginning = None if source is None else (self.out / self.tasks[source.task].folder, source.round)
+        workers.start(Job(task.name, self.out / task.folder, task.raw, beginning))
+
+    def _end(self, event: Ended, waiting: list[Task], claims: Claims) -> Iterator[Event]:
+        """Record how a task ended; what begins with one that failed has failed, too."""
+        self._record(self.tasks[event.name], event.fault)
+        claims.release(event.name)
+        if event.fault is None:
+            return
+        for task in [task for task in waiting if task.beginning and task.beginning.task == event.name]:
+            waiting.remove(task)
+            failed = Ended(task.name, f"its first rounds, {event.name}, failed")
+            yield failed
+            yield from self._end(failed, waiting, claims)
+
+    def _outcome(self, task: Task) -> Path:
+        return self.out / OUTCOMES / f"{task.name}.json"
+
+    def _is_done(self, task: Task) -> bool:
         try:
-            content = json.loads(self._outcome(run).read_text(encoding="utf-8"))
+            content = json.loads(self._outcome(task).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return (
-            isinstance(content, dict) and content.get("done") is True and content.get("recipe") == _digest(run.recipe)
-        )
+        return isinstance(content, dict) and content.get("done") is True and content.get("recipe") == _digest(task.raw)
 
-    def _record(self, run: SweepRun, started: float, fault: str | None) -> None:
-        write_json(
-            self._outcome(run),
-            {
-                "done": fault is None,
-                "fault": fault,
-                "recipe": _digest(run.recipe),
-                "seconds": round(time.time() - started, 1),
-            },
-        )
+    def _record(self, task: Task, fault: str | None) -> None:
+        seconds = round(time.time() - self._began.get(task.name, time.time()), 1)
+        outcome = {"done": fault is None, "fault": fault, "recipe": _digest(task.raw), "seconds": seconds}
+        write_json(self._outcome(task), outcome)
 
 
 def _digest(recipe: Mapping[str, Any]) -> str:

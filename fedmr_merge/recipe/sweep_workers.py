@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Job:
     name: str
     folder: Path
     recipe: Mapping[str, Any]  #: unchecked
+    beginning: tuple[Path, int] | None = None  #: the run whose first rounds it begins with, and after which of them
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,28 @@ def _work(connection: Connection) -> None:
 def _follow(job: Job, connection: Connection) -> None:
     from fedmr_merge.recipe.run import RoundDone, Run
     from fedmr_merge.recipe.schema import parse_recipe
+    from fedmr_merge.runs.record import holds_run
 
     recipe = parse_recipe(job.recipe, job.name)
+    if job.beginning is not None and not holds_run(job.folder):
+        _fork(*job.beginning, job.folder, recipe.to_yaml())
     with Run(recipe, job.folder) as run:
         for event in run.execute():
             if isinstance(event, RoundDone):
                 metrics = event.result.metrics
                 connection.send(Progress(job.name, event.result.round, recipe.rounds, metrics["test_accuracy"]))
     connection.send(Ended(job.name))
+
+
+def _fork(source: Path, round: int, folder: Path, recipe: str) -> None:
+    """Begin a run with the first rounds of another one; waits while another worker does the same."""
+    from fedmr_merge.errors import RunInUseError
+    from fedmr_merge.runs.resume import fork_run
+
+    while True:
+        try:
+            fork_run(source, round, folder, recipe)
+        except RunInUseError:
+            time.sleep(0.1)
+        else:
+            return

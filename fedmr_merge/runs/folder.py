@@ -17,7 +17,7 @@ import torch
 
 import fedmr_merge
 from fedmr_merge.checkpoint.writer import sync, write_json, write_text
-from fedmr_merge.errors import RunError
+from fedmr_merge.errors import RunError, RunInUseError
 from fedmr_merge.runs.logs import cut_log, damaged, read_log, read_object
 from fedmr_merge.runs.names import (
     CHECKPOINTS,
@@ -56,7 +56,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
-            raise RunError(
+            raise RunInUseError(
                 f"{path}: another process is running here", hint="wait for it, or choose another folder with --out"
             ) from error
 

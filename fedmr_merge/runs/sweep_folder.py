@@ -1,6 +1,7 @@
 """The folder of a sweep: what it is made of, and what it says of its runs.
 
 runs/NAME/          ordinary run folders
+beginnings/         rounds that several runs have in common, which are run once
 outcomes/NAME.json  how a run ended
 claims/             which process works on which run
 sweep.json          every run's choices and seed, and published numbers: what `report` and `compare` group runs by
@@ -19,6 +20,7 @@ from fedmr_merge.errors import RunError
 
 SWEEP_FILE = "sweep.json"
 RUNS = "runs"
+BEGINNINGS = "beginnings"
 OUTCOMES = "outcomes"
 CLAIMS = "claims"
 FORMAT_VERSION = 1

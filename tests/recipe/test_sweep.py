@@ -16,6 +16,8 @@ import yaml
 from small_run import RECIPE, command
 
 from fedmr_merge.errors import RunError
+from fedmr_merge.recipe.run import Run
+from fedmr_merge.recipe.schema import parse_recipe
 from fedmr_merge.recipe.sweep import Skipped, Started, Sweep
 from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
 from fedmr_merge.recipe.sweep_workers import Ended, Progress
@@ -48,16 +50,16 @@ def test_a_sweep_does_its_runs_and_the_same_command_does_nothing_more(tmp_path: 
     sweep.prepare()
     events = list(sweep.execute(1))
     ended = {event.name: event.fault for event in events if isinstance(event, Ended)}
-    assert list(ended) == ["FedAvg_seed0", "FedMR_seed0", "diverges_seed0"]
+    assert list(ended)[1:] == ["FedAvg_seed0", "FedMR_seed0", "diverges_seed0"]
     assert ended["FedAvg_seed0"] is None
     assert ended["FedMR_seed0"] is None
     assert "diverged" in (ended["diverges_seed0"] or "")
     rounds = [(e.name, e.round, e.rounds) for e in events if isinstance(e, Progress)]
-    assert rounds[:2] == [("FedAvg_seed0", 1, 2), ("FedAvg_seed0", 2, 2)]
+    assert rounds[1:3] == [("FedAvg_seed0", 2, 2), ("FedMR_seed0", 2, 2)]  # the first round is one that they share
     assert list((out / "claims").iterdir()) == []
 
     again = list(opened(file, out).execute(1))
-    assert [e.name for e in again if isinstance(e, Skipped)] == ["FedAvg_seed0", "FedMR_seed0"]
+    assert [e.name for e in again if isinstance(e, Skipped)][1:] == ["FedAvg_seed0", "FedMR_seed0"]
     assert [e.name for e in again if isinstance(e, Started)] == ["diverges_seed0"]  # what failed is tried again
 
     columns = comparison_csv(read_study([out])).splitlines()[0].split(",")
@@ -66,11 +68,73 @@ def test_a_sweep_does_its_runs_and_the_same_command_does_nothing_more(tmp_path: 
     assert (tmp_path / "page" / "index.html").stat().st_size > 10**6
 
 
+def test_rounds_in_common_are_run_once_and_give_the_same_bytes(tmp_path: Path) -> None:
+    """FedAvg 3, FedMR after 1 and after 2 rounds of FedAvg: two beginnings, one of which begins with the other."""
+    methods = {
+        "FedAvg": {"stages": [{"fedavg": {"rounds": 3}}]},
+        "FedMR-1": {"stages": [{"fedavg": {"rounds": 1}}, {"fedmr": {"rounds": 2}}]},
+        "FedMR-2": {"stages": [{"fedavg": {"rounds": 2}}, {"fedmr": {"rounds": 1}}]},
+        "FedProx": {"stages": [{"fedprox": {"rounds": 2}}]},
+    }
+    sweep = opened(write(tmp_path, methods, [0]), tmp_path / "out")
+    tasks = list(sweep.tasks.values())
+    first, second = (task for task in tasks if task.name.startswith("beginning"))
+    assert (first.beginning, first.recipe.rounds) == (None, 1)
+    assert (second.beginning.task, second.beginning.round, second.recipe.rounds) == (first.name, 1, 2)
+    begins = {task.name: task.beginning and (task.beginning.task, task.beginning.round) for task in tasks}
+    assert begins["FedAvg_seed0"] == begins["FedMR-2_seed0"] == (second.name, 2)
+    assert begins["FedMR-1_seed0"] == (first.name, 1)
+    assert begins["FedProx_seed0"] is None
+
+    sweep.prepare()
+    events = list(sweep.execute(1))
+    assert [event.fault for event in events if isinstance(event, Ended)] == [None] * 6
+    assert sum(isinstance(event, Progress) for event in events) == 2 + 1 + 2 + 1 + 2  # instead of 11 rounds
+    for run in sweep.runs:
+        alone = tmp_path / "alone" / run.name
+        with Run(parse_recipe(run.recipe, run.name), alone) as plain:
+            list(plain.execute())
+        shared = tmp_path / "out" / "runs" / run.name
+        assert models(shared) == models(alone)
+        for log in ("metrics.jsonl", "lineage.jsonl"):
+            assert [entry(line) for line in (shared / log).open()] == [entry(line) for line in (alone / log).open()]
+    assert len(read_study([tmp_path / "out"]).experiments) == 4
+
+
+def models(run: Path) -> dict[str, bytes]:
+    """Return the models of a run's last checkpoint."""
+    newest = max((run / "checkpoints").iterdir(), key=lambda path: path.name.rpartition("-")[2])
+    return {path.parent.name: path.read_bytes() for path in newest.rglob("model.safetensors")}
+
+
+def entry(line: str) -> dict[str, object]:
+    """Return a line of a log without what the clock says."""
+    return {key: value for key, value in json.loads(line).items() if key != "seconds"}
+
+
+def test_what_begins_with_a_run_that_failed_has_failed(tmp_path: Path) -> None:
+    diverging = {
+        "one": {"training.lr": 1e9, "stages": [{"fedavg": {"rounds": 3}}]},
+        "two": {"training.lr": 1e9, "stages": [{"fedavg": {"rounds": 2}}, {"fedmr": {"rounds": 1}}]},
+    }
+    sweep = opened(write(tmp_path, diverging, [0]), tmp_path / "out")
+    sweep.prepare()
+    faults = [event.fault or "" for event in sweep.execute(1) if isinstance(event, Ended)]
+    assert len(faults) == 3
+    assert "diverged" in faults[0]
+    assert all("its first rounds, beginning-" in fault for fault in faults[1:])
+
+
 def test_shares_are_disjoint_and_together_all_runs(tmp_path: Path) -> None:
     sweep = opened(write(tmp_path, METHODS, [0, 1, 2]), tmp_path / "out")
     for count in (1, 2, 4, 7):
-        shares = [sweep.runs[i - 1 :: count] for i in range(1, count + 1)]
-        assert sorted(run.name for share in shares for run in share) == sorted(run.name for run in sweep.runs)
+        shares = [[task.name for task in sweep._share((i, count))] for i in range(1, count + 1)]
+        runs = [name for share in shares for name in share if not name.startswith("beginning")]
+        assert sorted(runs) == sorted(run.name for run in sweep.runs)
+        for share in shares:  # with what its runs begin with, in front of them
+            for name in share:
+                beginning = sweep.tasks[name].beginning
+                assert beginning is None or share.index(beginning.task) < share.index(name)
 
 
 def test_what_another_process_works_on_is_left_to_it(tmp_path: Path) -> None:
@@ -79,8 +143,8 @@ def test_what_another_process_works_on_is_left_to_it(tmp_path: Path) -> None:
     sweep = opened(write(tmp_path, METHODS, [0]), tmp_path / "out")
     sweep.prepare()
     with Claims(tmp_path / "out" / "claims") as others:
-        assert all(others.take(run.name) for run in sweep.runs)
-        assert list(sweep.execute(1)) == [Skipped(run.name, "another process works on it") for run in sweep.runs]
+        assert all(others.take(name) for name in sweep.tasks)
+        assert list(sweep.execute(1)) == [Skipped(name, "another process works on it") for name in sweep.tasks]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
