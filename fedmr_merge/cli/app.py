@@ -11,21 +11,16 @@ from typing import Annotated, Any
 import typer
 
 import fedmr_merge
-from fedmr_merge.cli import compare, console, merge, proof, publish, rules, sweep, train
+from fedmr_merge.cli import average, compare, console, inspect, proof, publish, recombine, rules, sweep, train
+from fedmr_merge.cli.help import App
 from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.hub.waiting import on_wait
 
-app = typer.Typer(
-    help="Merge models by recombination: every layer of every model lives on in one and only one new model.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help starts in half the time
-)
-for room in (merge, proof, train, sweep, compare, publish):
+app = App("Merge models by recombination: every layer of every model lives on in one and only one new model.")
+for room in (recombine, average, inspect, proof, train, sweep, compare, publish):
     room.register(app)
-app.add_typer(rules.app, name="rules")
-app.add_typer(proof.store_app, name="store")
+app.add_typer(rules.app, name="rules", rich_help_panel="Look at checkpoints")
+app.add_typer(proof.store_app, name="store", rich_help_panel="Prove and undo")
 
 #: What typer raises for a command line that makes no sense; it has no name that is public in all versions.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -33,7 +28,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fedmr-merge {fedmr_merge.__version__}")
+        console.write(f"fedmr-merge {fedmr_merge.__version__}")
         raise typer.Exit
 
 
@@ -45,7 +40,7 @@ def options(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only. May stand anywhere.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
 ) -> None:
-    """Declared for --help; `main` takes these two out of the arguments wherever they stand."""
+    """Declare the options of all commands for --help; `main` takes --quiet and --debug out of the arguments."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,7 +99,7 @@ def _machine_hint(error: BaseException | None) -> str | None:
 
 
 def _complain_of_usage(error: Any) -> None:
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "")
     if type(error).__name__ == "NoArgsIsHelpError":  # a group of commands alone: its help
         typer.echo(message, err=True)
         return

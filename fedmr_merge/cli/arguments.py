@@ -1,4 +1,4 @@
-"""What several commands read from the command line in the same way."""
+"""What several commands read from the command line in the same way. Importing this module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,28 +6,88 @@ import contextlib
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fedmr_merge.checkpoint.open import Checkpoint
-from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.cli import console
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
-from fedmr_merge.layers.natural_order import natural_order
 
+if TYPE_CHECKING:
+    from fedmr_merge.checkpoint.open import Checkpoint
+    from fedmr_merge.checkpoint.writer import Progress
+    from fedmr_merge.merging.options import MeanOptions, NotFinite
+
+_MEAN, _OUTPUT, _PLAN = "Mean", "Output", "Plan"
 Checkpoints = Annotated[
     list[str],
     typer.Argument(
-        help="Safetensors files, model folders, globs, or Hub ids org/name[@revision][/subfolder].", show_default=False
+        metavar="CHECKPOINTS",
+        help="Safetensors files, model folders, globs, or Hub ids org/name[@revision][/subfolder].",
+        show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write; must not exist.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--out", metavar="PATH", help="Where to write; nothing may be there yet.", rich_help_panel=_OUTPUT
+    ),
+]
 Rule = Annotated[
     str,
     typer.Option(
-        "--rule", help="Layer rule: layer, module, tensor, block, segments:N, model, auto, … or a rule file (.yaml)."
+        "--rule",
+        metavar="RULE",
+        help="Layer rule: layer, module, tensor, block, segments:N, model, auto, … or a rule file (.yaml). "
+        "`fedmr-merge rules list` explains them.",
+        rich_help_panel=_PLAN,
     ),
+]
+IgnoreConfig = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-config",
+        metavar="KEY",
+        help="Key of the configuration that may differ; repeatable.",
+        rich_help_panel=_PLAN,
+    ),
+]
+NoTies = Annotated[
+    bool,
+    typer.Option(
+        "--no-ties",
+        help="Let tied tensors (an input embedding and its output head) move apart.",
+        rich_help_panel=_PLAN,
+    ),
+]
+Weights = Annotated[
+    str | None, typer.Option(metavar="0.5,0.25,…", help="Weights of the models in the mean.", rich_help_panel=_MEAN)
+]
+Accumulate = Annotated[
+    Literal["float32", "float64"],
+    typer.Option(help="What the mean is added up in; float64 is more exact and takes longer.", rich_help_panel=_MEAN),
+]
+OutDtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="Dtype of the mean, e.g. BF16 or F32; by default that of the inputs.",
+        rich_help_panel=_MEAN,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Bound on the memory while the mean is taken, e.g. 1GB.", rich_help_panel=_MEAN),
+]
+RequireFinite = Annotated[
+    bool,
+    typer.Option(
+        "--require-finite", help="Refuse NaN and infinite numbers, met as the mean is taken.", rich_help_panel=_MEAN
+    ),
+]
+MaxShard = Annotated[
+    str | None,
+    typer.Option("--max-shard-size", metavar="SIZE", help="Shard the outputs anew, e.g. 5GB.", rich_help_panel=_OUTPUT),
 ]
 
 
@@ -44,6 +104,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
     Of several paths those are skipped, and reported, that cannot be models: `ckpts/*` may match a README, and `OUT/*`,
     of an output of this program, means its slots. Raises CheckpointError when a glob matches nothing.
     """
+    from fedmr_merge.layers.natural_order import natural_order
+
     found: list[str] = []
     for argument in arguments:
         if Path(argument).exists() or not glob.has_magic(argument):
@@ -51,7 +113,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
             continue
         matches = sorted(glob.glob(argument), key=natural_order)  # noqa: PTH207 - the pattern may be absolute
         if not matches and not _may_be_hub(argument):
-            raise CheckpointError(argument, "matches no file or folder", hint="look for a slip in the path")
+            raise CheckpointError(argument, "matches no file or folder", hint="check the path")
         found += matches or [argument]
     return _models_of(found)
 
@@ -99,13 +161,14 @@ def _refuse_several(argument: str, found: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def fetching(inputs: Sequence[str]) -> Iterator[Progress | None]:
-    """Give what to call with the bytes that are fetched from the Hub; shows them, where there are such inputs."""
+    """Give a function to call with the number of bytes fetched from the Hub, None where no input is there."""
+    from fedmr_merge.cli.progress import bytes_progress
     from fedmr_merge.hub.inputs import is_on_hub
 
     if not any(map(is_on_hub, inputs)):
         yield None
         return
-    with console.bytes_progress("fetching", 0) as progress:
+    with bytes_progress("fetching") as progress:
         yield progress
 
 
@@ -128,6 +191,30 @@ def _warn_of(opened: Sequence[Checkpoint], names: Sequence[Sequence[str]], what:
     if found := list(dict.fromkeys(name for listed in names for name in listed)):
         sources = [checkpoint.source for checkpoint, listed in zip(opened, names, strict=True) if listed]
         console.complain("warning", f"{console.listed(found, ', ', 4)} of {console.listed(sources, ', ', 3)} {what}")
+
+
+def warn_not_finite(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite]) -> None:
+    """Report the NaN and infinite numbers that were met while a mean was taken."""
+    for item in found[:3]:
+        console.complain("warning", ": ".join(item.told([checkpoint.source for checkpoint in checkpoints])))
+    if len(found) > 3:
+        console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
+
+
+def mean_options(weights: str | None, accumulate: str, out_dtype: str | None, max_memory: str | None) -> MeanOptions:
+    """Return the options of a mean. Raises UsageError for numbers and sizes that cannot be read."""
+    import os
+
+    from fedmr_merge.merging.options import MeanOptions
+
+    # numpy's linear algebra is not used here; starting its threads would cost more than a small merge.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return MeanOptions(
+        weights=numbers("--weights", weights),
+        double=accumulate == "float64",
+        out_dtype=out_dtype.upper() if out_dtype else None,
+        max_memory_bytes=size_in_bytes("--max-memory", max_memory),
+    )
 
 
 def _may_be_hub(argument: str) -> bool:

@@ -9,19 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmr_merge.cli import console
+from fedmr_merge.cli.help import App
 
 if TYPE_CHECKING:
     from fedmr_merge.report.study import Study
 
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUNS", help="Run folders, what their `publish` stages wrote, or sweep folders."),
+]
 
-def register(app: typer.Typer) -> None:
+
+def register(app: App) -> None:
     """Add the commands of this module."""
-    app.command()(compare)
-    app.command()(report)
+    for command in (compare, report):
+        app.command(rich_help_panel="Train")(command)
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, what their publish stages wrote, or sweep folders.")],
+    runs: Runs,
     target: Annotated[
         float | None, typer.Option(min=0, max=1, help="Also show the rounds to this test accuracy, e.g. 0.9.")
     ] = None,
@@ -33,6 +39,8 @@ def compare(
     """Compare runs: accuracy as mean ± standard deviation over the seeds.
 
     Runs that differ in their seed alone are one row.
+
+    Example: fedmr-merge compare runs/* --target 0.9 -o comparison
     """
     from fedmr_merge.report.comparison import comparison_table, verdict_table
     from fedmr_merge.report.study import read_study
@@ -52,7 +60,7 @@ def compare(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, what their publish stages wrote, or sweep folders.")],
+    runs: Runs,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the report; must not exist.")] = Path(
         "report"
     ),

@@ -6,23 +6,27 @@ import contextlib
 import io
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedmr_merge.errors import FedmrMergeError
+from fedmr_merge.errors import FedmrMergeError, printable
+from fedmr_merge.errors import listed as listed
 
 #: Set by the options of that name, which may stand anywhere on the command line.
 quiet = False
 debug = False
 
-_LINE_EVERY_SECONDS = 5.0
-
 
 class PrintError(FedmrMergeError):
-    """A result that cannot be printed: what the command wrote or sent is not undone by that."""
+    """A result that cannot be printed; what the command wrote or sent is not undone by that."""
 
     exit_code = 1
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"standard output: cannot be written: {error.strerror}",
+            hint="what the command did is done all the same; only its report is missing",
+        )
 
 
 def prepare_streams() -> None:
@@ -54,29 +58,37 @@ def abandon_streams() -> None:
 def _to_stdout() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # nobody reads on, which is no error
+    except BrokenPipeError:  # the reader went away, which is not an error
         raise
     except OSError as error:
-        raise PrintError(
-            f"standard output: cannot be written: {error.strerror}", hint="what the command did is done all the same"
-        ) from error
+        raise PrintError(error) from error
+
+
+def write(text: str) -> None:
+    """Print a text as it is, also with --quiet: what was asked for by name, such as help or a page."""
+    with _to_stdout():
+        print(text)  # noqa: T201
+        sys.stdout.flush()
 
 
 def say(text: str = "") -> None:
-    """Print a line of the result; nothing with --quiet."""
+    """Print a line of the result; nothing with --quiet. Characters that control a terminal are shown as escapes."""
     if not quiet:
         with _to_stdout():
-            print(text)  # noqa: T201
+            print("\n".join(map(printable, text.split("\n"))))  # noqa: T201
 
 
 def complain(kind: str, text: str) -> None:
-    """Print `error: …`, `hint: …` or `warning: …` on standard error, if that can be written."""
+    """Print `error: …`, `hint: …` or `warning: …` on standard error, if that can be written.
+
+    Lines after the first are a list. Characters that control a terminal are shown as escapes.
+    """
     with contextlib.suppress(OSError):
-        _complain(kind, text)
+        _complain(kind, "\n".join(map(printable, text.split("\n"))))
 
 
 def _complain(kind: str, text: str) -> None:
-    colours = {"error": "bold red", "hint": "cyan", "warning": "yellow", "note": "cyan"}
+    colours = {"error": "bold red", "hint": "cyan", "warning": "yellow", "note": "cyan", "stopped": "bold yellow"}
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text
@@ -95,6 +107,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
@@ -115,91 +128,6 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
     Console(markup=False, highlight=False).print(framed)
 
 
-@contextlib.contextmanager
-def bytes_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function to call with the number of bytes done; shows a bar on a terminal, a line now and then
-    elsewhere.
-    """
-    if quiet:
-        yield lambda _: None
-        return
-    if not sys.stderr.isatty():
-        yield _plain_progress(what, total)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
-
-
-def _plain_progress(what: str, total: int) -> Callable[[int], None]:
-    done, last = 0, time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if now - last >= _LINE_EVERY_SECONDS:
-            last = now
-            share = f"{100 * done / total:.0f} %" if total else ""
-            print(f"{what}: {size(done)} of {size(total)} {share}", file=sys.stderr)  # noqa: T201
-
-    return advance
-
-
-@contextlib.contextmanager
-def rounds_progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Give a function to call with (rounds done, facts of the last one); shows a bar with the time left on a terminal,
-    a line now and then elsewhere.
-    """
-    if quiet:
-        yield lambda _round, _facts: None
-        return
-    if not sys.stderr.isatty():
-        last = 0.0
-
-        def line(round: int, facts: str) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= _LINE_EVERY_SECONDS or round == total:
-                last = now
-                print(f"{what}: round {round} of {total}, {facts}", file=sys.stderr)  # noqa: T201
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, completed=done, facts="")
-        yield lambda round, facts: bar.update(task, completed=round, facts=facts)
-
-
 def size(nbytes: int) -> str:
     """Return a size as people read it, in decimal units: `1.3 GB`."""
     value = float(nbytes)
@@ -213,9 +141,3 @@ def size(nbytes: int) -> str:
 def plural(count: int, noun: str) -> str:
     """Return `1 slot`, `2 slots`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def listed(items: Sequence[str], between: str = "; ", shown: int = 5) -> str:
-    """Return the first items in one line, and how many more there are."""
-    more = [f"and {len(items) - shown:,} more"] if len(items) > shown else []
-    return between.join([*items[:shown], *more])

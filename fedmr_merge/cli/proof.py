@@ -1,4 +1,4 @@
-"""Commands that need not be trusted: verify, undo, lineage, and the store's garbage collection."""
+"""Commands that prove and undo a recombination: verify, undo, lineage, and the store's garbage collection."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ import typer
 
 from fedmr_merge.cli import console
 from fedmr_merge.cli.arguments import expand
+from fedmr_merge.cli.help import App
+from fedmr_merge.cli.progress import bytes_progress
 
-Output = Annotated[Path, typer.Argument(help="A folder that `fedmr-merge recombine` wrote.")]
+Output = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that `fedmr-merge recombine` wrote.")]
 
-store_app = typer.Typer(help="The store of --layout store.", no_args_is_help=True)
+store_app = App("Look after the store of --layout store.")
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the commands of this module."""
-    app.command()(verify)
-    app.command()(undo)
-    app.command()(lineage)
+    for command in (verify, undo, lineage):
+        app.command(rich_help_panel="Prove and undo")(command)
 
 
 def verify(
     out: Output,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="The inputs, in the order of their slots; repeatable. Else as the lineage says."),
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="The inputs, in the order of their slots; repeatable. By default where the lineage says they are.",
+        ),
     ] = None,
 ) -> None:
     """Prove a recombination from its bytes.
 
-    Nothing lost, nothing doubled, nothing changed, the mean right. Works without the inputs.
+    Nothing is lost, nothing is doubled, nothing is changed, and the mean is right. This works without the inputs.
+
+    Example: fedmr-merge verify recombined
     """
     from fedmr_merge.errors import VerificationError
     from fedmr_merge.recombination.verify import verify as prove
 
     found = out.rglob("*.safetensors") if out.is_dir() else ()
     total = sum(path.stat().st_size for path in found if path.is_file())
-    with console.bytes_progress("verifying", total) as progress:
+    with bytes_progress("verifying", total) as progress:
         result = prove(out, expand(against) if against else None, progress=progress)
     for line in result.warnings:
         console.complain("warning", line)
@@ -54,15 +60,17 @@ def verify(
 
 def undo(
     out: Output,
-    target: Annotated[Path, typer.Option("-o", "--out", help="Where to write the inputs again; must not exist.")],
+    target: Annotated[
+        Path, typer.Option("-o", "--out", metavar="PATH", help="Where to write the inputs again; must not exist.")
+    ],
 ) -> None:
-    """Rebuild the inputs of a recombination.
+    """Rebuild the inputs of a recombination from its outputs alone, byte for byte.
 
-    From its outputs alone, byte for byte.
+    Example: fedmr-merge undo recombined -o originals
     """
     from fedmr_merge.recombination.undo import undo as rebuild
 
-    with console.bytes_progress("rebuilding", 0) as progress:
+    with bytes_progress("rebuilding") as progress:
         rebuilt = rebuild(out, target, progress=progress)
     paths, missing = rebuilt.paths, rebuilt.missing
     console.say(
@@ -71,14 +79,14 @@ def undo(
     if not rebuilt.proved:
         console.complain(
             "warning",
-            f"no SHA-256 of the tensors of {out} is recorded: that its bytes are still those that were written "
-            "was compared with nothing",
+            f"no SHA-256 of the tensors of {out} is recorded: whether its bytes are still those that were written "
+            "could not be checked",
         )
     if missing:
         listed = ", ".join(map(str, missing[:4])) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         console.complain(
             "warning",
-            f"no output holds these as they were, with another slot's or a changed file in their place: {listed}",
+            f"no output holds these files as they were, as another slot's or a changed file took their place: {listed}",
         )
     for path in paths:
         console.say(f"  {path}")
@@ -87,12 +95,14 @@ def undo(
 
 def lineage(
     out: Output,
-    tensor: Annotated[str, typer.Argument(help="A tensor's name.")],
-    slot: Annotated[int | None, typer.Option(min=0, help="One output slot; all if not given.")] = None,
+    tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="A tensor's name.")],
+    slot: Annotated[int | None, typer.Option(min=0, help="One output slot; by default all.")] = None,
 ) -> None:
-    """Tell where a tensor came from.
+    """Show where a tensor came from.
 
-    Through every recombination in a row whose lineage is still there.
+    It is followed through every recombination in a row whose lineage is still there.
+
+    Example: fedmr-merge lineage recombined conv1.weight --slot 0
     """
     from fedmr_merge.lineage.trace import trace
 
@@ -108,9 +118,12 @@ def lineage(
 
 @store_app.command("gc")
 def collect(
-    store: Annotated[Path, typer.Argument(help="The store's folder.")] = Path(".fedmr-merge-store"),
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="The store's folder.")] = Path(".fedmr-merge-store"),
 ) -> None:
-    """Remove the shards that no output links to any more."""
+    """Remove the shards that no output links to any more.
+
+    Example: fedmr-merge store gc .fedmr-merge-store
+    """
     from fedmr_merge.recombination.layouts.shards import collect_garbage
 
     shards, nbytes = collect_garbage(store)

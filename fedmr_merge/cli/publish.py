@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmr_merge.cli import console
+from fedmr_merge.cli.help import App
+from fedmr_merge.cli.progress import bytes_progress
 
 if TYPE_CHECKING:
     from fedmr_merge.publish.hub import PushPreview
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the commands of this module."""
-    app.command()(push)
-    app.command()(card)
+    for command in (push, card):
+        app.command(rich_help_panel="Publish")(command)
 
 
 def push(
-    path: Annotated[Path, typer.Argument(help="A run folder, its global/, an output of recombine, or a model folder.")],
-    repo_id: Annotated[str, typer.Argument(help="The repository on the Hub, ORG/NAME.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="A run folder, its global/, an output of recombine or a model folder."),
+    ],
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository on the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if needed.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
@@ -33,7 +39,12 @@ def push(
         bool, typer.Option("--dry-run", help="List what would be sent and changed; send nothing.")
     ] = False,
 ) -> None:
-    """Publish a model folder on the Hub. Nothing is sent before this command is typed."""
+    """Publish a model folder on the Hub.
+
+    Nothing is sent before this command is typed.
+
+    Example: fedmr-merge push runs/digits/global ORG/NAME --dry-run
+    """
     from fedmr_merge.publish.hub import PushOptions, preview_push, push_to_hub
     from fedmr_merge.publish.staging import pushed_folder
 
@@ -42,7 +53,7 @@ def push(
         _show(preview_push(path, repo_id, options))
         return
     nbytes = sum(file.stat().st_size for file in pushed_folder(path).rglob("*") if file.is_file())
-    with console.bytes_progress("pushing", nbytes) as progress:
+    with bytes_progress("pushing", nbytes) as progress:
         result = push_to_hub(path, repo_id, options, progress=progress)
     if result.unchanged:
         console.say("the Hub has all of it already, no commit was made")
@@ -83,13 +94,20 @@ def _show(preview: PushPreview) -> None:
 
 
 def card(
-    path: Annotated[Path, typer.Argument(help="A run folder, its global/, or an output of recombine.")],
-    card_template: Annotated[str | None, typer.Option(help="A template of your own, a .md.j2 file.")] = None,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run folder, its global/, or an output of recombine.")],
+    card_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A template of your own, a .md.j2 file.")
+    ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Also render it to an HTML page beside the folder.")
     ] = False,
 ) -> None:
-    """Write a folder's card, README.md, anew. What you wrote into it, outside of the marked part, is kept."""
+    """Write a folder's card, README.md, anew.
+
+    What you wrote into it, outside of the marked part, is kept.
+
+    Example: fedmr-merge card runs/digits/global --preview
+    """
     from fedmr_merge.publish.preview import write_preview
     from fedmr_merge.publish.staging import pushed_folder
     from fedmr_merge.publish.write_card import write_card
@@ -99,4 +117,4 @@ def card(
     if preview:
         page = folder.absolute().with_name(f"{folder.absolute().name}.card.html")
         console.say(f"preview  {write_preview(folder, page)}")
-    console.say(f"next: fedmr-merge push {path} ORG/NAME --dry-run")
+    console.say(f"next: fedmr-merge push {shlex.quote(str(path))} ORG/NAME --dry-run")

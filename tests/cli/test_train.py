@@ -55,7 +55,7 @@ def test_run_says_what_it_made_and_what_to_type_next(folder: Path) -> None:
 
     again = fedmr_merge("run", "small.yaml", "--seed", 5, "--set", "training.lr=0.02", cwd=folder)
     assert again.returncode == 0
-    assert "going on after round 3" in again.stdout
+    assert "resumed after round 3" in again.stdout
 
     changed = fedmr_merge("run", "small.yaml", "--seed", 6, "--set", "training.lr=0.02", cwd=folder)
     assert changed.returncode == 2
@@ -114,7 +114,10 @@ def test_ctrl_c_and_a_batch_system_that_says_stop_save_and_say_how_to_go_on(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert "to go on: fedmr-merge run small.yaml --set 'stages[0].fedmr.rounds=500'" in errors
+    stopped = [line for line in errors.splitlines() if line.startswith("stopped: ")]
+    again = "fedmr-merge run small.yaml --set 'stages[0].fedmr.rounds=500' --set training.checkpoint_every=400"
+    assert len(stopped) == 1
+    assert stopped[0].endswith(f" of 500; this command resumes with the next round: {again}")
     saved = [path.name for path in (folder / "runs" / "small" / "checkpoints").iterdir()]
     assert len(saved) == 1, "the rounds that were done are saved, though no checkpoint was due"
     last_round = [json.loads(line) for line in metrics.read_text().splitlines()][-1]["round"]

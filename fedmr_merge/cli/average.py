@@ -1,0 +1,87 @@
+"""The command `average`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmr_merge.cli import console, progress
+from fedmr_merge.cli.arguments import (
+    Accumulate,
+    Checkpoints,
+    IgnoreConfig,
+    MaxMemory,
+    MaxShard,
+    Out,
+    OutDtype,
+    RequireFinite,
+    Weights,
+    expand,
+    fetching,
+    mean_options,
+    size_in_bytes,
+    warn_left_out,
+    warn_not_finite,
+)
+from fedmr_merge.cli.help import App
+
+if TYPE_CHECKING:
+    from fedmr_merge.checkpoint.open import Checkpoint
+
+
+def register(app: App) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Merge checkpoints")(average)
+
+
+def average(
+    checkpoints: Checkpoints,
+    out: Out = Path("average"),
+    weights: Weights = None,
+    accumulate: Accumulate = "float32",
+    out_dtype: OutDtype = None,
+    max_memory: MaxMemory = None,
+    max_shard_size: MaxShard = None,
+    ignore_config: IgnoreConfig = None,
+    require_finite: RequireFinite = False,
+) -> None:
+    """Average K checkpoints into one.
+
+    OUT becomes a folder with model.safetensors, or with shards as the first input has them. An OUT that is named
+    ….safetensors becomes that one file.
+
+    Example: fedmr-merge average a.safetensors b.safetensors -o mean.safetensors --weights 0.75,0.25
+    """
+    from fedmr_merge.checkpoint.writer import refuse_existing
+    from fedmr_merge.hub.inputs import open_inputs, refuse_twice
+    from fedmr_merge.merging.average import average as take_average
+    from fedmr_merge.merging.average import plan_mean
+
+    refuse_existing(out)
+    options = mean_options(weights, accumulate, out_dtype, max_memory)
+    max_shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
+
+    def check(opened: Sequence[Checkpoint]) -> None:
+        refuse_twice(opened)
+        plan_mean(opened, out, options, max_shard_bytes, ignore_config or ())
+
+    with fetching(inputs := expand(checkpoints)) as fetched:
+        opened = open_inputs(inputs, check, progress=fetched)
+    refuse_twice(opened)
+    warn_left_out(opened)
+    with progress.bytes_progress("averaging", opened[0].nbytes if opened else None) as done:
+        found = take_average(
+            opened,
+            out,
+            options=options,
+            require_finite=require_finite,
+            max_shard_bytes=max_shard_bytes,
+            ignore_config=ignore_config or (),
+            progress=done,
+        )
+    warn_not_finite(opened, found)
+    console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
+    quoted = shlex.quote(str(out))
+    console.say(f"next: fedmr-merge inspect {quoted}   or   fedmr-merge push {quoted} ORG/NAME --dry-run")

@@ -1,0 +1,134 @@
+"""What a terminal shows of a recipe and its run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmr_merge.cli import console, progress
+
+if TYPE_CHECKING:
+    from fedmr_merge.federated.federation import Federation
+    from fedmr_merge.recipe.run import Event, Run
+    from fedmr_merge.recipe.schema import Recipe
+
+
+def follow(run: Run, folder: Path, again: str) -> None:
+    """Do what is left of a run and show it; `again` is the command that resumes it."""
+    recipe, resumed = run.recipe, run.resumed_from
+    _announce(run, folder)
+    done = resumed.round if resumed else 0
+    try:
+        with progress.rounds_progress(recipe.name, recipe.rounds, done) as show:
+            for event in run.execute():
+                done = _show_event(event, show, done)
+    except (KeyboardInterrupt, SystemExit):
+        console.complain(
+            "stopped", f"after round {done} of {recipe.rounds}; this command resumes with the next round: {again}"
+        )
+        raise
+    _closing_words(run, folder, again)
+
+
+def _announce(run: Run, folder: Path) -> None:
+    from fedmr_merge.federated.federation import describe_last_batches
+    from fedmr_merge.recipe.prepare import parameters
+
+    recipe, federation = run.recipe, run.federation
+    console.say(
+        f"{recipe.name}: {recipe.rounds} rounds of {federation.slots} of {len(federation.partition)} clients on "
+        f"{federation.device.type}, {parameters(federation):,} parameters, in {folder}"
+    )
+    warn_of_data(federation)
+    if line := describe_last_batches(federation):
+        console.say(line)
+    for note in run.notes:
+        console.complain("warning", note)
+    if run.resumed_from:
+        console.say(f"resumed after round {run.resumed_from.round}")
+        for change in run.changed_environment():
+            console.complain("warning", f"not as when the run began: {change}; the bytes may differ")
+
+
+def _show_event(event: Event, show: Callable[[int, str], None], done: int) -> int:
+    """Print what has happened; returns the number of rounds done."""
+    from fedmr_merge.recipe.run import RoundDone
+
+    if not isinstance(event, RoundDone):
+        console.say(f"{event.name}: {event.message}")
+        return done
+    last = event.result
+    metrics = last.metrics
+    for client, fault in last.diverged.items():
+        console.complain("warning", f"round {last.round}: client {client} diverged: {fault}")
+    loss = metrics.get("train_loss", metrics["test_loss"])
+    show(last.round, f"{last.method}: accuracy {metrics['test_accuracy']:.4f}, loss {loss:.4f}")
+    if event.reached:
+        console.say(f"{last.method}: over after round {last.round}, {event.reached}")
+    return last.round
+
+
+def warn_of_data(federation: Federation) -> None:
+    """Report what was decided about the data, and the classes that no client has an example of."""
+    from fedmr_merge.federated.data.partition import missing_classes
+
+    for note in federation.data.notes:
+        console.complain("note", note)
+    for name in missing_classes(federation.partition, federation.data):
+        console.complain("warning", f"no client has an example of class {name}: no model will learn it")
+
+
+def _closing_words(run: Run, folder: Path, again: str) -> None:
+    from fedmr_merge.recipe.schema import Publish
+    from fedmr_merge.runs.names import CHECKPOINTS, GLOBAL, METRICS, find_checkpoints
+
+    published = folder / GLOBAL
+    if published.is_dir():
+        console.say(f"  model      {published / 'model.safetensors'}")
+        console.say(f"  card       {published / 'README.md'}")
+        console.say(f"  curve      {published / 'curves.png'}")
+    console.say(f"  metrics    {folder / METRICS}")
+    console.say("next:")
+    pushed = any(isinstance(stage, Publish) and stage.repo for stage in run.recipe.stages)
+    if published.is_dir() and not pushed:
+        console.say(f"  publish    fedmr-merge push {shlex.quote(str(published))} ORG/NAME")
+    for place in find_checkpoints(folder / CHECKPOINTS)[-1:]:  # the newest
+        checkpoint = folder / CHECKPOINTS / place.folder
+        if len(list(checkpoint.glob("slot-*"))) > 1:
+            console.say(f"  recombine  fedmr-merge recombine {shlex.quote(str(checkpoint))}/slot-*")
+    console.say(f"  resume     {again}   (after any interruption)")
+
+
+def show_recipe(recipe: Recipe, folder: Path) -> None:
+    """Print the resolved recipe and what its run would take; nothing is written or fetched."""
+    from fedmr_merge.errors import AbsentDataError, HubError
+    from fedmr_merge.recipe.prepare import check_stages, prepare
+
+    federation, absent = None, ""
+    try:
+        federation = prepare(recipe)
+        check_stages(recipe, federation)
+    except (AbsentDataError, HubError) as error:
+        absent = str(error)
+    console.say(recipe.to_yaml().rstrip())
+    if federation is not None:
+        _show_sizes(recipe, federation)
+    if absent:
+        console.say(f"not all could be checked, as a dry run fetches nothing: {absent}")
+    console.say(f"dry run: nothing was written to {folder}")
+
+
+def _show_sizes(recipe: Recipe, federation: Federation) -> None:
+    from fedmr_merge.federated.federation import describe_last_batches
+    from fedmr_merge.recipe.prepare import parameters, stage_traffic
+
+    sizes = federation.partition.sizes
+    console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples")
+    if line := describe_last_batches(federation):
+        console.say(line)
+    console.say(f"{parameters(federation):,} parameters in {len(set(federation.layers.values()))} layers")
+    for name, traffic in stage_traffic(recipe, federation).items():
+        down, up = console.size(traffic.down), console.size(traffic.up)
+        console.say(f"{name}: {down} sent to the clients in a round, {up} sent back")

@@ -1,0 +1,79 @@
+"""`average`, as it is typed, and what it shares with `recombine` and `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from small_checkpoints import floats, model, read, write, write_folder
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_average(run: Run, sources: list[str], tmp_path: Path) -> None:
+    code, out, _ = run("average", *sources, "-o", "mean")
+    assert code == 0
+    assert "averaged 3 models into mean" in out
+    assert read(tmp_path / "mean").keys() == model(0).keys()
+    assert run("average", *sources, "-o", "mean.safetensors", "--weights", "1,0,0")[0] == 0
+    assert read(tmp_path / "mean.safetensors") == model(0)
+
+
+def test_not_finite_numbers_are_told_or_refused(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", {"w": floats([1.0])})
+    write(tmp_path / "b.safetensors", {"w": floats([float("nan")])})
+    for i, value in (("c", 1.0), ("d", float("inf"))):
+        write(tmp_path / f"{i}.safetensors", {f"w{n}": floats([value]) for n in range(5)})
+    for command in ("average", "recombine"):
+        _, _, errors = run(command, "c.safetensors", "d.safetensors", "-o", f"{command}-many")
+        assert errors.count("warning: d.safetensors: tensor") == 3
+        assert "warning: and 2 more tensors with NaN or infinite numbers" in errors
+        code, _, errors = run(command, "a.safetensors", "b.safetensors", "-o", command)
+        assert code == 0
+        assert "warning: b.safetensors: tensor 'w' holds 1 NaN or infinite numbers" in errors
+        code, _, errors = run(command, "a.safetensors", "b.safetensors", "-o", f"{command}2", "--require-finite")
+        assert code == 2
+        assert errors.startswith("error: b.safetensors: tensor 'w' holds 1 NaN or infinite numbers\nhint: ")
+        assert not (tmp_path / f"{command}2").exists()
+
+
+def test_weights_that_are_no_part_of_the_model_are_told(run: Run, tmp_path: Path) -> None:
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i))
+    write(tmp_path / "m1" / "value_head.safetensors", model(2))
+    for command in (["recombine", "-o", "out"], ["recombine", "--dry-run"], ["average", "-o", "mean"], ["plan"]):
+        code, _, errors = run(*command, "m0", "m1")
+        assert code == 0
+        assert (
+            errors
+            == "warning: value_head.safetensors of m1 left out: the library that loads the model does not read it\n"
+        )
+    assert not list((tmp_path / "out").rglob("value_head*"))
+
+
+def test_files_that_stay_behind_are_told_in_one_line(run: Run, tmp_path: Path) -> None:
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i))
+        for name in ("a.dat", "b.dat", "c.dat", "d.dat", f"e{i}.dat", "README.md", "optimizer.bin"):
+            (tmp_path / f"m{i}" / name).write_text("x")
+    for command in (["recombine", "-o", "out"], ["recombine", "--dry-run"], ["average", "-o", "mean"], ["plan"]):
+        code, _, errors = run(*command, "m0", "m1")
+        assert code == 0
+        assert errors == (
+            "warning: a.dat, b.dat, c.dat, d.dat, and 2 more of m0, m1 left behind: only weights, config and tokenizer "
+            "come along\n"
+        )
+
+
+def test_a_key_of_the_configuration_may_differ_where_it_is_named(run: Run, tmp_path: Path) -> None:
+    for i in range(2):
+        write_folder(tmp_path / f"m{i}", model(i), {"config.json": f'{{"heads": {i}, "a": {i}}}'})
+    for command in (["recombine", "-o", "out"], ["average", "-o", "mean"], ["plan"]):
+        code, _, errors = run(*command, "m0", "m1", "--ignore-config", "a")
+        assert code == 2
+        assert "config.json: heads: expected 0, found 1" in errors
+        assert "config.json: a:" not in errors
+        assert "--ignore-config" in errors
+        code, out, _ = run(*command, "m0", "m1", "--ignore-config", "a", "--ignore-config", "heads")
+        assert code == 0
+    assert "next: fedmr-merge recombine m0 m1 --ignore-config a --ignore-config heads" in out
