@@ -81,7 +81,7 @@ def warn_of_data(federation: Federation) -> None:
 
 
 def _closing_words(run: Run, folder: Path, again: str) -> None:
-    from fedmr_merge.recipe.schema import Publish
+    from fedmr_merge.recipe.stages import Publish
     from fedmr_merge.runs.names import CHECKPOINTS, GLOBAL, METRICS, find_checkpoints
 
     published = folder / GLOBAL
