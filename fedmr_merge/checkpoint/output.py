@@ -12,7 +12,7 @@ from fedmr_merge.checkpoint.folder import STANDARD_NAMES
 from fedmr_merge.checkpoint.header import Header, new_header
 from fedmr_merge.checkpoint.metadata import HASHES_KEY, shared_metadata
 from fedmr_merge.checkpoint.open import Checkpoint, WeightFile
-from fedmr_merge.checkpoint.selection import component_prefix
+from fedmr_merge.checkpoint.selection import MODULES, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.checkpoint.writer import write_json
 from fedmr_merge.errors import CheckpointError, PlanError
@@ -152,9 +152,9 @@ def _in_shards(donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint, m
         stem = base_name(group[0].name)
         tensors = [(name, entry) for file in group for name, entry in file.header.tensors.items()]
         shards = _split([(name, entry.nbytes) for name, entry in tensors], max_shard_bytes)
-        if stem == ADAPTER and len(shards) > 1:
+        if len(shards) > 1 and (what := loaded_whole(donor, group[0].name)):
             raise PlanError(
-                f"{donor.source}: a PEFT adapter is loaded from one file, {ADAPTER}.safetensors, and not from shards",
+                f"{donor.source}: {what} is loaded from one file, {stem}.safetensors, and not from shards",
                 hint=f"allow shards of {sum(entry.nbytes for _, entry in tensors):,} bytes, or omit --max-shard-size",
             )
         entries, metadata = dict(tensors), shared_metadata(group)
@@ -169,6 +169,18 @@ def _in_shards(donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint, m
             indexes[index] = _weight_map(index, files)
     single_file = not donor.is_folder and len(files) == 1
     return OutputModel(tuple(files), not single_file, sidecars_from, indexes)
+
+
+def loaded_whole(donor: Checkpoint, name: str) -> str | None:
+    """Return what a weight file is where its library takes no shards in its place, None where it may be sharded."""
+    if base_name(name) == ADAPTER:
+        return "a PEFT adapter"
+    prefix = component_prefix(name)
+    if prefix and MODULES in donor.sidecars:  # sentence-transformers: of its modules transformers alone knows shards
+        config = donor.read_json(f"{prefix}config.json")
+        if not isinstance(config, dict) or "model_type" not in config:
+            return f"the module {prefix.rstrip('/')}"
+    return None
 
 
 def base_name(name: str) -> str:

@@ -115,21 +115,28 @@ def test_what_lies_beside_a_model_of_the_hub_comes_along_or_is_told(run: HubServ
     assert set(found.sidecars) == {*taken, "2_Dense/config.json", "modules.json"}
 
 
-def test_modules_of_a_sentence_transformer_are_recombined_and_written(tmp_path: Path) -> None:
+def test_modules_of_a_sentence_transformer_are_recombined_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     modules = '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]'
     configs = ("config.json", "1_Pooling/config.json", "2_Dense/config.json")
     for i in range(2):
         write_folder(tmp_path / f"m{i}", model(i, LINEAR), {"modules.json": modules, **dict.fromkeys(configs, "{}")})
-        write_folder(tmp_path / f"m{i}" / "2_Dense", {"linear.weight": model(i, LINEAR)["layer0.weight"]})
+        dense = {f"linear.{name}": model(i, LINEAR)["layer0.weight"] for name in ("weight", "bias")}
+        write_folder(tmp_path / f"m{i}" / "2_Dense", dense)
     recombine([tmp_path / "m0", tmp_path / "m1"], tmp_path / "out", output=OutputOptions())
     for name in ("slot-00", "slot-01", "global"):
         written = tmp_path / "out" / name
-        assert read(written).keys() == {*LINEAR, "2_Dense/linear.weight"}
+        assert read(written).keys() == {*LINEAR, "2_Dense/linear.weight", "2_Dense/linear.bias"}
         assert {p.relative_to(written).as_posix() for p in written.rglob("*.json")} == {"modules.json", *configs}
     after = [read(tmp_path / "out" / name)["2_Dense/linear.weight"] for name in ("slot-00", "slot-01")]
     assert sorted(after) == sorted(model(i, LINEAR)["layer0.weight"] for i in range(2))
     undo(tmp_path / "out", tmp_path / "back")
     assert tree(tmp_path / "back" / "m1") == tree(tmp_path / "m1")
+    models = [str(tmp_path / "m0"), str(tmp_path / "m1"), "-o", str(tmp_path / "again")]
+    for options in (["--layout", "store"], ["--max-shard-size", "50B"]):
+        assert command("recombine", *models, *options) == 2
+        assert "the module 2_Dense is loaded from one file, model.safetensors, and not from" in capsys.readouterr().err
 
 
 def test_a_stale_index_is_not_written_and_is_restored(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.hashing import Digests
 from fedmr_merge.checkpoint.open import Checkpoint
-from fedmr_merge.checkpoint.output import ADAPTER, OutputFile, OutputModel, base_name, copy_sidecars, write_index
+from fedmr_merge.checkpoint.output import OutputFile, OutputModel, base_name, copy_sidecars, loaded_whole, write_index
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress
 from fedmr_merge.errors import OutputError, PlanError
@@ -48,12 +48,13 @@ class StoreLayout(Layout):
 
     def plan(self, donor: Checkpoint, sources: Mapping[str, TensorEntry], sidecars_from: Checkpoint) -> OutputModel:
         """Return the model to write in a slot; the store decides later which shards it has."""
-        if any(base_name(file.name) == ADAPTER for file in donor.files):
-            raise PlanError(
-                f"{donor.source}: a PEFT adapter is loaded from one file, {ADAPTER}.safetensors, and not from a "
-                "store's shards",
-                hint="leave out --layout store",
-            )
+        for file in donor.files:
+            if what := loaded_whole(donor, file.name):
+                raise PlanError(
+                    f"{donor.source}: {what} is loaded from one file, {base_name(file.name)}.safetensors, and not from "
+                    "a store's shards",
+                    hint="leave out --layout store",
+                )
         files = tuple(OutputFile(file.name, file.header, sources) for file in donor.files)
         return OutputModel(files, True, sidecars_from)
 
