@@ -53,7 +53,7 @@ _SHOWN_CHARACTERS = 200
 #: What a key means where it is absent: sentence-transformers' poolings before `include_prompt`, and what transformers 4
 #: leaves out of a file as its default.
 _WHERE_ABSENT = {"include_prompt": (True,), "tie_word_embeddings": (True, False)}
-_UNNAMED = re.compile(r"label_\d+")  #: a class that nobody named
+_UNNAMED = re.compile(r"label_\d+")  #: a class without a name of its own
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 _ROPES_OF_PRETRAINED_LENGTH = ("llama3", "yarn", "longrope")
 
@@ -146,7 +146,7 @@ def _adapter(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_named(key: str, names: Collection[str]) -> bool:
-    """Whether a key, its last part or a part that it lies in is among the names."""
+    """Return whether a key, its last part or a part that it lies in is among the names."""
     parts = key.split(".")
     return parts[-1] in names or any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
 
@@ -158,7 +158,7 @@ def config_differences(
     for sidecar in sorted(first.keys() | other.keys()):
         here, there = first.get(sidecar), other.get(sidecar)
         if sidecar.rpartition("/")[2] == _ADAPTER and (here is None or there is None):
-            # Without it nobody knows by what the adapter is scaled.
+            # It alone says by what the adapter is scaled.
             words = ("absent", "present") if here is None else ("present", "absent")
             found.append(Difference(slot, sidecar, *words, is_config=True))
             continue

@@ -73,7 +73,7 @@ class Checkpoint:
 
     @property
     def source(self) -> str:
-        """What lineages and messages call it."""
+        """The name that lineages and messages use."""
         return self.origin or str(self.place)
 
     @property

@@ -45,11 +45,11 @@ class Hub:
         self.traffic = traffic
         self.api = hf.HfApi(endpoint, token or False, library_name="fedmr-merge", library_version=__version__)
         self._client: Client | None = None
-        self._has_xet: bool | None = None  #: None as long as nobody asked the endpoint
+        self._has_xet: bool | None = None  #: None until the endpoint was asked
 
     @property
     def client(self) -> Client:
-        """The HTTP client; made when it is first needed. Raises HubError where the proxy settings allow none."""
+        """The HTTP client, made when it is first needed. Raises HubError where the proxy settings cannot be used."""
         if self._client is None or self._client.is_closed:
             self._client = Client(self.endpoint, self.patience, self.traffic)
         return self._client
@@ -62,8 +62,8 @@ class Hub:
     def ask(self, subject: str, call: Callable[[], T], *, landed: Callable[[], T | None] | None = None) -> T:
         """Make a call of huggingface_hub's, and make it again while the failure may pass.
 
-        `landed` is for a call that must not take effect twice: it is asked after each failure that may have come after
-        the deed, and what it finds, if anything, is the answer.
+        `landed` is for a call that must not take effect twice: it is called after each failure that may have come after
+        the effect, and what it finds, if anything, is the answer.
 
         Raises UnreachedError when no try was answered, HubError with what to do for everything else.
         """
@@ -143,7 +143,7 @@ class Hub:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Who asks, for requests of `client`: the token and the name of this package."""
+        """The headers of a request of `client`: the token, and the name of this package."""
         return build_hf_headers(token=self.token or False, library_name="fedmr-merge", library_version=__version__)
 
     @property
@@ -153,7 +153,7 @@ class Hub:
 
     @property
     def cache(self) -> Path:
-        """huggingface_hub's cache. It is keyed by names alone, so that an endpoint given by hand has one of its own."""
+        """The folder of the cache. It keeps files by name alone, so each further endpoint has a folder of its own."""
         if self.endpoint == constants.ENDPOINT:
             return Path(constants.HF_HUB_CACHE)
         return Path(constants.HF_HOME) / "fedmr-merge" / re.sub(r"[^\w.-]", "_", urlsplit(self.endpoint).netloc)

@@ -1,4 +1,4 @@
-"""What a failed call to the Hub means, in one line, and what to do about it.
+"""Explain a failed call to the Hub: what it means, in one line, and what to do about it.
 
 Importing this module imports huggingface_hub.
 """
@@ -106,7 +106,7 @@ def _refusal(error: hf.HfHubHTTPError, endpoint: str, has_token: bool) -> tuple[
     if status == 403:
         return "this token may not do that", _WRITE
     if status in (409, 412):
-        return "somebody else changed the repository meanwhile", "look at what was changed"
+        return "somebody else changed the repository during the push", "look at what was changed"
     if status == 413:
         return "the server refuses files of this size", "write smaller shards with --max-shard-size"
     return f"the server refused, with status {status}", "try again later, or ask those who run the endpoint"

@@ -1,7 +1,7 @@
 """The HTTP client under every call to the Hub: time limits, what a hostile endpoint could answer, bytes counted.
 
 A failure that may pass becomes `Passing`, which the retries inside huggingface_hub do not catch: those print signed
-addresses, and some calls have none. Trying again is the business of `Hub.ask`.
+addresses, and some calls have none. `Hub.ask` tries again.
 
 Importing this module imports huggingface_hub.
 """
@@ -39,7 +39,7 @@ class Patience:
 
     timeout_seconds: float = 60.0  #: to connect, and between two pieces of data
     retries: int = 5
-    first_contact_retries: int = 2  #: while no server has answered at all: a short break passes, an absent one stays
+    first_contact_retries: int = 2  #: while no server has answered at all: it is more likely absent than busy
     first_wait_seconds: float = 1.0  #: before the first retry; doubles with each
     longest_wait_seconds: float = 60.0  #: a server that asks for more than this is not waited for
 
@@ -66,11 +66,11 @@ class Traffic:
             self.largest_answer = None
 
     def expect(self, total: int) -> None:
-        """Say how many bytes there are to pass; until then none is reported."""
+        """Set how many bytes will pass; before that, none are reported."""
         self._left = total
 
     def add(self, count: int) -> None:
-        """Bytes that have just passed."""
+        """Count bytes that have just passed."""
         with self._lock:
             count = min(count, self._left)
             self._left -= count
@@ -130,7 +130,7 @@ class Client(httpx2.Client):
         return response
 
     def _guard(self, request: httpx2.Request) -> None:
-        """Runs before each request, redirects included."""
+        """Check an address before each request, redirects included."""
         address = urlsplit(str(request.url))
         if address.scheme != "https" and not is_loopback(address.hostname):
             raise HubError(
@@ -166,7 +166,7 @@ class Client(httpx2.Client):
             raise HubError(f"the endpoint names a storage that is refused, {storage.scheme}://{storage.netloc}")
 
     def _cut(self, error: httpx2.TransportError) -> None:
-        """A download was cut: huggingface_hub goes on where it stopped, but not for ever."""
+        """Count a download that was cut: huggingface_hub resumes it, but only as often as patience allows."""
         self._cuts_left -= 1
         if self._cuts_left < 0:
             raise passing(error) from None
@@ -211,7 +211,7 @@ class _Received(httpx2.SyncByteStream):
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a host name or address is this machine itself."""
+    """Return whether a host name or address is this machine itself."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host or "").is_loopback
     return host == "localhost"

@@ -92,7 +92,7 @@ def _expand(hub: Hub, item: str) -> list[_Remote]:
 
 
 def is_on_hub(item: str | Path) -> bool:
-    """Whether this names a repository: it could, and nothing on this machine, nor a place for it, has the name."""
+    """Return whether this names a repository: it could, and neither it nor its parent folder is on this machine."""
     from fedmr_merge.hub.listing import parse_hub
 
     path = Path(item)
@@ -100,7 +100,7 @@ def is_on_hub(item: str | Path) -> bool:
 
 
 def lies_in(place: Path, folder: Path) -> bool:
-    """Whether a path is a folder's, or would be in it, links followed as far as they lead."""
+    """Return whether a path is a folder, or lies in it, once all links are followed."""
     return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
@@ -116,8 +116,8 @@ def refuse_inside(place: Path, checkpoints: Sequence[Checkpoint], option: str) -
 def refuse_twice(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise CheckpointError when one model was named twice, however.
 
-    It is a slip, as of two globs that overlap: recombined with itself a model stays what it is, and in a mean what it
-    counts for is said by its weight.
+    It is a mistake, as of two globs that overlap: a model that is recombined with itself does not change, and in a mean
+    a model's weight says how much it counts.
     """
     slots: dict[tuple[str, ...], int] = {}
     for slot, checkpoint in enumerate(checkpoints):
@@ -131,7 +131,7 @@ def refuse_twice(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def _opened_files(checkpoint: Checkpoint) -> tuple[str, ...]:
-    # What comes from the Hub is told by its place there: the cache has one copy of files of the same bytes.
+    # A model of the Hub is identified by its place there: the cache has one copy of files of the same bytes.
     if checkpoint.origin and not checkpoint.is_folder:
         return (checkpoint.origin,)
     if checkpoint.origin:

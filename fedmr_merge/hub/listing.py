@@ -45,7 +45,7 @@ class HubFile:
     git_sha1: str | None = None  #: of the git blob, for small files
 
     def matches(self, path: Path) -> bool:
-        """Whether a local file has this size and this hash."""
+        """Return whether a local file has this size and this hash."""
         size = path.stat().st_size
         if size != self.size:
             return False
@@ -74,7 +74,7 @@ class HubSnapshot:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is one weight file."""
+        """Whether the snapshot is one weight file."""
         return self.subfolder in self.files
 
     @property
@@ -114,7 +114,7 @@ def parse_origin(place: str) -> HubRef | None:
 def list_endpoint(hub: Hub, ref: HubRef) -> HubSnapshot:
     """Return the whole repository at the commit that the reference's revision means now: one request.
 
-    Raises HubError for what the endpoint refuses, and for a listing that nobody should follow.
+    Raises HubError for what the endpoint refuses, and for a listing with hostile names, sizes or hashes.
     """
     subject = _reference(ref.repo_id, ref.revision, "")
     info = hub.ask(subject, lambda: hub.api.model_info(ref.repo_id, revision=ref.revision, files_metadata=True))
@@ -167,7 +167,7 @@ def list_cache(hub: Hub, ref: HubRef) -> HubSnapshot:
 def places(snapshot: HubSnapshot, ref: HubRef) -> list[str]:
     """Return the folders with weights and the weight files that a reference's subfolder names, sorted; "" is the root.
 
-    Raises HubError when there is none.
+    Raises HubError when nothing of that name holds weights.
     """
     if not ref.subfolder:
         return [""]
@@ -220,7 +220,7 @@ def _is_fetched(name: str) -> bool:
 
 
 def _refuse_name(name: object, subject: str) -> None:
-    """A name becomes a path of the cache: one that leads elsewhere condemns the repository."""
+    """Raise HubError for a name that would lead out of the cache, where it becomes a path."""
     safe = isinstance(name, str) and len(name) < 1000 and not re.search(r"[\\\x00-\x1f\x7f]", name)
     if not safe or any(part in ("", ".", "..") for part in str(name).split("/")):
         raise HubError(f"{subject}: the repository lists a file name that is refused, {str(name)[:80]!r}")

@@ -149,8 +149,8 @@ def check_card(hub: Hub, repo_id: str, card: str) -> None:
 
     errors = _mapping(hub.retry(repo_id, call)).get("errors")
     if isinstance(errors, list) and errors:
-        told = "; ".join(" ".join(str(_mapping(error).get("message", error)).split())[:200] for error in errors[:3])
-        raise HubError(f"{repo_id}: the Hub refuses the metadata of README.md: {told}", hint="fix it, then push again")
+        words = "; ".join(" ".join(str(_mapping(error).get("message", error)).split())[:200] for error in errors[:3])
+        raise HubError(f"{repo_id}: the Hub refuses the metadata of README.md: {words}", hint="fix it, then push again")
 
 
 def _as_file(item: RepoFile) -> HubFile:

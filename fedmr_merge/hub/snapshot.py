@@ -6,8 +6,8 @@
         raw = read_remote_header(hub, snapshot, file)                a weight file's header, by range requests
         path = fetch_model(hub, snapshot, selection)                 the model's files, in the cache, hashes checked
 
-The commit is resolved first, so that nobody's push can mix two states of a repository and no cached copy passes for the
-newest one. Of a repository only safetensors, their indexes and sidecars are ever fetched.
+The commit is resolved first, so that a push meanwhile cannot mix two states of a repository and no cached copy passes
+for the newest one. Of a repository only safetensors, their indexes and sidecars are ever fetched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is shown that a call to the Hub failed and will be made again: the command line sets it."""
+"""The callback for calls to the Hub that failed and will be made again; the command line sets it."""
 
 from __future__ import annotations
 
