@@ -93,7 +93,7 @@ def test_a_type_checker_refuses_what_makes_no_sense(tmp_path: Path) -> None:
 def test_the_documentation_is_whole(name: str) -> None:
     function = getattr(fedmr_merge, name)
     text = inspect.getdoc(function) or ""
-    for part in ("Args:", "Returns:", "Raises:", "Example:"):
+    for part in ("Args:", "Returns:", "Raises:", "Examples:"):
         assert f"\n{part}\n" in text, part
     arguments, _, _ = text.partition("Args:")[2].partition("Returns:")
     for parameter in inspect.signature(function).parameters:

@@ -102,7 +102,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: With the file and the reason: not there, pickled weights, damaged, a shard missing, an index
             that points outside the folder.
 
-    Example:
+    Examples:
         >>> open_checkpoint("model.safetensors").shapes  # doctest: +SKIP
         {'layer.weight': (3, 4)}
     """

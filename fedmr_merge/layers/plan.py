@@ -173,7 +173,7 @@ def draw_plan(
     Raises:
         PlanError: for fewer than two slots, or for a probability outside [0, 1].
 
-    Example:
+    Examples:
         >>> draw_plan([LayerGroup("fc", ("fc.weight",), pinned=True)], 2, seed=0, round=1).permutations
         {'fc': (0, 1)}
     """

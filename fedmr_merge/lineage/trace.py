@@ -37,7 +37,7 @@ def trace(out: str | Path, tensor: str, slot: int | None = None) -> list[list[Tr
     Raises:
         VerificationError: there is no lineage, it is damaged, or it has no such tensor or slot.
 
-    Example:
+    Examples:
         >>> for chain in trace("recombined", "fc.weight"):
         ...     print(chain[0].origin.slot, "<-", *(link.place for link in chain))
     """

@@ -77,7 +77,7 @@ def average(
         PlanError: the weights do not fit, a dtype has no mean, or a memory bound cannot be kept.
         OutputError: `out` exists, cannot be written or does not fit on the disk.
 
-    Example:
+    Examples:
         >>> from fedmr_merge import average
         >>> average(["a.safetensors", "b.safetensors"], "mean.safetensors")
         []

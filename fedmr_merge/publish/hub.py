@@ -80,7 +80,7 @@ def push_to_hub(
         PushError: The Hub could not be reached, or the push broke off. Everything is still on the disk, and the hint
             holds the command that finishes the push.
 
-    Example:
+    Examples:
         >>> push_to_hub("runs/digits", "alice/digits", PushOptions(license="apache-2.0")).url  # doctest: +SKIP
         'https://huggingface.co/alice/digits/commit/5f0c…'
     """

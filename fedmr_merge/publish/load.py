@@ -51,7 +51,7 @@ def load_model(source: str | Path, *, endpoint: str | None = None, token: str | 
         CheckpointError: The folder is not such a model.
         HubError: The model cannot be fetched.
 
-    Example:
+    Examples:
         >>> model = load_model("alice/digits")  # doctest: +SKIP
         >>> model.label_names[model(model.preprocess(image)).argmax()]  # doctest: +SKIP
         '7'

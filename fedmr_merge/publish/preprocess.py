@@ -26,7 +26,7 @@ class Preprocess:
         std: For every channel, the standard deviation of pixels scaled to 0..1.
         size: Height and width of the model's input.
 
-    Example:
+    Examples:
         >>> preprocess = Preprocess(mean=[0.5], std=[0.25], size=[8, 8])
         >>> preprocess(torch.zeros(16, 16, dtype=torch.uint8)).shape
         torch.Size([1, 1, 8, 8])

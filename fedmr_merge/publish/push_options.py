@@ -30,7 +30,7 @@ class PushOptions:
         license: The licence that the card states, one of the Hub's identifiers; None keeps the one that it has.
         endpoint: The address of the Hub; None is that of `HF_ENDPOINT`.
 
-    Example:
+    Examples:
         >>> PushOptions(tag="v1").command("recombined", "alice/merged")
         'fedmr-merge push recombined alice/merged --tag v1'
     """

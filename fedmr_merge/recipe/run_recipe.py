@@ -58,7 +58,7 @@ def run_recipe(
         TrainingError: training cannot start or continue.
         PushError: the run is complete, but not all of it could be pushed to the Hub.
 
-    Example:
+    Examples:
         >>> from fedmr_merge import run_recipe
         >>> short = ["training.clients_per_round=2", "stages=[{fedmr: {rounds: 2}}, {publish: {}}]"]
         >>> finished = run_recipe("digits", "short", settings=short)

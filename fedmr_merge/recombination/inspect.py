@@ -44,7 +44,7 @@ def inspect(checkpoint: str | Path | Checkpoint, rule: str = "layer") -> Inspect
         HubError: the Hub refused, or could not be reached.
         RuleError: there is no such rule, or it leaves a tensor without a group.
 
-    Example:
+    Examples:
         >>> from fedmr_merge import inspect
         >>> found = inspect("a.safetensors")
         >>> [group.name for group in found.groups]

@@ -29,7 +29,7 @@ class PlanOptions:
     Raises:
         PlanError: a plan is given, and options for drawing one as well.
 
-    Example:
+    Examples:
         >>> from fedmr_merge import PlanOptions
         >>> PlanOptions(rule="auto", seed=7).probability
         1.0
@@ -67,7 +67,7 @@ class OutputOptions:
         layout: how the models are written: `FilesLayout()`, as the inputs are, or `StoreLayout()`, as links to shards
             of a store.
 
-    Example:
+    Examples:
         >>> from fedmr_merge import OutputOptions
         >>> OutputOptions(slots=(0, 2), mean=None).slots
         (0, 2)

@@ -68,7 +68,7 @@ def recombine(
         PlanError: the plan or the options do not fit the models.
         OutputError: `out` exists, cannot be written or does not fit on the disk.
 
-    Example:
+    Examples:
         >>> from fedmr_merge import OutputOptions, PlanOptions, recombine
         >>> outcome = recombine(
         ...     ["a.safetensors", "b.safetensors"], "shuffled", PlanOptions(seed=1), OutputOptions(mean=None)

@@ -48,7 +48,7 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
             was written.
         OutputError: `target` exists, is inside `out`, or cannot be written.
 
-    Example:
+    Examples:
         >>> from fedmr_merge import undo
         >>> [path.name for path in undo("recombined", "inputs").paths]
         ['a.safetensors', 'b.safetensors', 'c.safetensors']

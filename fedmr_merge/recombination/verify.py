@@ -49,7 +49,7 @@ def verify(out: str | Path, against: Inputs | None = None, *, progress: Progress
         CheckpointError: an input that `against` names, or on which the proof depends, cannot be read.
         HubError: such an input is on the Hub, which refused or could not be reached.
 
-    Example:
+    Examples:
         >>> from fedmr_merge import verify
         >>> report = verify("recombined")
         >>> report.ok, report.faults
