@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedmr_merge.report.figures import draw
 
+_FEW_ROUNDS = 8
 _SHADES = ("#dfe8f3", "#f6e3d3", "#e2efda", "#f0e1ee")
 
 
 def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
     """Draw test accuracy against rounds, stages shaded, as PNG.
 
-    `metrics` are the lines of a run's metrics.jsonl: `round`, `stage`, `method`, `test_accuracy`.
+    The axis is chosen so that the later rounds can be told apart; the first ones may be below it. `metrics` are the
+    lines of a run's metrics.jsonl: `round`, `stage`, `method`, `test_accuracy`.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -28,17 +31,25 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str)
             f"{accuracies[-1]:.1f} %",
             (rounds[-1], accuracies[-1]),
             textcoords="offset points",
-            # A curve comes from below: above it is room, but at the top of the axes.
-            xytext=(-4, 8 if accuracies[-1] < 90 else -16),
+            # A curve comes from below, so that there is room above it, except at the top of the axes.
+            xytext=(-4, 8 if accuracies[-1] - _lowest(accuracies) < 0.9 * (100 - _lowest(accuracies)) else -16),
             ha="right",
             color="#1f3b64",
         )
         axes.set(xlabel="round", ylabel="test accuracy of the global model (%)", title=title)
         axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(0, 100.0)
+        axes.set_ylim(_lowest(accuracies), 100.0)
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.legend(loc="lower right", title="stage")
+
+
+def _lowest(accuracies: Sequence[float]) -> float:
+    """Return where the axis of accuracies begins: below the later half of the rounds, by half of what is above it."""
+    if len(accuracies) < _FEW_ROUNDS:
+        return 0.0
+    later = accuracies[len(accuracies) // 2 :]
+    return max(0.0, 10 * math.floor((min(later) - (100 - min(later)) / 2) / 10))
 
 
 def _stages(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_merge.report.figures import draw
+from fedmr_merge.report.figures import PALETTE, draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_COLOURS = (*PALETTE, "#332288", "#882255")  #: ten, as many as most small data sets have classes
 _MAX_NAMED_CLASSES = 12
 _MAX_BARS = 300  # of more clients a bar would be a pixel wide, and all bars would take minutes to draw
 _HALF_BAR = 0.425  # of the distance between two clients
@@ -25,13 +26,16 @@ def draw_partition(
 ) -> None:
     """Draw one bar a client, divided by class, as PNG. `class_counts[client][class]` is a number of examples."""
     import matplotlib as mpl
+    from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     counts = np.asarray(class_counts, dtype=np.int64)
     clients, classes = counts.shape
-    palette = mpl.colormaps["tab10" if classes <= 10 else "turbo"]
-    colours = [palette(index if classes <= 10 else index / (classes - 1)) for index in range(classes)]
+    if classes <= len(_COLOURS):
+        colours = [to_rgba(colour) for colour in _COLOURS[:classes]]
+    else:  # lightness alone tells neighbours apart, for any kind of colour vision
+        colours = [mpl.colormaps["viridis"](index / (classes - 1)) for index in range(classes)]
     with draw(path, min(7.0 + 0.04 * clients, 14.0), 4.0) as axes:
         (_draw_bars if clients <= _MAX_BARS else _draw_picture)(axes, counts, np.array(colours))
         axes.set(xlabel="client", ylabel="training examples", title=title)

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.errors import HubError
+from fedmr_merge.merging.average import average
+from fedmr_merge.merging.options import MeanOptions
 from fedmr_merge.publish.card_merge import addressed
 from fedmr_merge.publish.checks import card_faults
 from fedmr_merge.publish.hub import plan_push
@@ -111,27 +113,20 @@ def test_no_licence_is_claimed_where_a_parent_states_none(out: Path, licences: l
     assert f"/part) | `{COMMIT}` | none stated |" in text
 
 
-def test_card_of_an_average(out: Path, tmp_path: Path) -> None:
-    content = from_hub(out, ["mit", "mit", "mit"])
-    mean = {"path": ".", "weights": [1, 2, 1], "accumulate": "float32"}
-    content |= {"operation": "average", "outputs": [], "tensors": [], "global": mean, "drawn": None}
-    content["plan"]["permutations"], content["groups"] = {}, {}
-    folder = Path(shutil.copytree(out / "global", tmp_path / "mean"))
-    (folder / "lineage.json").write_text(json.dumps({k: v for k, v in content.items() if k not in ("rule", "drawn")}))
-    text = write_card(folder).read_text()
+def test_card_of_an_average(sources: list[Path], tmp_path: Path) -> None:
+    average(sources, tmp_path / "mean", options=MeanOptions(weights=(1, 2, 1)))
+    from_hub(tmp_path / "mean", ["mit", "mit", "mit"])
+    text = write_card(tmp_path / "mean").read_text()
     assert card_faults(text, ["README.md"]) == []
     data = ModelCard(text).data.to_dict()
     assert (data["license"], data["base_model_relation"]) == ("mit", "merge")
     assert "fedmr" not in data["tags"]
-    for fact in (
-        "# Mean of 3 models",
-        "| mean | weights 1, 2, 1, added up in float32 |",
-        "[org/model-1/part](https://",
-    ):
+    weights = "| mean | weights 1, 2, 1, added up in float32 |"
+    for fact in ("# Mean of 3 models", weights, "[org/model-1/part](https://", "fedmr-merge verify merged"):
         assert fact in text
     for absent in ("layer group", "undo", "bibtex", "None", "seed"):
         assert absent not in text
-    assert not plan_push(folder, "alice/mean").faults
+    assert not plan_push(tmp_path / "mean", "alice/mean").faults
 
 
 def test_two_licences_without_an_identifier_are_not_one(out: Path) -> None:

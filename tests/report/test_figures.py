@@ -52,6 +52,24 @@ def test_curve_shows_every_round_in_percent(tmp_path: Path, drawn: list[Axes]) -
     assert (axes.get_title(), axes.get_xlabel()) == ("t", "round")
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "bottom"),
+    [
+        ((0.1,) * 7, 0),
+        ((0.1, 0.5, 0.8, 0.9, 0.95, 0.96, 0.97, 0.96), 90),
+        ((0.1,) * 4 + (0.5,) * 4, 20),
+        ((0.1,) * 9, 0),
+    ],
+)
+def test_axis_shows_the_last_rounds(
+    tmp_path: Path, drawn: list[Axes], accuracies: tuple[float, ...], bottom: float
+) -> None:
+    draw_curves(metrics(*accuracies), tmp_path / "a.png", title="t")
+    assert drawn[0].get_ylim() == (bottom, 100)
+    box, room = drawn[0].texts[0].get_window_extent(), drawn[0].get_window_extent()
+    assert room.y0 <= box.y0 < box.y1 <= room.y1
+
+
 def test_stages_are_shaded_where_they_are(tmp_path: Path, drawn: list[Axes]) -> None:
     draw_curves(metrics(0.1, 0.2, 0.3, 0.4, 0.5, stages=(1, 1, 2, 3, 3)), tmp_path / "a.png", title="t")
     [axes] = drawn
