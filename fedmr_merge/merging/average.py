@@ -31,6 +31,7 @@ from fedmr_merge.layers.plan import FORMAT_VERSION as PLAN_VERSION
 from fedmr_merge.lineage.model import AVERAGE, HERE, LINEAGE_FILE
 from fedmr_merge.lineage.parents import describe_parent, recorded_place
 from fedmr_merge.lineage.writer import HASHED_AT_ONCE_BYTES, write_lineage
+from fedmr_merge.merging.adapters import refuse_other_scales
 from fedmr_merge.merging.options import (
     KEPT,
     TORCH_NAMES,
@@ -130,6 +131,7 @@ def plan_mean(
 ) -> OutputModel:
     """Return the mean to write, from the models' headers alone. Raises what `average` raises for them."""
     match_checkpoints(checkpoints, ignore_config=ignore_config)
+    refuse_other_scales(checkpoints)
     check_mean(checkpoints, options)
     refuse_unwritable(out)
     refuse_inside(out, checkpoints, "-o")

@@ -24,6 +24,7 @@ from fedmr_merge.layers.rules import Grouping, apply_rule, compared_files
 from fedmr_merge.layers.ties import find_ties
 from fedmr_merge.lineage.parents import recorded_place
 from fedmr_merge.lineage.writer import HASHED_AT_ONCE_BYTES
+from fedmr_merge.merging.adapters import refuse_other_scales
 from fedmr_merge.merging.average import check_mean, mean_layout
 from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 
@@ -220,6 +221,7 @@ def _draw(groups: Sequence[LayerGroup], slots: int, options: PlanOptions) -> Rec
 def _check(work: PreparedRecombination) -> None:
     """Raise an error for models that cannot be written as asked for, or not there. Nothing is written."""
     _check_slots(work.output, work.parents)
+    refuse_other_scales(work.parents)
     if work.output.mean is not None:
         check_mean(work.parents, work.output.mean)
     _ = work.mean  # refuses what cannot be sharded

@@ -1,0 +1,140 @@
+"""The exact mean of adapters: the factors that are written multiply to the mean of what the adapters add."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_checkpoints import floats, read, tree, write
+
+from fedmr_merge.errors import CheckpointError, PlanError
+from fedmr_merge.merging.average import average
+from fedmr_merge.merging.exact_adapters import average_adapters
+from fedmr_merge.recombination.options import PlanOptions
+from fedmr_merge.recombination.recombine import recombine
+
+MODULES = {"base_model.model.h.0.q": (6, 5), "base_model.model.h.1.q": (4, 7)}
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "use_rslora": False, "base_model_name_or_path": "tiny"}
+
+
+def adapter(folder: Path, seed: int, rank: int = 2, extra: dict[str, Any] | None = None, **config: Any) -> Path:
+    draw = np.random.default_rng(seed)
+    tensors = dict(extra or {})
+    for module, (out, inner) in MODULES.items():
+        tensors[f"{module}.lora_A.weight"] = floats(draw.standard_normal((rank, inner)).tolist())
+        tensors[f"{module}.lora_B.weight"] = floats(draw.standard_normal((out, rank)).tolist())
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG | {"r": rank} | config))
+    write(folder / "adapter_model.safetensors", tensors)
+    return folder
+
+
+def added(folder: Path) -> dict[str, Any]:
+    """Return what an adapter adds to each weight, in float64, as PEFT defines it."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    raw = read(folder / "adapter_model.safetensors")
+    numbers = {name: np.frombuffer(r, "<f4").reshape(shape).astype(float) for name, (_, shape, r) in raw.items()}
+    found = {}
+    for module in MODULES:
+        a, b = numbers[f"{module}.lora_A.weight"], numbers[f"{module}.lora_B.weight"]
+        assert len(a) == config.get("rank_pattern", {}).get(module.removeprefix("base_model.model."), config["r"])
+        found[module] = b @ a * config["lora_alpha"] / (len(a) ** 0.5 if config["use_rslora"] else len(a))
+    return found
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("weights", [None, (1.0, 3.0, 0.5)])
+@pytest.mark.parametrize("alike", [True, False])
+def test_is_the_mean_of_what_is_added(
+    rslora: bool, weights: tuple[float, ...] | None, alike: bool, tmp_path: Path
+) -> None:
+    settings = [(2, 8), (2, 8), (2, 8)] if alike else [(2, 8), (3, 8), (1, 5)]
+    paths = [
+        adapter(tmp_path / str(i), i, rank, lora_alpha=alpha, use_rslora=rslora)
+        for i, (rank, alpha) in enumerate(settings)
+    ]
+    done = average_adapters(paths, tmp_path / "out", weights=weights)
+    assert done.rank == sum(rank for rank, _ in settings)
+    assert done.lost == 0
+    found = added(tmp_path / "out")
+    for module in MODULES:
+        expected = np.average([added(path)[module] for path in paths], axis=0, weights=weights)
+        np.testing.assert_allclose(found[module], expected, rtol=1e-5, atol=1e-6)
+    if alike and weights is None:  # stacked as they are: nothing was rounded
+        stacked = read(tmp_path / "out" / "adapter_model.safetensors")
+        parts = [read(path / "adapter_model.safetensors") for path in paths]
+        name = "base_model.model.h.0.q.lora_A.weight"
+        assert stacked[name][2] == b"".join(part[name][2] for part in parts)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_a_smaller_rank_is_the_nearest_and_its_loss_is_reported(rank: int, tmp_path: Path) -> None:
+    paths = [adapter(tmp_path / str(i), i) for i in range(3)]
+    done = average_adapters(paths, tmp_path / "out", rank=rank)
+    found = added(tmp_path / "out")
+    lost = norm = 0.0
+    for module in MODULES:
+        exact = np.mean([added(path)[module] for path in paths], axis=0)
+        u, values, v = np.linalg.svd(exact, full_matrices=False)
+        nearest = u[:, :rank] * values[:rank] @ v[:rank]
+        np.testing.assert_allclose(found[module], nearest, rtol=1e-4, atol=1e-5)
+        lost, norm = lost + (values[rank:] ** 2).sum(), norm + (values**2).sum()
+    assert done.rank == rank
+    assert done.lost == pytest.approx((lost / norm) ** 0.5, rel=1e-6, abs=1e-9)
+
+
+def test_whole_modules_beside_the_factors_are_averaged(tmp_path: Path) -> None:
+    paths = [
+        adapter(tmp_path / str(i), i, extra={"base_model.model.score.weight": floats([[2.0 * i, 1.0]])})
+        for i in range(2)
+    ]
+    average_adapters(paths, tmp_path / "out", weights=(1, 3))
+    raw = read(tmp_path / "out" / "adapter_model.safetensors")["base_model.model.score.weight"][2]
+    assert np.frombuffer(raw, "<f4").tolist() == [1.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "config", "words"),
+    [
+        ({"base_model.model.x.hada_w1_a": floats([[1.0]])}, {"peft_type": "LOHA"}, r"LoHa \(base_model.model.x.hada"),
+        ({"base_model.model.x.lokr_w1": floats([[1.0]])}, {"peft_type": "LOKR"}, "LoKr"),
+        ({"base_model.model.h.0.q.lora_magnitude_vector": floats([1.0])}, {}, "DoRA"),
+        ({}, {"use_dora": True}, "DoRA"),
+        ({}, {"init_lora_weights": "pissa"}, "init_lora_weights 'pissa', which changes the base"),
+        ({"base_model.model.z.lora_A.weight": floats([[1.0]])}, {}, "one factor of LoRA without the other"),
+    ],
+)
+def test_what_has_no_exact_mean_is_refused_by_name(
+    extra: dict[str, Any], config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    paths = [adapter(tmp_path / str(i), i, extra=extra, **config) for i in range(2)]
+    before = tree(tmp_path)
+    with pytest.raises(PlanError, match=words):
+        average_adapters(paths, tmp_path / "out")
+    assert tree(tmp_path) == before
+
+
+def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
+    first = adapter(tmp_path / "a", 0)
+    for name, config, words in (
+        ("b", {"base_model_name_or_path": "large"}, "base_model_name_or_path to 'large'"),
+        ("c", {"lora_alpha": 0}, "lora_alpha and the values of alpha_pattern must be positive numbers"),
+        ("d", {"alpha_pattern": {"(": 1}}, "alpha_pattern: "),
+    ):
+        with pytest.raises((PlanError, CheckpointError), match=words):
+            average_adapters([first, adapter(tmp_path / name, 1, **config)], tmp_path / "out")
+    with pytest.raises(PlanError, match="--rank 4: the exact mean has rank 4"):
+        average_adapters([first, first], tmp_path / "out", rank=4)
+    with pytest.raises(PlanError, match=r"in folders with their adapter_config\.json"):
+        average_adapters([first / "adapter_model.safetensors"] * 2, tmp_path / "out")
+
+
+def test_factors_of_different_scale_are_neither_averaged_apart_nor_exchanged(tmp_path: Path) -> None:
+    paths = [adapter(tmp_path / str(i), i, lora_alpha=8 + i) for i in range(2)]
+    with pytest.raises(PlanError, match="sets lora_alpha to 9, that of slot 0 to 8"):
+        average(paths, tmp_path / "out", ignore_config=["lora_alpha"])
+    with pytest.raises(PlanError, match="sets lora_alpha to 9, that of slot 0 to 8"):
+        recombine(paths, tmp_path / "out", PlanOptions("layer", ignore_config=("lora_alpha",)))
