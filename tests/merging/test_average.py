@@ -131,11 +131,11 @@ def test_a_folder_is_written_like_slot_0(tmp_path: Path) -> None:
         write_folder(tmp_path / "b", model(1), {"config.json": "{}"}),
     ]
     average(sources, tmp_path / "out")
-    assert tree(tmp_path / "out").keys() == tree(sources[0]).keys()
+    assert tree(tmp_path / "out").keys() == tree(sources[0]).keys() | {"lineage.json"}
     average(sources, tmp_path / "small", max_shard_bytes=300, options=MeanOptions(out_dtype="F32"))
     assert len(open_checkpoint(tmp_path / "small").files) > 3
     average([p / "model.safetensors" for p in (sources[1], sources[1])], tmp_path / "file")
-    assert tree(tmp_path / "file").keys() == {"model.safetensors"}
+    assert tree(tmp_path / "file").keys() == {"model.safetensors", "lineage.json"}
 
 
 def test_a_mean_in_one_file_of_folders(tmp_path: Path) -> None:
