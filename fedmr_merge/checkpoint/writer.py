@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from fedmr_merge.errors import OutputError
+from fedmr_merge.errors import OutputError, shown
+
+_LOG = logging.getLogger(__name__)
 
 #: Called with the number of bytes just written.
 Progress = Callable[[int], None]
@@ -25,8 +28,8 @@ def staged_output(target: str | Path) -> Iterator[Path]:
     block fails.
 
     The path lies beside the target, on the same file system, so that the last step is one rename. Everything is
-    flushed to the disk before it. What a killed process left behind is removed the next time the same target is
-    written.
+    flushed to the disk before it; where only the rename itself cannot be flushed, that is a warning. What a killed
+    process left behind is removed the next time the same target is written.
 
     Raises OutputError when the target exists already or its folder cannot be written to.
     """
@@ -39,10 +42,17 @@ def staged_output(target: str | Path) -> Iterator[Path]:
             _sync_tree(staging)
             refuse_existing(target)
             staging.rename(target)
-            sync(target.parent)
         except OSError as error:
             reason = f"cannot be written: {error.strerror or error}"
             raise OutputError(target, reason, hint=_space_hint(error)) from error
+        try:
+            sync(target.parent)
+        except OSError as error:  # the output is complete, and what is in it is on the disk
+            _LOG.warning(
+                "warning: %s is complete, but its folder could not be flushed to the disk: %s",
+                shown(target),
+                error.strerror,
+            )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -208,20 +207,13 @@ def _refuse_contradictions(context: typer.Context) -> None:
 
 
 def _read_plan(path: Path | None) -> RecombinationPlan | None:
-    from fedmr_merge.checkpoint.json_reader import named_once
     from fedmr_merge.errors import PlanError
-    from fedmr_merge.layers.plan import RecombinationPlan
+    from fedmr_merge.lineage.reader import read_plan
 
-    if path is None:
-        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=named_once)
-        return RecombinationPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
-    except (OSError, ValueError, RecursionError, PlanError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "strerror", None) or error
-        raise PlanError(
-            f"--plan {path}: {reason}", hint="name a plan, or the lineage.json that `fedmr-merge recombine` wrote"
-        ) from error
+        return None if path is None else read_plan(path)
+    except PlanError as error:
+        raise PlanError(f"--plan {error}", hint=error.hint) from error
 
 
 def _dry_run(work: PreparedRecombination, save_plan: Path | None) -> None:

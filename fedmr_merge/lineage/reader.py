@@ -11,6 +11,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -53,12 +54,14 @@ def read_lineage(out: str | Path) -> Lineage:
     folder = Path(out)
     path = folder / LINEAGE_FILE
     try:
-        with open_regular(path) as stream:
+        with _open(path) as stream:
             nbytes = os.fstat(stream.fileno()).st_size
             head, entries = open_document(stream)
             if head.get("format_version") != FORMAT_VERSION:
                 raise VerificationError(f"{path}: it is not a lineage of format version {FORMAT_VERSION}")
             return _lineage(folder, head, Origins(TensorOrigin(**entry) for entry in entries), Unpacking(nbytes))
+    except _NotAFileError as error:
+        raise VerificationError(str(error), hint=error.hint) from error
     except OSError as error:
         raise VerificationError(
             f"{path}: cannot be read: {error.strerror}", hint="name the folder that `fedmr-merge recombine` wrote"
@@ -66,6 +69,31 @@ def read_lineage(out: str | Path) -> Lineage:
     except (*_FAULTS, CheckpointError, PlanError) as error:
         reason = f"the member {error} is missing" if isinstance(error, KeyError) else str(error)
         raise VerificationError(f"{path}: damaged: {reason:.300}", hint=_DAMAGED) from error
+
+
+def read_plan(path: Path) -> RecombinationPlan:
+    """Read the plan in a file of its own, or in a lineage. Raises PlanError when there is none, or it is damaged."""
+    try:
+        with _open(path) as stream:
+            content, _ = open_document(stream)
+        return RecombinationPlan.from_json(content.get("plan", content))
+    except (OSError, ValueError, RecursionError, PlanError, CheckpointError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+        raise PlanError(
+            f"{path}: {'nested too deeply' if isinstance(error, RecursionError) else reason}",
+            hint="name a plan, or the lineage.json that `fedmr-merge recombine` wrote",
+        ) from error
+
+
+class _NotAFileError(CheckpointError):
+    """A pipe or a device, from which reading could wait forever."""
+
+
+def _open(path: Path) -> BufferedReader:
+    try:
+        return BufferedReader(open_regular(path))
+    except CheckpointError as error:
+        raise _NotAFileError(error.path, error.reason, hint=error.hint) from error
 
 
 def open_document(stream: BinaryIO) -> tuple[dict[str, Any], Iterator[Any]]:

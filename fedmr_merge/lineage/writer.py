@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def record_hashes(lineage: Lineage, outputs: Mapping[int, Mapping[str, str]], me
     tensors = (origin._replace(sha256=outputs[origin.slot][origin.tensor]) for origin in lineage.tensors)
     with replaced_file(path) as text:
         text.writelines(lineage_lines(head, (origin._asdict() for origin in tensors)))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a command that was killed while it wrote into a lineage left beside it, where that is possible."""
+    with contextlib.suppress(OSError):
+        for leftover in folder.glob(f".{LINEAGE_FILE}.*"):
+            leftover.unlink(missing_ok=True)
 
 
 def lineage_lines(head: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.lineage.model import AVERAGE, Lineage
 from fedmr_merge.lineage.parents import hash_file
 from fedmr_merge.lineage.reader import read_lineage
-from fedmr_merge.lineage.writer import record_hashes
+from fedmr_merge.lineage.writer import record_hashes, remove_leftovers
 from fedmr_merge.recombination.verification import Verification
 from fedmr_merge.recombination.verify_mean import check_average, check_global, shown_difference
 
@@ -62,6 +62,7 @@ def verify(out: str | Path, against: Inputs | None = None, *, progress: Progress
             f"{len(lineage.parents)}",
             hint="name them in slot order",
         )
+    remove_leftovers(lineage.folder)
     report = Verification()
     if lineage.operation == AVERAGE:
         places = against or _places(lineage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pkgutil
 import random
@@ -275,3 +276,37 @@ def test_an_interrupt_leaves_nothing(place: Path) -> None:
         assert "Traceback" not in errors
         assert not (place / "out").exists()
     assert staged(place) == []
+
+
+def test_an_error_after_the_rename_is_a_success_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources = [write(tmp_path / "in" / f"{i}.safetensors", model(i, LINEAR)) for i in range(2)]
+    fsync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if (tmp_path / "out").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    recombine(sources, tmp_path / "out")
+    assert verify(tmp_path / "out").ok
+    assert [record.getMessage() for record in caplog.records] == [
+        f"warning: {tmp_path / 'out'} is complete, but its folder could not be flushed to the disk: Input/output error"
+    ]
+    assert staged(tmp_path) == []
+
+
+def test_what_killed_commands_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    sources = [write(tmp_path / "in" / f"{i}.safetensors", model(i, LINEAR)) for i in range(2)]
+    store = OutputOptions(layout=StoreLayout())
+    recombine(sources, tmp_path / "one", output=store)
+    leftovers = [
+        write(tmp_path / ".fedmr-merge-store" / ".staging-abc" / "x.safetensors", model(0, LINEAR)).parent,
+        write(tmp_path / ".two.staging-abc" / "two" / "slot-00.safetensors", model(0, LINEAR)).parents[1],
+    ]
+    recombine(sources, tmp_path / "two", output=store)
+    (tmp_path / "one" / ".lineage.json.abc").write_text("{")
+    assert verify(tmp_path / "one").ok
+    assert not any(path.exists() for path in (*leftovers, tmp_path / "one" / ".lineage.json.abc"))
