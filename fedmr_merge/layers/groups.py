@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from fedmr_merge.errors import RuleError
-from fedmr_merge.layers.patterns import compile_pattern
+from fedmr_merge.layers.patterns import compile_pattern, shortened
 from fedmr_merge.layers.plan import LayerGroup
 
 
@@ -58,13 +58,13 @@ def pin_groups(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> tuple[L
             pattern = compile_pattern(text)
         except (ValueError, re.error) as error:
             raise RuleError(
-                f"--pin {text!r}: malformed pattern: {error}", hint="docs/recombine.md explains patterns"
+                f"--pin {shortened(text)}: malformed pattern: {error}", hint="docs/recombine.md explains patterns"
             ) from error
         found = pattern.match(list(group_of))
         matching = {group for group, kept in zip(group_of.values(), found, strict=True) if kept is not None}
         if not matching:
             raise RuleError(
-                f"--pin {text!r}: matches no tensor", hint="`fedmr-merge rules explain CKPT` shows their names"
+                f"--pin {shortened(text)}: matches no tensor", hint="`fedmr-merge rules explain CKPT` shows their names"
             )
         pinned |= matching
     return tuple(replace(group, pinned=group.pinned or group.name in pinned) for group in groups)

@@ -30,21 +30,24 @@ def check_rule_file(path: Path, shapes: Shapes) -> list[str]:
         matches = [(rule, group) for rule, group in given if group is not None]
         if not matches:
             if not rule_set.layer_otherwise:
-                faults.append(f"{name!r} matches no rule")
+                faults.append(f"{shortened(name)} matches no rule")
             continue
         used.add(matches[0][0])
         first, group = matches[0]
         for rule, other in matches[1:]:
             if not rule.is_fallback and other != group:
                 faults.append(
-                    f"{name!r} is ambiguous: line {first.line} says {group!r}, line {rule.line} says {other!r}"
+                    f"{shortened(name)} is ambiguous: line {first.line} says {shortened(group)}, "
+                    f"line {rule.line} says {shortened(other)}"
                 )
     faults += [
         f"line {r.line}: the rule {shortened(r.pattern.text)} takes no tensor" for r in rule_set.rules if r not in used
     ]
     tied = dict.fromkeys(name for tie in rule_set.ties for name in tie)
     faults += [
-        f"line {rule_set.lines['ties', name]}: ties: there is no tensor {name!r}" for name in tied if name not in shapes
+        f"line {rule_set.lines['ties', name]}: ties: there is no tensor {shortened(name)}"
+        for name in tied
+        if name not in shapes
     ]
     return faults
 

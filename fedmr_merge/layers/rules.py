@@ -19,6 +19,7 @@ from fedmr_merge.layers.groups import collect
 from fedmr_merge.layers.layer_rule import layers_from_names, statistics_without_layer
 from fedmr_merge.layers.modules import Shapes
 from fedmr_merge.layers.natural_order import natural_order
+from fedmr_merge.layers.patterns import shortened
 from fedmr_merge.layers.plan import LayerGroup
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _by_rule(rule: str, shapes: Shapes) -> Grouping:
 def _warnings(grouping: Grouping, shapes: Shapes, *, by_default: bool) -> Iterator[str]:
     torn = statistics_without_layer(shapes, grouping.groups)
     if torn:
-        names = ", ".join(torn[:10]) + (f" and {len(torn) - 10} more" if len(torn) > 10 else "")
+        names = ", ".join(map(shortened, torn[:10])) + (f" and {len(torn) - 10} more" if len(torn) > 10 else "")
         what = "normalisation moves" if len(torn) == 1 else "normalisations move"
         yield (
             f"{len(torn)} {what} without the layer that the running statistics were measured on: {names}. The "
@@ -129,8 +130,8 @@ def load_rule_set(rule: str) -> RuleSet:
         return read_rule_file(Path(rule))
     if rule not in rule_names():
         raise RuleError(
-            f"unknown layer rule {rule!r}, built in are {', '.join(rule_names())}",
-            hint="a rule file is named by its path, ending in .yaml",
+            f"unknown layer rule {shortened(rule)}; the built-in ones are {', '.join(rule_names())}",
+            hint="a rule file is named by its path, which ends in .yaml",
         )
     return _built_in(rule)
 
@@ -153,7 +154,7 @@ def _detect(shapes: Shapes) -> RuleSet | None:
 def _layer(shapes: Shapes) -> Grouping:
     layer_of, joined = layers_from_names(shapes)
     found = (
-        f"paired by names and shapes: {joined} normalisation{'s' if joined > 1 else ''} joined their layer"
+        f"paired by names and shapes: {joined} normalisation{'s' if joined > 1 else ''} in the group of a layer"
         if joined
         else "by module: no normalisation pairs with a layer"
     )
@@ -165,7 +166,7 @@ def _segments(rule: str, shapes: Shapes) -> Grouping:
     count = rule.removeprefix("segments:")
     if not count.isdecimal() or not 1 <= int(count) <= len(shapes):
         raise RuleError(
-            f"layer rule {rule!r}: N of segments:N is a number from 1 to that of the tensors, {len(shapes)}",
+            f"layer rule {shortened(rule)}: N of segments:N is a number from 1 to the number of tensors, {len(shapes)}",
             hint=f"write for example segments:{min(4, len(shapes))}",
         )
     names = sorted(shapes, key=natural_order)
@@ -185,11 +186,11 @@ def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:
             pinned |= set(taken.values())
         unmatched = [name for name, group in groups if group is None]
     if unmatched and rule_set.layer_otherwise:
-        group_of |= layers_from_names({name: shapes[name] for name in unmatched})[0]
+        group_of |= layers_from_names({name: shapes[name] for name in unmatched}).layer_of
     elif unmatched:
         more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
         raise RuleError(
-            f"layer rule {rule_set.name!r}: no rule matches {', '.join(map(repr, unmatched[:5]))}{more}",
+            f"layer rule {rule_set.name!r}: no rule matches {', '.join(map(shortened, unmatched[:5]))}{more}",
             hint='add a rule for them; `{match: "**", group: rest}` at the end takes what is left',
         )
     return collect(group_of, shapes, pinned, rule_set.ties)

@@ -51,7 +51,10 @@ Run = Callable[..., tuple[int, str, str]]
         (["undo", "ckpts", "-o", "x"], "lineage.json: cannot be read"),
         (["store", "gc", "nowhere"], "no such store"),
         (["recombine", "ckpts/*", "--slots", "0,0"], "name each output slot once, found [0, 0]"),
-        (["recombine", "ckpts/*", "--rule", "segments:0"], "segments:N is a number from 1 to that of the tensors, 15"),
+        (
+            ["recombine", "ckpts/*", "--rule", "segments:0"],
+            "segments:N is a number from 1 to the number of tensors, 15",
+        ),
         (["inspect", "ckpts"], "3 weight files and no index"),
         (["inspect", "ckpts/*"], "ckpts/*: matches 3 models, ckpts/m0.safetensors, ckpts/m1.safetensors, ckpts/m2"),
         (["rules", "explain", "ckpts/m*"], "ckpts/m*: matches 3 models, ckpts/m0.safetensors"),

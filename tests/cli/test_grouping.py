@@ -34,7 +34,7 @@ def test_torn_normalisations_are_a_warning_of_every_command_that_groups(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     paths = models(tmp_path, {"conv1.weight": (8, 3, 3, 3), "bn1.weight": (8,), "bn1.running_mean": (8,)})
-    warning = "warning: 1 normalisation moves without the layer that the running statistics were measured on: bn1."
+    warning = "warning: 1 normalisation moves without the layer that the running statistics were measured on: 'bn1'."
     out = str(tmp_path / "out")
     for arguments in (("plan", *paths), ("recombine", *paths, "--dry-run"), ("recombine", *paths, "-o", out)):
         code, _, errors = command(capsys, *arguments, "--rule", "tensor")

@@ -99,13 +99,13 @@ def test_normalisations_that_no_layer_fits_are_a_warning_that_names_them() -> No
     shapes: Shapes = {"a.conv.weight": (8, 3, 3, 3), **norm("a.other", 5), "fc.weight": (10, 8)}
     (warning,) = apply_rule("layer", shapes).warnings
     assert warning.startswith(
-        "1 normalisation moves without the layer that the running statistics were measured on: a.other."
+        "1 normalisation moves without the layer that the running statistics were measured on: 'a.other'."
     )
     many: Shapes = {"fc.weight": (3, 2)}
     for i in range(12):
         many |= norm(f"x.{i}", 7)
     (warning,) = apply_rule("layer", many).warnings
-    assert "x.9 and 2 more" in warning
+    assert "'x.9' and 2 more" in warning
 
 
 @pytest.mark.parametrize("rule", ["tensor", "module"])
