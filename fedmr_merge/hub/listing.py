@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from fedmr_merge.checkpoint.folder import WEIGHTS, is_index
+from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS, is_index
 from fedmr_merge.checkpoint.sidecars import is_sidecar
 from fedmr_merge.errors import HubError
 
@@ -176,6 +176,9 @@ def places(snapshot: HubSnapshot, ref: HubRef) -> list[str]:
     pattern = ref.subfolder.rstrip("/").split("/")
     candidates = ((place, place.split("/")) for place in sorted({*folders, *weights}))
     found = [p for p, parts in candidates if len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))]
+    place = "/".join(pattern)
+    if not found and any(name.startswith(f"{place}/") and name.endswith(PICKLE_SUFFIXES) for name in snapshot.others):
+        return [place]  # to be refused by the name of the pickle
     if not found:
         there = ", ".join(sorted(folders)[:8] or sorted(weights)[:8])
         raise HubError(f"{ref}: there is nothing of that name with weights in it", hint=f"there is: {there}")

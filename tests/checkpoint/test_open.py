@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_checkpoints import LINEAR, MIXED, model, write, write_folder, write_sharded, write_sidecars
 
 from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
@@ -405,6 +409,29 @@ def test_faults(name: str, tmp_path: Path) -> None:
         open_checkpoint(folder)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+_NAMES = st.sampled_from(("", "a", "a/b", "..", "x.safetensors", "a\0", "\ud800", "path", "types", "weight_map"))
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | _NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_ANY, st.sampled_from(("modules.json", "model_index.json", "router_config.json", "x.safetensors.index.json")))
+def test_whatever_json_a_folder_holds_it_is_opened_or_refused(value: object, name: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for inner in ("", "a", "a/b"):
+            write_folder(folder / inner, model(0, LINEAR))
+        write_sidecars(folder, {"modules.json": '[{"path": ""}]'} if name == "router_config.json" else {})
+        (folder / name).write_text(json.dumps(value))
+        if name.endswith("index.json"):
+            (folder / "model.safetensors").unlink()
+        with contextlib.suppress(CheckpointError):
+            open_checkpoint(folder)
 
 
 def test_not_there(tmp_path: Path) -> None:

@@ -172,6 +172,9 @@ def test_pickles_alone_are_refused_by_name(hub: HubServer) -> None:
     with pytest.raises(CheckpointError, match=rf"{REPO}@[0-9a-f]*/pytorch_model\.bin") as caught:
         fetch(resolve(hub))
     assert "convert" in str(caught.value.hint)
+    hub.add_repo("alice/below", {"a/pytorch_model.bin": b"x", "b/model.safetensors": weights(0)})
+    with pytest.raises(CheckpointError, match=r"a/pytorch_model\.bin: pickled weights"):
+        fetch(resolve(hub, "alice/below/a"))
     hub.add_repo("alice/empty")
     with pytest.raises(CheckpointError, match=r"no \.safetensors file in this folder"):
         fetch(resolve(hub, "alice/empty"))
