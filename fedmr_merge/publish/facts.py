@@ -15,7 +15,6 @@ from typing import Any
 from fedmr_merge.checkpoint.folder import WEIGHTS
 from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.errors import FedmrMergeError, HubError
-from fedmr_merge.federated.catalogue import DATA_SETS
 from fedmr_merge.hub.listing import parse_hub
 from fedmr_merge.runs.record import read_run
 
@@ -79,6 +78,8 @@ def tool_address() -> str | None:
 
 def _describe_data(name: str) -> str | None:
     """Return the first line of what the plug-in of a data set says about it; None for one that is not known here."""
+    from fedmr_merge.federated.catalogue import DATA_SETS  # imports torch
+
     try:
         told = (DATA_SETS.find(name).__doc__ or "").strip().splitlines()
     except (KeyError, FedmrMergeError, ImportError):
