@@ -85,6 +85,18 @@ RequireFinite = Annotated[
         "--require-finite", help="Refuse NaN and infinite numbers, met as the mean is taken.", rich_help_panel=_MEAN
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Of LoRA adapters: the mean of what they add to the model, as one adapter with the sum of their ranks.",
+        rich_help_panel=_MEAN,
+    ),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(help="Of LoRA adapters: the adapter of this rank nearest to the exact mean.", rich_help_panel=_MEAN),
+]
 MaxShard = Annotated[
     str | None,
     typer.Option("--max-shard-size", metavar="SIZE", help="Shard the outputs anew, e.g. 5GB.", rich_help_panel=_OUTPUT),
@@ -199,6 +211,18 @@ def warn_not_finite(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite
         console.complain("warning", ": ".join(item.told([checkpoint.source for checkpoint in checkpoints])))
     if len(found) > 3:
         console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
+
+
+def warn_adapters(checkpoints: Sequence[Checkpoint]) -> None:
+    """Warn that the mean of adapters' factors is not the mean of what the adapters do."""
+    from fedmr_merge.merging.adapters import is_adapter
+
+    if checkpoints and is_adapter(checkpoints[0]):
+        console.complain(
+            "warning",
+            "the mean of these LoRA adapters averages their factors A and B apart, which is not the mean of what they "
+            "add to the model: `fedmr-merge average --exact` takes that one",
+        )
 
 
 def mean_options(weights: str | None, accumulate: str, out_dtype: str | None, max_memory: str | None) -> MeanOptions:

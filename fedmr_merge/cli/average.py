@@ -11,24 +11,29 @@ from fedmr_merge.cli import console, progress
 from fedmr_merge.cli.arguments import (
     Accumulate,
     Checkpoints,
+    Exact,
     IgnoreConfig,
     MaxMemory,
     MaxShard,
     Out,
     OutDtype,
+    Rank,
     RequireFinite,
     Weights,
     expand,
     fetching,
     mean_options,
     size_in_bytes,
+    warn_adapters,
     warn_left_out,
     warn_not_finite,
 )
 from fedmr_merge.cli.help import App
+from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
     from fedmr_merge.checkpoint.open import Checkpoint
+    from fedmr_merge.merging.options import MeanOptions
 
 
 def register(app: App) -> None:
@@ -46,6 +51,8 @@ def average(
     max_shard_size: MaxShard = None,
     ignore_config: IgnoreConfig = None,
     require_finite: RequireFinite = False,
+    exact: Exact = False,
+    rank: Rank = None,
 ) -> None:
     """Average K checkpoints into one.
 
@@ -61,6 +68,14 @@ def average(
 
     refuse_existing(out)
     options = mean_options(weights, accumulate, out_dtype, max_memory)
+    if exact or rank is not None:
+        if accumulate != "float32" or out_dtype or max_memory or max_shard_size:
+            raise PlanError(
+                "--exact and --rank write one adapter, summed in float64, in the dtype of the first",
+                hint="leave out --accumulate, --out-dtype, --max-memory and --max-shard-size",
+            )
+        _average_adapters(expand(checkpoints), out, options, rank, ignore_config or ())
+        return
     max_shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
 
     def check(opened: Sequence[Checkpoint]) -> None:
@@ -71,6 +86,7 @@ def average(
         opened = open_inputs(inputs, check, progress=fetched)
     refuse_twice(opened)
     warn_left_out(opened)
+    warn_adapters(opened)
     with progress.bytes_progress("averaging", opened[0].nbytes if opened else None) as done:
         found = take_average(
             opened,
@@ -83,5 +99,25 @@ def average(
         )
     warn_not_finite(opened, found)
     console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
+    _say_next(out)
+
+
+def _average_adapters(
+    inputs: Sequence[str], out: Path, options: MeanOptions, rank: int | None, ignore_config: Sequence[str]
+) -> None:
+    from fedmr_merge.hub.inputs import open_inputs, refuse_twice
+    from fedmr_merge.merging.exact_adapters import average_adapters
+
+    with fetching(inputs) as fetched:
+        opened = open_inputs(inputs, refuse_twice, progress=fetched)
+    refuse_twice(opened)
+    warn_left_out(opened)
+    done = average_adapters(opened, out, weights=options.weights, rank=rank, ignore_config=ignore_config)
+    loss = "exact" if rank is None else f"{done.lost:.2%} of its norm is lost"
+    console.say(f"averaged {console.plural(len(opened), 'adapter')} into {out}, of rank {done.rank}: {loss}")
+    _say_next(out)
+
+
+def _say_next(out: Path) -> None:
     quoted = shlex.quote(str(out))
     console.say(f"next: fedmr-merge inspect {quoted}   or   fedmr-merge push {quoted} ORG/NAME --dry-run")

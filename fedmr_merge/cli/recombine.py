@@ -27,6 +27,7 @@ from fedmr_merge.cli.arguments import (
     mean_options,
     size_in_bytes,
     slot_numbers,
+    warn_adapters,
     warn_left_out,
     warn_not_finite,
 )
@@ -166,6 +167,8 @@ def recombine(
     with fetching(inputs := expand(checkpoints)) as done:
         work = prepare_recombination(inputs, out, drawing, writing, distinct=True, headers_only=dry_run, progress=done)
     warn_left_out(work.parents)
+    if work.output.mean is not None:
+        warn_adapters(work.parents)
     show_warnings(work.grouping)
     if dry_run:
         _dry_run(work, save_plan)

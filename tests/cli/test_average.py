@@ -10,6 +10,30 @@ from small_checkpoints import floats, model, read, write, write_folder
 Run = Callable[..., tuple[int, str, str]]
 
 
+def test_adapters(run: Run, tmp_path: Path) -> None:
+    for slot in range(2):
+        factors = {"m.lora_A.weight": floats([[1.0 + slot, 2.0]]), "m.lora_B.weight": floats([[1.0], [3.0 - slot]])}
+        config = '{"peft_type": "LORA", "r": 1, "lora_alpha": 1}'
+        folder = write_folder(tmp_path / f"a{slot}", factors, {"adapter_config.json": config})
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    inputs = [str(tmp_path / f"a{slot}") for slot in range(2)]
+    code, _, errors = run("average", *inputs, "-o", "apart")
+    assert code == 0
+    assert "warning: the mean of these LoRA adapters averages their factors A and B apart" in errors
+    assert "averages their factors" in run("recombine", *inputs, "-o", "recombined")[2]
+    assert "averages their factors" not in run("recombine", *inputs, "-o", "without", "--no-global")[2]
+    code, out, errors = run("average", *inputs, "-o", "exact", "--exact")
+    assert (code, errors) == (0, "")
+    assert "averaged 2 adapters into exact, of rank 2: exact" in out
+    code, out, _ = run("average", *inputs, "-o", "small", "--rank", "1")
+    assert code == 0
+    assert "of rank 1: " in out
+    assert "% of its norm is lost" in out
+    assert run("average", *inputs, "-o", "no", "--exact", "--out-dtype", "F16")[0] == 2
+    assert run("average", *inputs, "-o", "no", "--rank", "9")[0] == 2
+    assert not (tmp_path / "no").exists()
+
+
 def test_average(run: Run, sources: list[str], tmp_path: Path) -> None:
     code, out, _ = run("average", *sources, "-o", "mean")
     assert code == 0
