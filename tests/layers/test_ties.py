@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,24 @@ def test_a_recombination_keeps_ties_unless_told_otherwise(tmp_path: Path) -> Non
     assert [set(tie) for tie in grouping.tied] == [{one, other}]
     apart = prepare_recombination(sources, tmp_path / "planned", PlanOptions("tensor", ties=False)).grouping
     assert (len(apart.groups), apart.tied) == (2, ())
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ('{"tie_word_embeddings": true, "vocab_size": 32}', [("emb.weight", "head.weight")]),
+        ('{"tie_word_embeddings": false, "vocab_size": 32}', []),
+        ('{"text_config": {"tie_word_embeddings": true, "vocab_size": 32}}', [("emb.weight", "head.weight")]),
+        ('{"tie_word_embeddings": true, "vocab_size": [32]}', []),
+        ('{"tie_word_embeddings": true}', []),
+    ],
+)
+def test_of_models_that_are_not_fetched_the_config_tells_what_could_be_tied(
+    config: str, found: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    slots = []
+    for seed in range(2):
+        tensors = {"emb.weight": random(seed), "head.weight": random(seed), "q.weight": random(seed, 16, 16)}
+        opened = open_checkpoint(write_folder(tmp_path / str(seed), tensors, {"config.json": config}))
+        slots.append(replace(opened, is_remote=True))
+    assert find_ties(slots) == ([], found)
