@@ -29,7 +29,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_page_has_every_section_and_asks_the_network_for_nothing(page: str) -> None:
     titles = [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", page)]
     assert titles == [
-        *("Results", "Learning curves", "Partition", "Classes"),
+        *("Results", "Learning curves", "Communication", "Partition", "Classes"),
         *("Similarity of the cohort", "Who trained which layer", "Settings"),
     ]
     outside = page[: page.index("plotly.js v")] + page[page.index("const dark =") :]
