@@ -1,6 +1,6 @@
 """The `publish` stages of a run: written to its folder, and pushed where they name a repository.
 
-A push that fails is remembered and told at the end, with the command that finishes it: it neither stops the training
+A push that fails is reported at the end of the run, with the command that finishes it: it neither stops the training
 nor loses anything. Until a branch is on the Hub, its files wait in the run's `unpushed/`.
 """
 
@@ -58,7 +58,7 @@ class Publisher:
                 yield self._push_branch(target, stage)
 
     def left_over(self, position: int) -> Iterator[str]:
-        """Push what an earlier process could not, now that the run goes on in the stage at `position`."""
+        """Push what an earlier process could not, now that the run is resumed in the stage at `position`."""
         waiting = sorted((self._run / UNPUSHED).glob("round-*"))
         for stage in [stage for stage in self._later(position) if stage.every is not None][:1]:
             for target in waiting:
@@ -90,12 +90,12 @@ class Publisher:
 
     def _push_branch(self, target: Path, stage: Publish) -> str:
         assert stage.repo is not None  # the schema wants it beside `every`
-        told = self._push(target, stage, stage.repo, target.name)
+        message = self._push(target, stage, stage.repo, target.name)
         if self._command(target, stage, stage.repo, target.name) not in self._failed:
             shutil.rmtree(target)
             with contextlib.suppress(OSError):  # others wait there
                 target.parent.rmdir()
-        return told
+        return message
 
     def _push(self, target: Path, stage: Publish, repo: str, branch: str | None) -> str:
         command = self._command(target, stage, repo, branch)

@@ -160,7 +160,7 @@ class Run:
         now = describe_environment(self.federation.device)
         flat = [({**side, **side["packages"]}) for side in (before, now)]
         return [
-            f"{key}: {flat[0][key]} → {flat[1][key]}"
+            f"{key}: {flat[0].get(key, 'absent')} → {flat[1][key]}"
             for key in flat[1]
             if key != "packages" and flat[0].get(key) != flat[1][key]
         ]

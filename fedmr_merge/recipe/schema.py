@@ -133,7 +133,7 @@ def parse_recipe(raw: Any, source: str) -> Recipe:
     training, running = _training(top.get("training"), faults)
     stages = _stages(top.get("stages"), faults) if "stages" in top else ()
     if faults or data is None or partition is None or model is None or training is None:
-        raise RecipeError(source, faults, hint="docs/train.md and docs/methods.md tell what a recipe may say")
+        raise RecipeError(source, faults, hint="docs/train.md and docs/methods.md describe what a recipe may hold")
     return Recipe(name, seed, data, partition, model, init, training, running, stages)
 
 

@@ -76,9 +76,9 @@ class Publish:
     private: bool = False  #: make a new repository private
     license: LicenceId | None = None  #: licence of the model, as the Hub names it, e.g. apache-2.0
     tags: tuple[str, ...] = ()  #: of the card, besides those that every card has
-    what: Literal["global", "cohort", "both"] = "global"  #: the global model, the K models to go on from, or both
+    what: Literal["global", "cohort", "both"] = "global"  #: cohort: the models that the next round would dispatch
     every: Annotated[int, Ge(1)] | None = None  #: also push after every so many rounds, to a branch `round-000100`
-    client_information: bool = True  #: whether partition and lineage, which tell something of the clients, go along
+    client_information: bool = True  #: publish partition and lineage, which reveal something of the clients
 
     name = "publish"
 

@@ -63,7 +63,7 @@ class LineageLine(Round):
 
 
 class PartitionFile(_Content):
-    """partition.json; what is published of it lacks the lists of examples."""
+    """partition.json; what is published of it has no lists of examples."""
 
     class_names: Annotated[list[str], Field(min_length=1)]
     class_counts: Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)]
