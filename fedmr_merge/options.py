@@ -73,6 +73,11 @@ def check_options(cls: type[Any], raw: Mapping[str, Any], path: str, faults: Fau
     return {name: _to_dataclass(getattr(found, name)) for name in model.model_fields}
 
 
+def json_schema(cls: type[Any]) -> dict[str, Any]:
+    """Return the JSON schema of a mapping that `check_options` accepts for this dataclass."""
+    return _model(cls).model_json_schema()
+
+
 def _model(cls: type[Any]) -> type[BaseModel]:
     """Return a pydantic model with the fields of a dataclass; it, and the dataclasses within it, take no other keys."""
     if cls in _MODELS:

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 import fedmr_merge
-from fedmr_merge.cli import average, compare, console, inspect, proof, publish, recombine, rules, sweep, train
+from fedmr_merge.cli import average, compare, console, inspect, proof, publish, recipes, recombine, rules, sweep, train
 from fedmr_merge.cli.help import App
 from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.hub.waiting import on_wait
 
 app = App("Merge models by recombination: every layer of every model lives on in one and only one new model.")
-for room in (recombine, average, inspect, proof, train, sweep, compare, publish):
+for room in (recombine, average, inspect, proof, train, sweep, compare, publish, recipes):
     room.register(app)
 app.add_typer(rules.app, name="rules", rich_help_panel="Look at checkpoints")
 app.add_typer(proof.store_app, name="store", rich_help_panel="Prove and undo")

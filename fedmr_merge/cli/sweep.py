@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmr_merge.cli import console
+from fedmr_merge.cli.help import App
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,9 +24,9 @@ _OPTIONS = "Which runs"
 _HOW = "How they are done"
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the commands of this module."""
-    app.command()(sweep)
+    app.command(rich_help_panel="Train")(sweep)
 
 
 def sweep(

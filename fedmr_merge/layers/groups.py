@@ -58,7 +58,8 @@ def pin_groups(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> tuple[L
             pattern = compile_pattern(text)
         except (ValueError, re.error) as error:
             raise RuleError(
-                f"--pin {shortened(text)}: malformed pattern: {error}", hint="docs/recombine.md explains patterns"
+                f"--pin {shortened(text)}: malformed pattern: {error}",
+                hint="`fedmr-merge docs recombine` explains patterns",
             ) from error
         found = pattern.match(list(group_of))
         matching = {group for group, kept in zip(group_of.values(), found, strict=True) if kept is not None}

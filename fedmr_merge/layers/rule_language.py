@@ -110,7 +110,7 @@ def parse_rules(text: str, source: str, name: str) -> RuleSet:
         problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", error)
         raise RuleError(
             f"{source}: {place}not valid YAML: {problem}",
-            hint="docs/recombine.md explains the rule language",
+            hint="`fedmr-merge docs recombine` explains the rule language",
         ) from error
     reader = _Reader(source)
     found = reader.rule_set(root, name)
@@ -136,7 +136,7 @@ class _Reader:
             more = f"; and {len(self.faults) - _MAX_SHOWN} more" if len(self.faults) > _MAX_SHOWN else ""
             raise RuleError(
                 f"{self.source}: {'; '.join(self.faults[:_MAX_SHOWN])}{more}",
-                hint="docs/recombine.md explains the rule language",
+                hint="`fedmr-merge docs recombine` explains the rule language",
             )
 
     def rule_set(self, root: yaml.Node | None, name: str) -> RuleSet | None:

@@ -14,10 +14,15 @@ _SUFFIX = ".yaml"
 
 @dataclass(frozen=True)
 class ReadyMade:
-    """A recipe that comes with the package."""
+    """A recipe, or a sweep of recipes, that comes with the package."""
 
     name: str  #: e.g. `digits` or `paper/cnn-cifar10`
     path: Path
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether the file stands for many runs: `fedmr-merge sweep` follows it."""
+        return any(line.startswith("axes:") for line in self.path.read_text(encoding="utf-8").splitlines())
 
     @property
     def summary(self) -> str:

@@ -133,7 +133,9 @@ def parse_recipe(raw: Any, source: str) -> Recipe:
     training, running = _training(top.get("training"), faults)
     stages = _stages(top.get("stages"), faults) if "stages" in top else ()
     if faults or data is None or partition is None or model is None or training is None:
-        raise RecipeError(source, faults, hint="docs/train.md and docs/methods.md describe what a recipe may hold")
+        raise RecipeError(
+            source, faults, hint="`fedmr-merge docs train` explains recipes; `fedmr-merge list` shows the options"
+        )
     return Recipe(name, seed, data, partition, model, init, training, running, stages)
 
 

@@ -12,7 +12,7 @@ from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 
-_HINT = "docs/train.md tells what a partition file may say"
+_HINT = "`fedmr-merge docs train` explains partition files"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,140 @@
+"""`fedmr-merge recipes`, `list` and `docs`: what comes with fedmr-merge, and what a recipe can name."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedmr_merge.cli import console, progress
+from fedmr_merge.cli.help import App
+from fedmr_merge.errors import FedmrMergeError, listed
+
+app = App("List, show and copy the recipes that come with fedmr-merge.", no_args_is_help=False)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `fedmr-merge recipes` lists.")]
+_PANEL = "Recipes and documentation"
+
+
+def register(parent: App) -> None:
+    """Add the commands of this module."""
+    parent.add_typer(app, name="recipes", rich_help_panel=_PANEL)
+    parent.command("list", rich_help_panel=_PANEL)(list_plugins)
+    parent.command(rich_help_panel=_PANEL)(docs)
+
+
+@app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """List, show and copy the recipes that come with fedmr-merge; alone, it lists them."""
+    if context.invoked_subcommand is not None:
+        return
+    from fedmr_merge.recipe.ready_made import ready_made_recipes
+
+    found = ready_made_recipes()
+    console.table(
+        ("name", "kind", "what it is"),
+        [[recipe.name, "sweep" if recipe.is_sweep else "recipe", recipe.summary] for recipe in found],
+    )
+    console.say("next: fedmr-merge run digits   or   fedmr-merge recipes copy digits")
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Print a recipe.
+
+    Example: fedmr-merge recipes show digits
+    """
+    from fedmr_merge.recipe.ready_made import find_ready_made
+
+    console.write(find_ready_made(name).path.read_text(encoding="utf-8").rstrip())
+
+
+@app.command()
+def copy(
+    name: Name,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The copy; by default its name in this folder.")
+    ] = None,
+) -> None:
+    """Copy a recipe, to be changed.
+
+    Example: fedmr-merge recipes copy digits -o mine.yaml
+    """
+    from fedmr_merge.checkpoint.writer import refuse_existing, staged_output
+    from fedmr_merge.recipe.ready_made import find_ready_made
+
+    recipe = find_ready_made(name)
+    target = out or Path(recipe.path.name)
+    refuse_existing(target)
+    with staged_output(target) as staging:
+        staging.write_bytes(recipe.path.read_bytes())
+    console.say(f"copied {recipe.name} to {target}")
+    console.say(f"next: fedmr-merge {'sweep' if recipe.is_sweep else 'run'} {shlex.quote(str(target))} --dry-run")
+
+
+@app.command()
+def schema() -> None:
+    """Print a JSON schema of recipes, for editors.
+
+    Example: fedmr-merge recipes schema > recipe.schema.json
+    """
+    with progress.waiting("loading torch"):
+        from fedmr_merge.recipe.json_schema import recipe_schema
+
+    console.write(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+
+
+def list_plugins(
+    kind: Annotated[
+        Literal["methods", "models", "data", "partitions", "rules"] | None,
+        typer.Argument(
+            metavar="KIND", help="methods, models, data, partitions or rules; by default all.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """List what a recipe can name, with options, defaults and their meaning.
+
+    Example: fedmr-merge list methods
+    """
+    with progress.waiting("loading torch"):
+        from fedmr_merge.recipe.described import KINDS
+
+    for title in [kind] if kind else list(KINDS):
+        console.say(f"{title}:" if kind is None else "")
+        for found in KINDS[title]():
+            console.say(f"  {found.name}: {found.summary}")
+            for option in found.options:
+                meaning = f"  {option.doc}" if option.doc else ""
+                console.say(f"      {option.name}: {option.type} [{option.default}]{meaning}")
+
+
+def docs(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The name of a page; by default the names are listed.")
+    ] = None,
+) -> None:
+    """Show a page of the documentation, in a pager on a terminal.
+
+    Example: fedmr-merge docs recombine
+    """
+    from fedmr_merge.resources import resource_folder
+
+    folder = resource_folder("docs")
+    pages = {path.relative_to(folder).as_posix().removesuffix(".md"): path for path in sorted(folder.rglob("*.md"))}
+    if name is None:
+        for page, path in pages.items():
+            console.say(f"{page}: {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
+        return
+    wanted = name.removeprefix("docs/").removesuffix(".md")
+    if wanted not in pages:
+        raise FedmrMergeError(f"there is no page {name!r}", hint=f"the pages are {listed(pages, ', ', 30)}")
+    text = pages[wanted].read_text(encoding="utf-8").rstrip()
+    if sys.stdout.isatty():
+        from pydoc import pager
+
+        pager(text)
+    else:
+        console.write(text)

@@ -1,0 +1,47 @@
+"""What a recipe can name: methods, models, data sets, partitions, rules and stages, with their options.
+
+Everything is read from the plug-ins themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
+from fedmr_merge.layers.rules import describe_rules
+from fedmr_merge.option_docs import OptionDoc, describe_options, summary
+
+
+@dataclass(frozen=True)
+class Described:
+    """Something that a recipe can name."""
+
+    name: str  #: as a recipe spells it, e.g. `fedmr` or `torchvision:NAME`
+    summary: str
+    options: tuple[OptionDoc, ...]
+
+
+def _of(catalogue: Catalogue[Any]) -> Callable[[], list[Described]]:
+    def describe() -> list[Described]:
+        found = []
+        for name in catalogue.names():
+            cls = catalogue.find(name)
+            found.append(Described(name, summary(cls), tuple(describe_options(cls))))
+        return found
+
+    return describe
+
+
+def _rules() -> list[Described]:
+    return [Described(name, " ".join(text.split()), ()) for name, text in describe_rules()]
+
+
+KINDS: dict[str, Callable[[], list[Described]]] = {
+    "methods": _of(ALGORITHMS),
+    "models": _of(ARCHITECTURES),
+    "data": _of(DATA_SETS),
+    "partitions": _of(PARTITIONS),
+    "rules": _rules,
+}
