@@ -1,6 +1,6 @@
 """What must be true of the files before anything is sent.
 
-No pickle, nothing that tells of this machine, weights and a card that are valid.
+No pickle, nothing that identifies this machine, and weights and a card that are valid.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PATH = re.compile(r"(?:(?<=file://)|(?<![\w.~:/\\-]))/[\w.@+~-]+(?:/[\w.@+~-]+)
 _WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\{1,2}[\w.~-]+\\[\w\\.~-]+")
 _HOMES = re.compile(r"/(?:home|Users|root)/")
 _SYSTEM = {"usr", "bin", "sbin", "etc", "dev", "proc", "sys", "lib", "lib64", "boot", "run"}
-#: Names that many machines share, and that are words besides.
+#: Names that many machines share, and that are common words.
 _COMMON = frozenset(
     {
         *("root", "user", "users", "admin", "administrator", "ubuntu", "debian", "runner", "jovyan", "vscode", "colab"),
@@ -45,14 +45,14 @@ _SHOWN = 3  # faults of one file
 
 @dataclass(frozen=True)
 class Machine:
-    """What tells of this machine and its user."""
+    """What identifies this machine and its user."""
 
     folders: tuple[str, ...]
     names: tuple[str, ...]
 
     @classmethod
     def here(cls, folder: Path, public: Collection[str] = ()) -> Machine:
-        """Look at the machine that a folder is pushed from.
+        """Describe the machine that a folder is pushed from.
 
         `public` are names that the push makes known anyway, as the namespace of the repository.
         """
@@ -67,7 +67,7 @@ class Machine:
         )
 
     def traces(self, text: str) -> Iterator[str]:
-        """Yield what in a text tells of this machine."""
+        """Yield what in a string identifies this machine."""
         for match in _PATH.finditer(text):
             if self._is_local(match[0]):
                 yield f"a path of this machine, {match[0]}"
@@ -85,7 +85,7 @@ class Machine:
 
 
 def find_faults(staging: Staging, machine: Machine) -> list[str]:
-    """Return what must be mended before these files may be sent, one line each."""
+    """Return what must be fixed before these files may be sent, one line each."""
     faults = list(staging.faults)
     names = {file.path for file in staging.files}
     for file in staging.files:
@@ -107,7 +107,7 @@ def find_faults(staging: Staging, machine: Machine) -> list[str]:
 
 
 def card_faults(card: str, files: Collection[str]) -> list[str]:
-    """Return what the Hub or its readers would stumble over in a card; `files` are those that come with it."""
+    """Return what is wrong with a card, for the Hub or for its readers; `files` are those that come with it."""
     from huggingface_hub import ModelCard
 
     head = re.match(r"---\r?\n(.*?)^---\r?$", card, re.DOTALL | re.MULTILINE)
@@ -120,10 +120,12 @@ def card_faults(card: str, files: Collection[str]) -> list[str]:
         ModelCard(card)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         return [f"the card's metadata is not valid: {' '.join(str(error).split())[:200]}"]
-    faults = [f"the card's metadata holds a number that is none, at {place}" for place in _not_finite(metadata, "")]
+    faults = [
+        f"the card's metadata holds a number that is not finite, at {place}" for place in _not_finite(metadata, "")
+    ]
     licence = metadata.get("license")
     if licence is not None and (not isinstance(licence, str) or not re.fullmatch(r"[a-z0-9.+-]+", licence)):
-        faults.append(f"the card's licence is no identifier of the Hub: {licence!r}")
+        faults.append(f"the card's licence is not an identifier of the Hub: {licence!r}")
     for match in _IMAGE.finditer(card):
         image = match[1] or match[2]
         if "://" not in image and not image.startswith("data:") and image.removeprefix("./") not in files:
@@ -153,7 +155,7 @@ def _weight_faults(path: Path, machine: Machine) -> Iterator[str]:
 
 
 def _lineage_faults(folder: Path, machine: Machine) -> Iterator[str]:
-    """The headers of the sources, which `undo` writes again, are compressed in the lineage."""
+    """Yield the faults of the headers of the parents, which `undo` writes again: the lineage holds them compressed."""
     try:
         parents = read_lineage(folder).parents
     except FedmrMergeError:  # not one of ours
