@@ -1,4 +1,4 @@
-"""Copy bytes of source files into a target: in the kernel, or through a small buffer that hashes them on the way."""
+"""Copy bytes of source files into a target, in the kernel or through a small buffer in which they are hashed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.writer import Progress, write_all
 from fedmr_merge.errors import CheckpointError
 
-#: Fits a core's own cache, so that a byte that was just read is hashed and written from there.
+#: This fits a core's own cache, so that a byte is hashed and written from there after it was read.
 BUFFER_BYTES = 1 << 18
 _PIECE_BYTES = 64 << 20  # between two reports of progress
 _MAX_OPEN = 64  # of one thread: a store can have more shards than a process may have open files
@@ -76,7 +76,7 @@ def assemble_hashed(
 
 
 def read_range(path: Path, descriptor: int, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
-    """Yield a file's bytes from `start` to `end`, one buffer full after the other.
+    """Yield a file's bytes from `start` to `end`, one full buffer after the other.
 
     Raises CheckpointError when the file ends before that.
     """
@@ -89,11 +89,11 @@ def read_range(path: Path, descriptor: int, start: int, end: int, buffer: memory
 
 
 class OpenFiles:
-    """The source files that one thread has open: the last ones used, as many as leave room for the other threads."""
+    """The most recently used source files of one thread, kept open; few enough to leave room for the other threads."""
 
     def __init__(self, watch: SourceWatch) -> None:
         self._watch = watch
-        self._open: dict[Path, int] = {}  # the one used last is the last
+        self._open: dict[Path, int] = {}  # in the order of their last use
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         share = allowed // 2 // (os.cpu_count() or 1)
         self._limit = _MAX_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(_MAX_OPEN, share))
@@ -110,7 +110,7 @@ class OpenFiles:
         self._open.clear()
 
     def descriptor(self, path: Path) -> int:
-        """Return a file's descriptor, which is good until the next one is asked for."""
+        """Return a file's descriptor, which stays open until the next one is requested."""
         descriptor = self._open.pop(path, None)
         if descriptor is None:
             if len(self._open) >= self._limit:
@@ -172,9 +172,9 @@ def _read_write(source: int, target: int, start: int, count: int) -> int:
 
 
 class SourceWatch:
-    """Holds source files to what they were when their headers were read: one that changes meanwhile is an error.
+    """Checks that source files are still what they were when their headers were read.
 
-    May be shared between threads.
+    A watch may be shared between threads.
     """
 
     def __init__(self, checkpoints: Iterable[Checkpoint]) -> None:
@@ -183,7 +183,7 @@ class SourceWatch:
     def open(self, path: Path) -> int:
         """Return a file descriptor for reading, which the caller closes.
 
-        Raises CheckpointError when the file cannot be opened or is another one than before.
+        Raises CheckpointError when the file cannot be opened or has changed.
         """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -197,7 +197,7 @@ class SourceWatch:
         return descriptor
 
     def check(self) -> None:
-        """Raise CheckpointError when a file is not what it was when its header was read."""
+        """Raise CheckpointError when a file has changed since its header was read."""
         for path in self._before:
             try:
                 now = file_identity(path.stat())

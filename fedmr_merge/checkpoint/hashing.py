@@ -1,4 +1,4 @@
-"""SHA-256 of tensors on disk, in bounded memory."""
+"""Compute the SHA-256 of tensors on disk, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedmr_merge.checkpoint.copying import BUFFER_BYTES, SourceWatch, read_range
 from fedmr_merge.checkpoint.tensor_table import TensorEntry, positions
 from fedmr_merge.checkpoint.writer import Progress
 
-_UNIT_BYTES = 32 << 20  # of one thread's work at a time
+_UNIT_BYTES = 32 << 20  # that a thread hashes before it takes more work
 _DIGEST_BYTES = 32
 
 
 class Digests(Mapping[str, str]):
-    """The SHA-256 of tensors: set as bytes and held as such, given in hexadecimal."""
+    """The SHA-256 of tensors, held as bytes and returned in hexadecimal."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._positions = positions(names)
@@ -28,7 +28,7 @@ class Digests(Mapping[str, str]):
         self._bytes[start : start + _DIGEST_BYTES] = digest
 
     def fill(self, names: Iterable[str], digests: bytearray) -> None:
-        """Set the SHA-256 of these tensors, given one after the other."""
+        """Set the SHA-256 of these tensors from digests that follow one another."""
         for position, name in enumerate(names):
             self[name] = digests[_DIGEST_BYTES * position : _DIGEST_BYTES * (position + 1)]
 
@@ -73,7 +73,7 @@ def hash_tensors(entries: Mapping[str, TensorEntry], watch: SourceWatch, progres
 
 
 def _units(entries: Mapping[str, TensorEntry]) -> Iterator[list[str]]:
-    """Yield names of tensors of one file each, about as many bytes at a time."""
+    """Yield lists of tensors of one file, each list about as many bytes as the others."""
     for _, of_file in groupby(entries.items(), key=lambda item: item[1].file):
         unit: list[str] = []
         size = 0

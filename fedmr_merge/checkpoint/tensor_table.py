@@ -1,7 +1,7 @@
-"""Where the tensors of a checkpoint are, held compactly: models with 100,000 tensors are merged side by side.
+"""Tables of where tensors are on disk, compact enough for K models of 100,000 tensors side by side.
 
 A table has a column for each fact instead of an object for each tensor, and tables with the same names in the same
-order share what finds a name. A `TensorEntry` is made when it is asked for.
+order share their index. A `TensorEntry` is created when it is looked up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TensorEntry(NamedTuple):
 
 
 class Positions(dict[str, int]):
-    """Name → its position among the names."""
+    """The index of a table: name → position."""
 
     __slots__ = ("__weakref__",)
 
@@ -56,7 +56,7 @@ _POSITIONS: WeakValueDictionary[tuple[str, ...], Positions] = WeakValueDictionar
 
 
 def positions(names: Iterable[str]) -> Positions:
-    """Return the positions of names; the same object as long as one for the same names is in use."""
+    """Return the positions of names: one shared object for the same names, as long as it is in use."""
     key = tuple(names)
     found = _POSITIONS.get(key)
     if found is None:
@@ -98,7 +98,7 @@ class TensorTable(Mapping[str, TensorEntry]):
 
 
 class JoinedTables(Mapping[str, TensorEntry]):
-    """The tensors of several files, one table after the other."""
+    """The tensors of several files, as one table after the other."""
 
     __slots__ = ("_firsts", "_positions", "_tables")
 

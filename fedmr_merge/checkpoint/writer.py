@@ -57,10 +57,10 @@ def staged_output(target: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _staging_room(target: Path) -> Iterator[Path]:
-    """Make a folder beside the target, locked as long as it is in use, and remove it at the end."""
+    """Make a folder beside the target, hold a lock on it while it is used, and remove it at the end."""
     room = target.parent / _staging_name(target)
     lock = None
-    try:  # from before it is there, so that Ctrl-C leaves nothing at any moment
+    try:  # starts before the folder exists, so that Ctrl-C never leaves it behind
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(target)
@@ -76,7 +76,7 @@ def _staging_room(target: Path) -> Iterator[Path]:
 
 
 def refuse_existing(target: Path) -> None:
-    """Raise OutputError when an output exists already: nothing is ever overwritten."""
+    """Raise OutputError when an output exists already, since nothing is ever overwritten."""
     try:
         target.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -87,8 +87,9 @@ def refuse_existing(target: Path) -> None:
 
 
 def refuse_unwritable(target: Path, option: str = "-o") -> None:
-    """Raise OutputError when an output exists already, or its folder cannot be made or written to, as far as that can
-    be told without writing anything.
+    """Raise OutputError when an output exists already, or its folder cannot be made or written to.
+
+    This is as much as can be found out without writing anything.
     """
     refuse_existing(target)
     folder = target.parent
@@ -174,14 +175,14 @@ def write_all(descriptor: int, content: bytes | memoryview, position: int | None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that is complete or keeps its old content."""
+    """Write a text file, which ends up with all of the new content or keeps the old."""
     with replaced_file(path) as stream:
         stream.write(text)
 
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[TextIO]:
-    """Give a stream to write a text file anew: a temporary file, flushed and renamed over the old one at the end."""
+    """Yield a stream to a temporary text file, which is flushed and renamed over the old file at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -197,7 +198,7 @@ def replaced_file(path: Path) -> Iterator[TextIO]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that people can read, complete or not at all."""
+    """Write indented JSON, completely or not at all."""
     with replaced_file(path) as stream:
         json.dump(content, stream, indent=1, ensure_ascii=False, allow_nan=False)
         stream.write("\n")

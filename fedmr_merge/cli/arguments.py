@@ -208,7 +208,7 @@ def _warn_of(opened: Sequence[Checkpoint], names: Sequence[Sequence[str]], what:
 def warn_not_finite(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite]) -> None:
     """Report the NaN and infinite numbers that were met while a mean was taken."""
     for item in found[:3]:
-        console.complain("warning", ": ".join(item.told([checkpoint.source for checkpoint in checkpoints])))
+        console.complain("warning", ": ".join(item.describe([checkpoint.source for checkpoint in checkpoints])))
     if len(found) > 3:
         console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
 

@@ -1,4 +1,4 @@
-"""What is known of LoRA adapters before a number is read: their scale, their modules, and whether they have a mean."""
+"""Read what LoRA adapters are, before any of their numbers: their scale, their modules, whether they have a mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedmr_merge.errors import CheckpointError, PlanError
 CONFIG = "adapter_config.json"
 #: The two factors of a module: of linear and convolutional layers, and of embeddings.
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
-#: Adapters, and parts of them, whose sum is no adapter of their kind, by what their tensors' names contain.
+#: Kinds and parts of adapters whose sum is not an adapter of that kind, by what the names of their tensors contain.
 _NO_EXACT_FORM = {
     "hada_": "LoHa",
     "lokr_": "LoKr",

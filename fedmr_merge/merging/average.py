@@ -1,9 +1,8 @@
-"""K checkpoints → the global model: their mean, tensor by tensor in pieces that fit a cache, whatever the size of the
-models.
+"""Take the mean of K checkpoints of any size, the global model, tensor by tensor in pieces that fit a cache.
 
-Floats are added up in float32 (float64 for float64 tensors or on request) in the order of the slots and divided once;
-every number depends on its own K numbers alone, so that the result is the same bit for bit for any number of threads.
-Integer and bool tensors have no mean: slot 0's copy is kept.
+Floats are added up in float32 (in float64 for float64 tensors or on request) in the order of the slots and divided
+once. Every number depends on its own K numbers alone, so that the result is the same bit for bit for any number of
+threads. Integer and bool tensors have no mean: slot 0's copy is kept.
 """
 
 from __future__ import annotations
@@ -179,7 +178,7 @@ def _refuse_codes(tensors: Mapping[str, TensorEntry]) -> None:
 
 
 def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | None = None) -> OutputModel:
-    """Lay the mean out like a model, with the headers that its dtypes ask for."""
+    """Lay the mean out like a model, with the headers that its dtypes need."""
     model = lay_out(donor, donor.tensors, max_shard_bytes=max_shard_bytes)
     if options.out_dtype is None:
         return model
@@ -218,7 +217,7 @@ def write_mean(
 ) -> list[NotFinite]:
     """Write the mean at `target`, laid out as `model`.
 
-    Raises CheckpointError for NaN and infinite numbers where asked to.
+    Raises CheckpointError for NaN and infinite numbers if `require_finite` is set.
     """
     model.prepare(target)
     found: list[NotFinite] = []
@@ -226,7 +225,7 @@ def write_mean(
     for file in model.files:
         found += _write_file(file, entries, model.file_path(target, file), options, watch, progress)
     if found and require_finite:
-        place, words = found[0].told([checkpoint.source for checkpoint in checkpoints])
+        place, words = found[0].describe([checkpoint.source for checkpoint in checkpoints])
         raise CheckpointError(
             place,
             words + (f", and so do {len(found) - 1} more" if len(found) > 1 else ""),

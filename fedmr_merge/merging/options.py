@@ -1,4 +1,4 @@
-"""How a mean of models is taken, and of what no mean can be taken. Needs no numpy: what only plans imports this."""
+"""How a mean of models is taken, and which dtypes have one. Imports no numpy, since planning needs no numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from math import isfinite
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import PlanError
 
-#: What torch, and a config.json, calls the dtypes that a mean can be taken of.
+#: The dtypes that a mean can be taken of, and their names in torch and in a config.json.
 TORCH_NAMES = {
     "F16": "float16",
     "F32": "float32",
@@ -23,26 +23,39 @@ TORCH_NAMES = {
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }
 FLOATS = tuple(TORCH_NAMES)
-#: dtypes that are kept as they are: a mean of counters or masks means nothing.
+#: dtypes of which slot 0's copy is kept: a mean of counters or masks has no meaning.
 KEPT = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
 
 _PIECE_ELEMENTS = 1 << 17
 _MIN_PIECE_ELEMENTS = 1 << 12
-#: What one thread holds per element, at most: one source's bytes, two accumulators, and the steps of encoding, or what
-#: a sum that is too large takes.
-_BYTES_PER_ELEMENT = 64
-#: Python, numpy and the headers, beside the pieces in work.
+#: The most that one thread holds per element: the bytes of one source, two accumulators, and the steps of encoding, or
+#: those of a sum that overflows.
+_BYTES_PER_ELEMENT = 80
+#: Python, numpy and the headers, beside the pieces that are worked on.
 _BASE_BYTES = 120 << 20
 
 
 @dataclass(frozen=True)
 class MeanOptions:
-    """How a mean is taken."""
+    """How a mean is taken.
 
-    weights: tuple[float, ...] | None = None  #: one per slot, divided by their sum; equal if None
-    double: bool = False  #: add up in float64
-    out_dtype: str | None = None  #: dtype of the mean's floats; that of the inputs if None
-    threads: int | None = None  #: as many as there are cores if None
+    Args:
+        weights: one for each slot, divided by their sum; equal if None.
+        double: whether the numbers are added up in float64; in float32 otherwise, but float64 tensors in float64.
+        out_dtype: the dtype that the mean's floats are written in, as safetensors calls it; that of slot 0 if None.
+        threads: the number of threads; one for each core if None. The bytes are the same for any number.
+        max_memory_bytes: a bound on the memory that the process takes; none if None.
+
+    Example:
+        >>> from fedmr_merge import MeanOptions
+        >>> MeanOptions(weights=(3, 1)).weights
+        (3, 1)
+    """
+
+    weights: tuple[float, ...] | None = None
+    double: bool = False
+    out_dtype: str | None = None
+    threads: int | None = None
     max_memory_bytes: int | None = None
 
     def check(self, slots: int) -> None:
@@ -64,12 +77,15 @@ class MeanOptions:
 
     @property
     def buffer_bytes(self) -> int:
-        """What all threads hold together, at most."""
+        """The most that all threads hold together."""
         threads, elements = self.plan_work()
         return threads * elements * _BYTES_PER_ELEMENT
 
     def plan_work(self) -> tuple[int, int]:
-        """Return (threads, elements per piece) that keep to the memory bound. Raises PlanError when none does."""
+        """Return the numbers of threads and of elements per piece that keep to the memory bound.
+
+        Raises PlanError when no numbers do.
+        """
         threads = self.threads or os.cpu_count() or 1
         if self.max_memory_bytes is None:
             return threads, _PIECE_ELEMENTS
@@ -87,14 +103,14 @@ class MeanOptions:
 
 @dataclass(frozen=True)
 class NotFinite:
-    """NaN or infinite numbers that a mean met in its inputs, or has itself though the inputs' are finite."""
+    """NaN or infinite numbers of an input, or of the mean though those of the inputs are finite."""
 
     tensor: str
-    slot: int | None  #: None where it is the mean whose numbers are too large for their dtype
+    slot: int | None  #: None for numbers of the mean that are too large for their dtype
     count: int
 
-    def told(self, sources: Sequence[str]) -> tuple[str, str]:
-        """Return what holds them, one of the models or the mean, and what it holds."""
+    def describe(self, sources: Sequence[str]) -> tuple[str, str]:
+        """Return what holds the numbers, one of the models or the mean, and a sentence on what it holds."""
         if self.slot is None:
             return (
                 "the mean",
