@@ -35,6 +35,7 @@ from fedmr_merge.cli.help import App
 
 if TYPE_CHECKING:
     from fedmr_merge.layers.plan import RecombinationPlan
+    from fedmr_merge.recombination.options import OutputOptions, PlanOptions
     from fedmr_merge.recombination.prepare import PreparedRecombination
     from fedmr_merge.recombination.recombine import Outcome
 
@@ -143,11 +144,9 @@ def recombine(
 
     Example: fedmr-merge recombine a.safetensors b.safetensors c.safetensors -o recombined --seed 1
     """
-    from fedmr_merge.cli.groups import show_warnings
     from fedmr_merge.recombination.layouts.files import FilesLayout
     from fedmr_merge.recombination.layouts.store import StoreLayout
     from fedmr_merge.recombination.options import OutputOptions, PlanOptions
-    from fedmr_merge.recombination.prepare import prepare_recombination
 
     _refuse_contradictions(context)
     mean = None if no_global else mean_options(weights, accumulate, out_dtype, max_memory)
@@ -164,16 +163,28 @@ def recombine(
         if layout == "store"
         else FilesLayout(size_in_bytes("--max-shard-size", max_shard_size)),
     )
-    with fetching(inputs := expand(checkpoints)) as done:
-        work = prepare_recombination(inputs, out, drawing, writing, distinct=True, headers_only=dry_run, progress=done)
-    warn_left_out(work.parents)
-    if work.output.mean is not None:
-        warn_adapters(work.parents)
-    show_warnings(work.grouping)
+    work = _prepare(expand(checkpoints), out, drawing, writing, headers_only=dry_run)
     if dry_run:
         _dry_run(work, save_plan)
     else:
         _write(work)
+
+
+def _prepare(
+    inputs: list[str], out: Path, drawing: PlanOptions, writing: OutputOptions, *, headers_only: bool
+) -> PreparedRecombination:
+    from fedmr_merge.cli.groups import show_warnings
+    from fedmr_merge.recombination.prepare import prepare_recombination
+
+    with fetching(inputs) as done:
+        work = prepare_recombination(
+            inputs, out, drawing, writing, distinct=True, headers_only=headers_only, progress=done
+        )
+    warn_left_out(work.parents)
+    if work.output.mean is not None:
+        warn_adapters(work.parents)
+    show_warnings(work.grouping)
+    return work
 
 
 def _refuse_contradictions(context: typer.Context) -> None:

@@ -174,6 +174,7 @@ def draw_plan(
         PlanError: for fewer than two slots, or for a probability outside [0, 1].
 
     Examples:
+        >>> from fedmr_merge import LayerGroup, draw_plan
         >>> draw_plan([LayerGroup("fc", ("fc.weight",), pinned=True)], 2, seed=0, round=1).permutations
         {'fc': (0, 1)}
     """
