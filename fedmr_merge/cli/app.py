@@ -22,6 +22,7 @@ for room in (recombine, average, inspect, proof, train, sweep, compare, publish,
 app.add_typer(rules.app, name="rules", rich_help_panel="Look at checkpoints")
 app.add_typer(proof.store_app, name="store", rich_help_panel="Prove and undo")
 
+_INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 #: What typer raises for a command line that makes no sense; it has no name that is public in all versions.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -52,11 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
     if not console.debug:
         for name in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):  # what they warn of ends in an error of ours, if at all
             os.environ.setdefault(name, "error")
+    console.stopped = False
     console.prepare_streams()
     on_wait.set(lambda line: console.complain("warning", line))
     try:
         # The exit code where a command ended early: --help, Ctrl-C.
         code = app(args=arguments, prog_name="fedmr-merge", standalone_mode=False) or 0
+        if code == _INTERRUPTED:
+            _say_stopped()
         console.flush()
         sys.exit(code)
     except FedmrMergeError as error:
@@ -66,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         _complain_of_usage(error)
         sys.exit(2)
     except typer.Abort:  # Ctrl-C in versions of typer that give it no exit code
-        sys.exit(130)
+        _say_stopped()
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # `fedmr-merge inspect … | head`
         sys.exit(1)
     except OSError as error:
@@ -81,6 +86,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     finally:
         console.abandon_streams()
+
+
+def _say_stopped() -> None:
+    """Say what Ctrl-C left, where the command has not said it: outputs appear complete or not at all."""
+    if not console.stopped:
+        console.complain("stopped", "nothing is left half-written; the same command starts again")
 
 
 def _complain(message: str, hint: str | None) -> None:

@@ -15,6 +15,7 @@ from fedmr_merge.errors import listed as listed
 #: Set by the options of that name, which may stand anywhere on the command line.
 quiet = False
 debug = False
+stopped = False  #: whether a command has said what an interruption left
 
 
 class PrintError(FedmrMergeError):
@@ -83,6 +84,8 @@ def complain(kind: str, text: str) -> None:
 
     Lines after the first are a list. Characters that control a terminal are shown as escapes.
     """
+    global stopped
+    stopped = stopped or kind == "stopped"
     with contextlib.suppress(OSError):
         _complain(kind, "\n".join(map(printable, text.split("\n"))))
 

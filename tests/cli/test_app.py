@@ -284,3 +284,14 @@ def test_what_the_machine_refuses_is_one_line_and_a_bug_a_traceback(raised: str,
     assert len(done.stderr.splitlines()) == 2
     assert "Traceback" in verify(raised, "--debug").stderr
     assert "Traceback" in verify("KeyError()").stderr
+
+
+def test_ctrl_c_is_one_line_that_says_what_is_left(models: Path) -> None:
+    program = (
+        "import sys\nfrom fedmr_merge.recombination import verify\nfrom fedmr_merge.cli import main\n"
+        "def fail(*_, **__): raise KeyboardInterrupt\nverify.verify = fail\nmain(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, "verify", "ckpts"]
+    done = subprocess.run(command, cwd=models, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "stopped: nothing is left half-written; the same command starts again"
