@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 from fedmr_merge.checkpoint.folder import leads_out
 from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.checkpoint.header_json import DTYPE_BITS
-from fedmr_merge.checkpoint.json_reader import named_once
+from fedmr_merge.checkpoint.json_reader import named_once, refuse_surrogates
 from fedmr_merge.checkpoint.matching import tensor_differences
 from fedmr_merge.errors import CheckpointError, PlanError, VerificationError
 from fedmr_merge.layers.plan import RecombinationPlan
@@ -162,7 +162,9 @@ def _elements(tensors: Any) -> Iterator[Any]:
 
 
 def _parse(content: bytes, kind: type = dict) -> Any:
-    value = json.loads(content.decode("utf-8"), object_pairs_hook=named_once, parse_constant=_refuse_constant)
+    text = content.decode("utf-8")
+    value = json.loads(text, object_pairs_hook=named_once, parse_constant=_refuse_constant)
+    refuse_surrogates(text, value)
     if not isinstance(value, kind):
         raise ValueError(f"expected {'an object' if kind is dict else 'a list'}, found {value!r:.40}")
     return value

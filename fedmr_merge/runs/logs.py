@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from fedmr_merge.checkpoint.json_reader import refuse_surrogates
 from fedmr_merge.checkpoint.writer import sync
 from fedmr_merge.errors import RunError
 from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, LOGS, METRICS, PARTITION, STATE, Place
@@ -123,10 +124,13 @@ def damaged(path: Path, reason: str, *, hint: str | None = None) -> RunError:
 def _parse(text: bytes, model: type[BaseModel]) -> tuple[Any, str | None]:
     try:
         content = json.loads(text.decode("utf-8"))
+        refuse_surrogates(text.decode("utf-8"), content)
     except UnicodeDecodeError as error:
         return None, f"not UTF-8 at byte {error.start}"
     except json.JSONDecodeError as error:
         return None, f"not JSON: {error.msg} at character {error.pos}"
-    except (ValueError, RecursionError) as error:
-        return None, f"not JSON: {type(error).__name__}"
+    except RecursionError:
+        return None, "not JSON that can be read: nested too deeply"
+    except ValueError as error:
+        return None, f"not JSON that can be read: {error!s:.100}"
     return content, check_content(model, content)

@@ -118,6 +118,7 @@ REFUSED = [
     ("environment.json", Path.unlink, "environment.json: damaged: it is missing"),
     ("metrics.jsonl", line(1, "5"), "metrics.jsonl: damaged: line 1"),
     ("metrics.jsonl", line(1, b"\xff"), "metrics.jsonl: damaged: line 1: not UTF-8"),
+    ("metrics.jsonl", line(1, '{"round": "\\ud800"}'), "line 1: not JSON that can be read: it holds '\\ud800', which"),
     ("metrics.jsonl", line(1, "{}"), "metrics.jsonl: damaged: line 1: round"),
     ("metrics.jsonl", text(""), "metrics.jsonl: damaged: it holds 0 rounds"),
     ("metrics.jsonl", Path.unlink, "metrics.jsonl: damaged: it holds 0 rounds"),
