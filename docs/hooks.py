@@ -1,4 +1,8 @@
-"""What mkdocs builds beside the pages: the start page is the README, whose links are those of a checkout."""
+"""What mkdocs builds beside the pages of docs/.
+
+The start page is the README, whose links are those of a checkout. The page of plug-ins and their options is made from
+the plug-ins.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,17 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from fedmr_merge.recipe.reference_page import reference_page
+
 ROOT = Path(__file__).parents[1]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the README as the start page."""
+    """Add the pages that are made."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(docs/", "](", text)
     # What lies outside docs/ is not part of the site.
     text = re.sub(r"\[([^\]]*)\]\((?!https?:|#)([A-Z]+\.md)\)", r"\1", text)
     files.append(File.generated(config, "index.md", content=text))
+    files.append(File.generated(config, "reference.md", content=reference_page()))
     return files

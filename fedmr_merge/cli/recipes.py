@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedmr_merge.errors import FedmrMergeError, listed
 app = App("List, show and copy the recipes that come with fedmr-merge.", no_args_is_help=False)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `fedmr-merge recipes` lists.")]
 _PANEL = "Recipes and documentation"
+_REFERENCE = "reference"  #: the page that is made from the plug-ins
 
 
 def register(parent: App) -> None:
@@ -127,11 +129,19 @@ def docs(
     if name is None:
         for page, path in pages.items():
             console.say(f"{page}: {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
+        console.say(f"{_REFERENCE}: Methods, models, data sets, partitions and rules, with their options")
         return
     wanted = name.removeprefix("docs/").removesuffix(".md")
-    if wanted not in pages:
-        raise FedmrMergeError(f"there is no page {name!r}", hint=f"the pages are {listed(pages, ', ', 30)}")
-    text = pages[wanted].read_text(encoding="utf-8").rstrip()
+    if wanted == _REFERENCE:
+        with progress.waiting("loading torch"):
+            from fedmr_merge.recipe.reference_page import reference_page
+        text = reference_page().rstrip()
+    elif wanted in pages:
+        # A comment in front of a block is for the tests, which run it.
+        text = re.sub(r"^ *<!-- .* -->\n", "", pages[wanted].read_text(encoding="utf-8"), flags=re.MULTILINE).rstrip()
+    else:
+        known = listed([*pages, _REFERENCE], ", ", 30)
+        raise FedmrMergeError(f"there is no page {name!r}", hint=f"the pages are {known}")
     if sys.stdout.isatty():
         from pydoc import pager
 

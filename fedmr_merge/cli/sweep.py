@@ -30,7 +30,13 @@ def register(app: App) -> None:
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file: a base recipe, axes and seeds.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A sweep file (a base recipe, axes and seeds), or the name of one that comes with fedmr-merge.",
+        ),
+    ],
     only: Annotated[
         str | None,
         typer.Option(help="Choices, separated by commas; the others of their axes are left out.", metavar="A,B"),
@@ -63,12 +69,13 @@ def sweep(
 
     Example: fedmr-merge sweep recipes/paper/table1.yaml --only cnn,cifar10,alpha=0.1 --seeds 0,1,2 --jobs 2
     """
+    from fedmr_merge.recipe.ready_made import locate_recipe
     from fedmr_merge.recipe.sweep import Sweep
     from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
     from fedmr_merge.recipe.sweep_workers import visible_gpus
     from fedmr_merge.recipe.text import parse_setting
 
-    definition = read_sweep(file)
+    definition = read_sweep(locate_recipe(file).path)
     runs = sweep_runs(
         definition,
         only=[name.strip() for name in only.split(",")] if only else (),

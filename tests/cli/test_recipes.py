@@ -99,7 +99,11 @@ def test_the_schema_is_json(run: Run) -> None:
 def test_pages_are_shown_by_name(run: Run) -> None:
     assert "recombine: " in run("docs")[1]
     for name in ("recombine", "docs/recombine.md"):
-        assert run("docs", name)[1] == (ROOT / "docs" / "recombine.md").read_text().rstrip() + "\n"
+        shown = run("docs", name)[1]
+        page = (ROOT / "docs" / "recombine.md").read_text()
+        assert "<!-- file: rules.yaml -->" in page  # for the tests, which run the page
+        assert shown == page.replace("<!-- file: rules.yaml -->\n", "").rstrip() + "\n"
+    assert "| `mu` | float ≥ 0 | `0.01` | " in run("docs", "reference")[1]
     code, _, errors = run("docs", "nonsense")
     assert code == 2
     assert "the pages are " in errors
@@ -109,7 +113,7 @@ def test_no_message_points_to_a_file_that_its_user_does_not_have() -> None:
     for path in (ROOT / "fedmr_merge").rglob("*.py"):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             assert not re.search(r"hint.*\bdocs/\w+\.md|\"docs/\w+\.md", line), f"{path.name}:{number}"
-    pages = {path.stem for path in (ROOT / "docs").rglob("*.md")}
+    pages = {path.stem for path in (ROOT / "docs").rglob("*.md")} | {"reference"}
     for path in (ROOT / "fedmr_merge").rglob("*.py"):
         for name in re.findall(r"`fedmr-merge docs (\w+)`", path.read_text(encoding="utf-8")):
             assert name in pages, f"{path.name} names the page {name}"

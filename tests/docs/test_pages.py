@@ -1,0 +1,36 @@
+"""What the README and the documentation show works, in the order in which a reader meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+from docs_pages import LANGUAGES, PAGES, REASONS, ROOT, Reader, blocks
+
+IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_what_a_page_shows_works(page, world, capsys):
+    world(page)
+    Reader(page, capsys).follow()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_block_names_its_language_and_a_known_reason_if_it_is_not_run(page):
+    for block in blocks(page):
+        where = f"{page.name}:{block.line}"
+        assert block.language in LANGUAGES, where
+        assert block.not_run is None or block.not_run in REASONS, where
+        if block.language == "yaml":
+            yaml.safe_load(block.text)
+        if block.language == "json":
+            json.loads(block.text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_code_is_fenced(page):
+    text = re.sub(r"^( *)```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"(?:^|\n\n) {4,}(?!\S*::).*", text)
