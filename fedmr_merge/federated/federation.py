@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from fedmr_merge.errors import DataError, TrainingError
@@ -18,39 +17,18 @@ from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.models.base import Architecture, Classifier
 from fedmr_merge.federated.training.batches import (
-    LastBatch,
     batch_sizes,
     clients_with_a_lone_example,
     trains_on_one_example,
 )
 from fedmr_merge.federated.training.forward import Forward
-from fedmr_merge.federated.training.privacy import Privacy, require_accountant, require_no_statistics
+from fedmr_merge.federated.training.options import Training, require_options_that_fit
+from fedmr_merge.federated.training.privacy import require_accountant, require_no_statistics
 from fedmr_merge.federated.training.secret import Secret
 from fedmr_merge.seeds import generator
 
 _NAMED = 5  # clients, in a message
 _CORES = torch.get_num_threads()  # before anything sets another number: those of the machine, or OMP_NUM_THREADS
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a selected client trains: SGD, a new optimiser for every client and round (its momentum starts at 0)."""
-
-    clients_per_round: Annotated[int, Ge(1)] = 10  #: K, which is also the number of slots
-    local_epochs: Annotated[int, Ge(1), Le(10_000)] = 5  #: E, passes over the client's examples in a round
-    batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 50  #: B; the last batch of an epoch may be smaller
-    last_batch: LastBatch = "merge"
-    """What becomes of an epoch's last batch of one example where the model cannot train on it: see `batches.py`."""
-    lr: Annotated[float, Gt(0)] = 0.01  #: η, learning rate
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    weight_decay: Annotated[float, Ge(0)] = 0.0  #: added to the gradient, times the weight
-    engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
-    compile: bool = False  #: compile the local step with torch.compile
-    cohort_chunk: Annotated[int, Ge(1)] | None = None  #: clients that vmap trains at once; left out: all that fit
-    on_divergence: Literal["keep", "drop", "fail"] = "fail"  #: see `divergence.py`
-    divergence_loss: Annotated[float, Gt(0)] | None = None  #: a mean training loss above this is divergence
-    privacy: Privacy | None = None  #: client-level differential privacy
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +133,7 @@ def open_federation(
     Raises DataError when the partition does not fit the data, TrainingError when there are fewer clients than a round
     selects or an option cannot apply to this device, engine or model.
     """
+    require_options_that_fit(training)
     last = max(int(indices[-1]) for indices in partition.clients)
     if last >= len(data.train_labels):
         raise DataError(

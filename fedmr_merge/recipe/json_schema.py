@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
-from fedmr_merge.federated.federation import Training
+from fedmr_merge.federated.training.options import Training
 from fedmr_merge.option_docs import describe_options, summary
 from fedmr_merge.options import json_schema
 from fedmr_merge.recipe.schema import Running

@@ -30,9 +30,9 @@ from fedmr_merge.errors import RecipeError, shown
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
-from fedmr_merge.federated.federation import Training
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin
+from fedmr_merge.federated.training.options import Training
 from fedmr_merge.options import Faults, check_options, mapping, show_value
 from fedmr_merge.recipe.stages import OTHER_STAGES, Evaluate, Length, Publish, Recalibrate, Stage, TrainingStage
 from fedmr_merge.recipe.text import apply_setting, read_recipe_text

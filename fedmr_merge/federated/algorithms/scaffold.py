@@ -9,6 +9,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
+from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms._client_memory import recall, remembering
 from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Cohort, Weights
@@ -30,6 +31,12 @@ class Scaffold(Algorithm):
 
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model, with control variates of 0."""
+        optimizer = federation.training.optimizer
+        if optimizer != "sgd":
+            raise TrainingError(
+                f"scaffold's control variates are means of gradients, which the steps of {optimizer} do not add up to",
+                hint="set training.optimizer to sgd",
+            )
         zeros = {f"server/{name}": torch.zeros_like(previous.global_weights[name]) for name in federation.trainable}
         return State.from_global(previous.global_weights, tensors=zeros)
 
@@ -83,7 +90,7 @@ def _steps_without_momentum(federation: Federation, steps: int) -> float:
     """Return how many steps of plain SGD move a model as far as `steps` with momentum β, for a constant gradient.
 
     The paper's clients have no momentum and divide by their number of steps; (x − y_i) divided by this number is a
-    mean of gradients again.
+    mean of gradients again. A step of Nesterov's momentum goes as far as the next one of plain momentum.
     """
-    beta = federation.training.momentum
-    return sum((1 - beta**step) / (1 - beta) for step in range(1, steps + 1))
+    beta, ahead = federation.training.momentum, int(federation.training.nesterov)
+    return sum((1 - beta ** (step + ahead)) / (1 - beta) for step in range(1, steps + 1))

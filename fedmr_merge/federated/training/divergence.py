@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort
-from fedmr_merge.federated.federation import Training
 from fedmr_merge.federated.protocol import Trained
+from fedmr_merge.federated.training.options import Training
 
 
 def find_diverged(

@@ -4,11 +4,13 @@ import pytest
 import torch
 from small_federation import make_federation
 
+from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.scaffold import Scaffold
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.protocol import State, Trained, initial_state
 from fedmr_merge.federated.rounds import run_rounds
+from fedmr_merge.federated.training.options import Training
 
 
 class OneWeight:
@@ -18,8 +20,8 @@ class OneWeight:
     partition = range(10)
     device = torch.device("cpu")
 
-    def __init__(self, momentum=0.0):
-        self.training = type("Training", (), {"lr": 0.5, "momentum": momentum})
+    def __init__(self, **training):
+        self.training = Training(lr=0.5, **{"momentum": 0.0} | training)
 
 
 def aggregate(federation, algorithm, tensors, **trained):
@@ -62,6 +64,18 @@ def test_momentum_is_taken_out_of_the_steps():
     """Two steps with β = 0.5 on a gradient of 1 go 1 and 1.5 times η: 2.5 η, which is not two gradients."""
     state = aggregate(OneWeight(momentum=0.5), Scaffold(), {"server/w": torch.zeros(1)}, steps=(2, 4))
     assert state.tensors["client/00003/w"].tolist() == pytest.approx([1 / (2.5 * 0.5)])
+
+
+def test_nesterovs_momentum_is_taken_out_of_the_steps():
+    """Two steps with β = 0.5 on a gradient of 1 go 1.5 and 1.75 times η."""
+    state = aggregate(OneWeight(momentum=0.5, nesterov=True), Scaffold(), {"server/w": torch.zeros(1)}, steps=(2, 4))
+    assert state.tensors["client/00003/w"].tolist() == pytest.approx([1 / (3.25 * 0.5)])
+
+
+def test_steps_that_are_not_sums_of_gradients_are_refused():
+    federation = make_federation(optimizer="adam")
+    with pytest.raises(TrainingError, match=r"^scaffold's control variates are means of gradients.*adam"):
+        started(federation, Scaffold())
 
 
 def test_the_first_round_is_fedavgs_with_equal_weights():

@@ -12,7 +12,7 @@ from torch.func import vmap
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Weights
-from fedmr_merge.federated.federation import Federation, Training
+from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context
 from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.local_training import LocalTraining
@@ -107,31 +107,6 @@ def own_draws(federation: Federation) -> Iterator[None]:
     devices = [federation.device] if federation.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
-
-
-def sgd_step(
-    parameters: Sequence[Tensor], momenta: Sequence[Tensor], gradients: Sequence[Tensor], training: Training
-) -> None:
-    """Take one step of SGD in place: v ← βv + (g + λw), w ← w − ηv, in one pass over the memory."""
-    with torch.no_grad():
-        torch._fused_sgd_(
-            list(parameters),
-            # The kernel reads memory in order, and a convolution's gradient may have its channels last.
-            [gradient.contiguous() for gradient in gradients],
-            list(momenta) if training.momentum else [],
-            weight_decay=training.weight_decay,
-            momentum=training.momentum,
-            lr=training.lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-        )
-
-
-def zero_momenta(parameters: Sequence[Tensor], training: Training) -> list[Tensor]:
-    """Return where the parameters' momenta start; nothing where there is no momentum."""
-    return [torch.zeros_like(parameter) for parameter in parameters] if training.momentum else []
 
 
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -19,12 +19,11 @@ from fedmr_merge.federated.training.engines._step import (
     gradients_of,
     is_out_of_memory,
     own_draws,
-    sgd_step,
     tensor_cores,
-    zero_momenta,
 )
 from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.local_training import Engine, LocalTraining
+from fedmr_merge.federated.training.optimizers import new_optimizer
 from fedmr_merge.seeds import derive_seed
 
 
@@ -133,14 +132,14 @@ class _Seat:
         federation, training = task.federation, task.federation.training
         weights = self._place(task, slot)
         parameters = [weights[name] for name in federation.trainable]
-        momenta = zero_momenta(parameters, training)
+        optimizer = new_optimizer(training, parameters)
         loss_of, context = self._loss_of(task, self.forward), task.context_of(slot)
         total = torch.zeros((), dtype=torch.float64, device=federation.device)
         for indices in task.schedule(slot):
             if interrupted.is_set():
                 break
             loss = loss_of(weights, task.batch(indices), context)
-            sgd_step(parameters, momenta, gradients_of(loss, parameters), training)
+            optimizer.step(gradients_of(loss, parameters))
             total += loss.detach() * len(indices)
         examples = training.local_epochs * sum(task.batch_sizes(slot))
         return float(total) / examples if examples else math.nan

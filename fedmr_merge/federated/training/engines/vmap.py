@@ -23,12 +23,11 @@ from fedmr_merge.federated.training.engines._step import (
     gradients_of,
     is_out_of_memory,
     own_draws,
-    sgd_step,
     sliced,
     tensor_cores,
-    zero_momenta,
 )
 from fedmr_merge.federated.training.local_training import Engine, LocalTraining
+from fedmr_merge.federated.training.optimizers import Optimizer, new_optimizer
 from fedmr_merge.seeds import derive_seed
 
 BatchSizes = tuple[int, ...]
@@ -146,7 +145,8 @@ class _Part:
             family: {name: tensor.index_select(0, rows) for name, tensor in tensors.items()}
             for family, tensors in task.context.own.items()
         }
-        self._momenta = zero_momenta([self._weights[name] for name in federation.trainable], federation.training)
+        parameters = [self._weights[name] for name in federation.trainable]
+        self._optimizer = new_optimizer(federation.training, parameters, stacked=True)
         self._totals = torch.zeros(len(part), dtype=torch.float64, device=federation.device)
 
     def train(self, loss_of: Loss) -> tuple[dict[str, Tensor], Tensor]:
@@ -159,7 +159,7 @@ class _Part:
                 window = windows[step.start, step.stop] = self._window(step.start, step.stop)
             losses = loss_of(window.weights, self._task.batch(indices), window.context)
             # The clients share no tensor: the gradient of the sum is that of each client's own loss.
-            sgd_step(window.parameters, window.momenta, gradients_of(losses.sum(), window.parameters), training)
+            window.optimizer.step(gradients_of(losses.sum(), window.parameters))
             window.totals.add_(losses.detach(), alpha=step.size)
         examples = torch.tensor([sum(sizes) for sizes in self._sizes], dtype=torch.float64, device=self._totals.device)
         # A client that takes no step has a loss of 0 / 0, NaN.
@@ -188,9 +188,9 @@ class _Part:
         trainable = self._task.federation.trainable
         weights = {name: tensor[start:stop] for name, tensor in self._weights.items()}
         parameters = [weights[name].requires_grad_() for name in trainable]
-        momenta = [momentum[start:stop] for momentum in self._momenta]
+        optimizer = self._optimizer.window(start, stop)
         context = Context(self._task.context.shared, sliced(self._own, start, stop))
-        return _Window(weights, parameters, momenta, context, self._totals[start:stop])
+        return _Window(weights, parameters, optimizer, context, self._totals[start:stop])
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,6 @@ class _Window:
 
     weights: dict[str, Tensor]
     parameters: list[Tensor]
-    momenta: list[Tensor]
+    optimizer: Optimizer
     context: Context
     totals: Tensor  #: sums of losses over examples

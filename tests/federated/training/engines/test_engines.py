@@ -63,7 +63,18 @@ def test_engines_agree_on_every_method(method):
     assert_alike(run(unlike_federation(engine="vmap"), algorithm), run(unlike_federation(engine="loop"), algorithm))
 
 
-@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"weight_decay": 0.1}, {"batch_size": 100}, {"batch_size": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"momentum": 0.0},
+        {"nesterov": True},
+        {"weight_decay": 0.1},
+        {"optimizer": "adam", "momentum": 0.0, "eps": 1e-3},
+        {"optimizer": "adamw", "momentum": 0.0, "eps": 1e-3, "weight_decay": 0.1},
+        {"batch_size": 100},
+        {"batch_size": 1},
+    ],
+)
 def test_engines_agree_on_every_optimiser(options):
     expected = run(unlike_federation(engine="loop", **options), FedMR(), 1)
     assert_alike(run(unlike_federation(engine="vmap", **options), FedMR(), 1), expected)

@@ -19,6 +19,7 @@ from fedmr_merge.federated.models.base import Architecture, Classifier
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.federated.training.engines import loop
+from fedmr_merge.federated.training.optimizers import Sgd
 
 
 def run(federation, algorithm, rounds=2):
@@ -101,14 +102,14 @@ def test_what_ends_one_client_ends_the_others_after_their_step(error, monkeypatc
     steps = []
     begun = threading.Barrier(3, timeout=30)
 
-    def failing(parameters, momenta, gradients, training):
+    def failing(optimizer, gradients):
         steps.append(threading.current_thread())
         if steps.count(threading.current_thread()) == 1:
             begun.wait()
         if threading.current_thread().name.endswith("_0"):
             raise error("stop")
 
-    monkeypatch.setattr(loop, "sgd_step", failing)
+    monkeypatch.setattr(Sgd, "step", failing)
     federation = replace(make_federation(local_epochs=10_000), cores=3)
     before = threading.active_count()
     with pytest.raises(error, match="stop"):

@@ -1,0 +1,69 @@
+"""The options of local training, `training:` of a recipe, and which of them exclude each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.training.batches import LastBatch
+from fedmr_merge.federated.training.privacy import Privacy
+
+Decay = Annotated[float, Ge(0), Lt(1)]
+"""The share that a moving average keeps of its last value in a step."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a selected client trains, with a new optimiser for every client and round, whose memory starts at 0."""
+
+    clients_per_round: Annotated[int, Ge(1)] = 10  #: K, which is also the number of slots
+    local_epochs: Annotated[int, Ge(1), Le(10_000)] = 5  #: E, passes over the client's examples in a round
+    batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 50  #: B; the last batch of an epoch may be smaller
+    last_batch: LastBatch = "merge"
+    """What becomes of an epoch's last batch of one example where the model cannot train on it: see `batches.py`."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  #: adamw: with weight decay apart from the gradient
+    lr: Annotated[float, Gt(0)] = 0.01  #: η, learning rate
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9  #: β of sgd; adam and adamw have betas in its place
+    nesterov: bool = False  #: Nesterov's momentum, of sgd
+    betas: tuple[Decay, Decay] | None = None  #: β₁ and β₂ of adam and adamw; left out: 0.9 and 0.999
+    eps: Annotated[float, Gt(0)] | None = None  #: ε of adam and adamw; left out: 1e-8
+    weight_decay: Annotated[float, Ge(0)] = 0.0  #: added to the gradient, times the weight
+    engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
+    compile: bool = False  #: compile the local step with torch.compile
+    cohort_chunk: Annotated[int, Ge(1)] | None = None  #: clients that vmap trains at once; left out: all that fit
+    on_divergence: Literal["keep", "drop", "fail"] = "fail"  #: see `divergence.py`
+    divergence_loss: Annotated[float, Gt(0)] | None = None  #: a mean training loss above this is divergence
+    privacy: Privacy | None = None  #: client-level differential privacy
+
+
+_MOMENTUM = Training().momentum
+
+
+def require_options_that_fit(training: Training) -> None:
+    """Raise TrainingError for an option that has no effect beside another."""
+    name = training.optimizer
+    if name == "sgd":
+        for option in ("betas", "eps"):
+            if getattr(training, option) is not None:
+                raise TrainingError(
+                    f"training.{option} is an option of adam and adamw, and training.optimizer is sgd",
+                    hint=f"leave training.{option} out, or set training.optimizer to adam",
+                )
+        if training.nesterov and not training.momentum:
+            raise TrainingError("training.nesterov needs momentum, and training.momentum is 0", hint="raise momentum")
+        return
+    if training.nesterov:
+        raise TrainingError(
+            f"training.nesterov is an option of sgd, and training.optimizer is {name}",
+            hint="set training.nesterov to false",
+        )
+    # The default cannot be told from a value that a user wrote, and 0 says what is true: there is no momentum.
+    if training.momentum not in (0.0, _MOMENTUM):
+        raise TrainingError(
+            f"training.momentum is an option of sgd, and training.optimizer is {name}",
+            hint="leave training.momentum out; training.betas has the decays of adam's averages",
+        )
