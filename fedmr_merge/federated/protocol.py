@@ -85,6 +85,7 @@ class Trained:
     examples: tuple[int, ...]  #: the number of examples that this client holds
     steps: tuple[int, ...]  #: the number of local steps that it took
     losses: tuple[float, ...]  #: mean of the objective over the examples it went through; NaN where it took no step
+    lr: float  #: η, the learning rate of their steps
     diverged: Mapping[int, str] = field(default_factory=dict)  #: client → what went wrong; see `divergence.py`
 
 

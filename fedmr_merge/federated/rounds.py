@@ -18,6 +18,7 @@ from fedmr_merge.federated.training.engines.vmap import Vmap
 from fedmr_merge.federated.training.freed_memory import keep_freed_memory
 from fedmr_merge.federated.training.local_training import Engine, LocalTraining, train_cohort
 from fedmr_merge.federated.training.privacy import spent_epsilon
+from fedmr_merge.federated.training.schedule import LearningRates
 from fedmr_merge.federated.training.traffic import Traffic, count_traffic
 from fedmr_merge.layers.plan import RecombinationPlan
 
@@ -41,9 +42,9 @@ class RoundResult:
     """The result of a round.
 
     `metrics` holds `train_loss` (mean over examples, without diverged clients; absent where no client took a step),
-    `test_accuracy` and `test_loss` (of the global model), `bytes_down` and `bytes_up` (sent to all clients, and sent
-    back by them), `similarity` (mean pairwise cosine of the trained models; with two clients or more) and, with
-    `training.privacy`, `epsilon` (spent since the run began).
+    `test_accuracy` and `test_loss` (of the global model), `lr` (where it follows a schedule), `bytes_down` and
+    `bytes_up` (sent to all clients, and sent back by them), `similarity` (mean pairwise cosine of the trained models;
+    with two clients or more) and, with `training.privacy`, `epsilon` (spent since the run began).
     """
 
     round: int
@@ -71,13 +72,21 @@ def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -
 
 
 def run_rounds(
-    federation: Federation, algorithm: Algorithm, state: State, *, first_round: int, rounds: int
+    federation: Federation,
+    algorithm: Algorithm,
+    state: State,
+    *,
+    first_round: int,
+    rounds: int,
+    rates: LearningRates | None = None,
 ) -> Iterator[RoundResult]:
     """Run rounds `first_round` to `first_round + rounds - 1`, yielding each when it is done.
 
     Rounds are counted from 1 through the whole run, across its stages. A round depends on the federation, the state
     it starts from and its number alone, so that a run that is resumed from the state of any earlier round gives the
     same bytes. States are never changed: an interrupt within a round leaves the state of the round before whole.
+
+    The learning rates are those of the federation's `training`, with a schedule that counts from round 1, or `rates`.
 
     Raises TrainingError when a client diverges and `training.on_divergence` is `fail`, when the global model does, or
     when memory runs out.
@@ -86,9 +95,10 @@ def run_rounds(
     if federation.device.type == "cpu":
         keep_freed_memory()
     state = replace(state.to(federation.device), facts=_with_present_keys(state.facts))
+    rates = rates or LearningRates(federation.training.lr, federation.training.lr_schedule)
     engine: Engine = Vmap(state.facts.get(_FITTING)) if federation.engine == "vmap" else Loop()
     for round in range(first_round, first_round + rounds):
-        result = _run_round(federation, algorithm, engine, state, round)
+        result = _run_round(federation, algorithm, engine, state, round, rates)
         state = result.state
         yield result
 
@@ -113,10 +123,12 @@ def _require_private_selection(federation: Federation, algorithm: Algorithm) -> 
         )
 
 
-def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, state: State, round: int) -> RoundResult:
+def _run_round(
+    federation: Federation, algorithm: Algorithm, engine: Engine, state: State, round: int, rates: LearningRates
+) -> RoundResult:
     selected = algorithm.select(federation, state, round)
     cohort, context = algorithm.dispatch(federation, state, selected)
-    task = LocalTraining(federation, algorithm, cohort, context, selected, round)
+    task = LocalTraining(federation, algorithm, cohort, context, selected, round, rates.at(round))
     trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
     traffic = count_traffic(federation, algorithm, state, cohort, context)
     before = state.facts
@@ -129,6 +141,8 @@ def _run_round(federation: Federation, algorithm: Algorithm, engine: Engine, sta
     if any(trained.steps):
         metrics["train_loss"] = _train_loss(trained)
     metrics |= {"test_accuracy": test.accuracy, "test_loss": test.loss}
+    if rates.schedule is not None:
+        metrics["lr"] = task.learning_rate
     metrics |= {"bytes_down": traffic.down, "bytes_up": traffic.up}
     if trained.cohort.slots > 1:
         metrics["similarity"] = trained.cohort.similarity(federation.trainable)

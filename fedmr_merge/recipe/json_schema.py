@@ -9,7 +9,7 @@ from fedmr_merge.federated.training.options import Training
 from fedmr_merge.option_docs import describe_options, summary
 from fedmr_merge.options import json_schema
 from fedmr_merge.recipe.schema import Running
-from fedmr_merge.recipe.stages import OTHER_STAGES, Length
+from fedmr_merge.recipe.stages import OTHER_STAGES, Length, Rates
 
 _NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -83,7 +83,7 @@ def _stage(definitions: dict[str, Any]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for name in ALGORITHMS.names():
         cls = ALGORITHMS.find(name)
-        properties[name] = {**_options((Length, cls), definitions), "description": summary(cls)}
+        properties[name] = {**_options((Length, Rates, cls), definitions), "description": summary(cls)}
     for name, stage in OTHER_STAGES.items():
         properties[name] = {**_options((stage,), definitions), "description": summary(stage)}
     return {**_object(properties, []), "minProperties": 1, "maxProperties": 1}

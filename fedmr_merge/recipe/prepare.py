@@ -85,10 +85,16 @@ def check_stages(recipe: Recipe, federation: Federation) -> None:
     Every stage is started from the initial model, or from the checkpoints that the run starts from.
     """
     state = first_state(recipe, federation)
-    for stage in recipe.stages:
+    first_round = 1
+    for position, stage in enumerate(recipe.stages):
         if isinstance(stage, TrainingStage):
             if stage.length.until:
                 stage.length.until.check(federation)
+            if stage.rates.lr_schedule:
+                stage.rates.lr_schedule.check(f"stages[{position}].{stage.name}.lr_schedule")
+            last_round = first_round + stage.length.rounds - 1
+            stage.learning_rates(recipe.training, first_round).require_positive(last_round)
+            first_round = last_round + 1
             state = begin_stage(federation, stage.method, state)
         elif isinstance(stage, Recalibrate):
             require_recalibration_batches(federation, stage.batches)

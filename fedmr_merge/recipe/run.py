@@ -232,7 +232,10 @@ class Run:
         before = time.perf_counter()
         unsaved: Saved | None = None
         try:
-            for result in run_rounds(self.federation, stage.method, state, first_round=done + 1, rounds=last - done):
+            rates = stage.learning_rates(self.recipe.training, first)
+            for result in run_rounds(
+                self.federation, stage.method, state, first_round=done + 1, rounds=last - done, rates=rates
+            ):
                 seconds = time.perf_counter() - before
                 history.append(self._record(position, result, seconds))
                 reached = until.reached(history) if until else None

@@ -34,7 +34,7 @@ from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.federated.training.options import Training
 from fedmr_merge.options import Faults, check_options, mapping, show_value
-from fedmr_merge.recipe.stages import OTHER_STAGES, Evaluate, Length, Publish, Recalibrate, Stage, TrainingStage
+from fedmr_merge.recipe.stages import OTHER_STAGES, Evaluate, Length, Publish, Rates, Recalibrate, Stage, TrainingStage
 from fedmr_merge.recipe.text import apply_setting, read_recipe_text
 
 P = TypeVar("P", bound=Plugin)
@@ -207,10 +207,15 @@ def _stage(raw: Any, path: str, faults: Faults) -> Stage | None:
     if name not in ALGORITHMS:
         faults.unknown(path, name, (*ALGORITHMS.names(), *OTHER_STAGES), "stage")
         return None
-    about_length = {field.name: options.pop(field.name) for field in fields(Length) if field.name in options}
-    length = _make(Length, about_length, path, faults)
+    length, rates = (
+        _make(
+            cls, {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}, path, faults
+        )
+        for cls in (Length, Rates)
+    )
     method = _make(ALGORITHMS.find(name), options, path, faults)
-    return TrainingStage(method, length) if method is not None and length is not None else None
+    whole = method is not None and length is not None and rates is not None
+    return TrainingStage(method, length, rates) if whole else None
 
 
 def _plain(value: Any) -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from pydantic import AfterValidator, Field
 
 from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.criteria import Until
+from fedmr_merge.federated.training.options import Training
+from fedmr_merge.federated.training.schedule import LearningRates, LrSchedule
 from fedmr_merge.publish.licences import check_licence
 
 RepoId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
@@ -25,11 +27,29 @@ class Length:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """How fast the clients of a stage learn, where that is not as `training` says."""
+
+    lr: Annotated[float, Gt(0)] | None = None  #: η of this stage; left out: training.lr
+    lr_schedule: LrSchedule | None = None
+    """The schedule of this stage, which counts from its first round; left out: training.lr_schedule, which counts from
+    the first round of the run."""
+
+
+@dataclass(frozen=True)
 class TrainingStage:
     """Rounds of one training method."""
 
     method: Algorithm
     length: Length
+    rates: Rates = Rates()
+
+    def learning_rates(self, training: Training, first_round: int) -> LearningRates:
+        """Return the learning rates of this stage's rounds, the first of which is `first_round` of the run."""
+        lr = training.lr if self.rates.lr is None else self.rates.lr
+        if self.rates.lr_schedule is not None:
+            return LearningRates(lr, self.rates.lr_schedule, first_round)
+        return LearningRates(lr, training.lr_schedule)
 
     @property
     def name(self) -> str:
@@ -39,7 +59,8 @@ class TrainingStage:
     def to_json(self) -> dict[str, Any]:
         """Return the stage as a recipe spells it."""
         until = {} if self.length.until is None else {"until": self.length.until}
-        return {"rounds": self.length.rounds, **until, **self.method.options()}
+        rates = {name: value for name, value in vars(self.rates).items() if value is not None}
+        return {"rounds": self.length.rounds, **until, **rates, **self.method.options()}
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Scaffold(Algorithm):
         """Update c_i (line 12, option II), the model and c (lines 16 and 17); buffers take the clients' mean."""
         server, own = self._variates(federation, state, trained.clients)
         sent = state.global_weights
-        scale = [federation.training.lr * _steps_without_momentum(federation, steps) for steps in trained.steps]
+        scale = [trained.lr * _steps_without_momentum(federation, steps) for steps in trained.steps]
         moved = torch.tensor([bool(steps) for steps in trained.steps], device=federation.device)
         updated, total = {}, {}
         for name in server:

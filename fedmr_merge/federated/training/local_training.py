@@ -29,6 +29,12 @@ class LocalTraining:
     context: Context
     clients: tuple[int, ...]  #: the client of slot i
     round: int
+    lr: float | None = None  #: the learning rate of this round; None: that of the federation
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of this round."""
+        return self.federation.training.lr if self.lr is None else self.lr
 
     def orders(self, slot: int) -> Tensor:
         """Return the order in which a slot's client goes through its examples, on the CPU: int64 [epochs, examples].
@@ -115,6 +121,7 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
         examples=task.examples,
         steps=steps,
         losses=tuple(losses),
+        lr=task.learning_rate,
     )
     if diverged:
         trained = replace_diverged(trained, diverged, task.cohort, training.on_divergence, own_models)

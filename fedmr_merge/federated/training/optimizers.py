@@ -34,10 +34,10 @@ class Sgd(Optimizer):
     """v ← βv + (g + λw), w ← w − ηv; with Nesterov's momentum w ← w − η(g + λw + βv)."""
 
     def __init__(
-        self, training: Training, parameters: Sequence[Tensor], momenta: Sequence[Tensor] | None = None
+        self, training: Training, lr: float, parameters: Sequence[Tensor], momenta: Sequence[Tensor] | None = None
     ) -> None:
         """Optimise parameters, from momenta of 0 where none are given."""
-        self._training = training
+        self._training, self._lr = training, lr
         self._parameters = [parameter.detach() for parameter in parameters]
         if momenta is None and training.momentum:
             momenta = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -53,7 +53,7 @@ class Sgd(Optimizer):
                 self._momenta,
                 weight_decay=training.weight_decay,
                 momentum=training.momentum,
-                lr=training.lr,
+                lr=self._lr,
                 dampening=0.0,
                 nesterov=training.nesterov,
                 maximize=False,
@@ -63,7 +63,7 @@ class Sgd(Optimizer):
     def window(self, start: int, stop: int) -> Sgd:
         """Return the optimiser of the stacked models `start` to `stop` - 1."""
         parameters, momenta = ([each[start:stop] for each in family] for family in (self._parameters, self._momenta))
-        return Sgd(self._training, parameters, momenta)
+        return Sgd(self._training, self._lr, parameters, momenta)
 
 
 class Adam(Optimizer):
@@ -72,13 +72,14 @@ class Adam(Optimizer):
     def __init__(
         self,
         training: Training,
+        lr: float,
         parameters: Sequence[Tensor],
         averages: tuple[Sequence[Tensor], Sequence[Tensor], Tensor] | None = None,
         *,
         stacked: bool,
     ) -> None:
         """Optimise parameters; `averages` are those of gradients and their squares, and the steps taken, [clients]."""
-        self._training = training
+        self._training, self._lr = training, lr
         self._stacked = stacked
         self._parameters = [parameter.detach() for parameter in parameters]
         self._averages = averages or self._zeros()
@@ -102,7 +103,7 @@ class Adam(Optimizer):
                 self._parts[2],
                 [],
                 self._steps_of_parts,
-                lr=training.lr,
+                lr=self._lr,
                 beta1=beta1,
                 beta2=beta2,
                 weight_decay=training.weight_decay,
@@ -116,7 +117,7 @@ class Adam(Optimizer):
         parameters, first, second = (
             [each[start:stop] for each in family] for family in (self._parameters, *self._averages[:2])
         )
-        return Adam(self._training, parameters, (first, second, self._steps[start:stop]), stacked=True)
+        return Adam(self._training, self._lr, parameters, (first, second, self._steps[start:stop]), stacked=True)
 
     def _zeros(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         first, second = ([torch.zeros_like(parameter) for parameter in self._parameters] for _ in range(2))
@@ -127,11 +128,11 @@ class Adam(Optimizer):
         return [part for tensor in family for part in tensor] if self._stacked else list(family)
 
 
-def new_optimizer(training: Training, parameters: Sequence[Tensor], *, stacked: bool = False) -> Optimizer:
+def new_optimizer(training: Training, lr: float, parameters: Sequence[Tensor], *, stacked: bool = False) -> Optimizer:
     """Return the optimiser that `training.optimizer` names; `stacked`: parameters are those of several models."""
     if training.optimizer == "sgd":
-        return Sgd(training, parameters)
-    return Adam(training, parameters, stacked=stacked)
+        return Sgd(training, lr, parameters)
+    return Adam(training, lr, parameters, stacked=stacked)
 
 
 def in_order(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.training.batches import LastBatch
 from fedmr_merge.federated.training.privacy import Privacy
+from fedmr_merge.federated.training.schedule import LrSchedule
 
 Decay = Annotated[float, Ge(0), Lt(1)]
 """The share that a moving average keeps of its last value in a step."""
@@ -26,6 +27,7 @@ class Training:
     """What becomes of an epoch's last batch of one example where the model cannot train on it: see `batches.py`."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  #: adamw: with weight decay apart from the gradient
     lr: Annotated[float, Gt(0)] = 0.01  #: η, learning rate
+    lr_schedule: LrSchedule | None = None  #: how the learning rate changes from round to round: see `schedule.py`
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9  #: β of sgd; adam and adamw have betas in its place
     nesterov: bool = False  #: Nesterov's momentum, of sgd
     betas: tuple[Decay, Decay] | None = None  #: β₁ and β₂ of adam and adamw; left out: 0.9 and 0.999
@@ -44,7 +46,9 @@ _MOMENTUM = Training().momentum
 
 
 def require_options_that_fit(training: Training) -> None:
-    """Raise TrainingError for an option that has no effect beside another."""
+    """Raise TrainingError for an option that has no effect beside another, or needs one that is missing."""
+    if training.lr_schedule is not None:
+        training.lr_schedule.check("training.lr_schedule")
     name = training.optimizer
     if name == "sgd":
         for option in ("betas", "eps"):

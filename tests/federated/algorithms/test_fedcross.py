@@ -19,7 +19,7 @@ class TwoWeights:
 def crossed(models, round=1, **options):
     cohort = Cohort({"w": torch.tensor(models), "n": torch.arange(len(models))})
     count = len(models)
-    trained = Trained(cohort, tuple(range(count)), (1,) * count, (1,) * count, (0.0,) * count)
+    trained = Trained(cohort, tuple(range(count)), (1,) * count, (1,) * count, (0.0,) * count, 0.1)
     return FedCross(**options).aggregate(TwoWeights(), State(cohort, cohort.slot(0)), trained, round)
 
 

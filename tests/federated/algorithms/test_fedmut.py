@@ -54,7 +54,7 @@ def test_acceleration_by_hand():
     """From 1 to a mean of 3, Δ = 2: along it 3 + αΔ, against it 3 − (1 − β)αΔ, with β = 0.5, 0.25, 0, 0."""
     algorithm = FedMut(radius=1.0, acceleration=0.5, acceleration_rounds=2)
     trained = Trained(
-        Cohort({"w": torch.tensor([[1.0], [2.0], [4.0], [5.0]])}), (0, 1, 2, 3), (1,) * 4, (1,) * 4, (0.0,) * 4
+        Cohort({"w": torch.tensor([[1.0], [2.0], [4.0], [5.0]])}), (0, 1, 2, 3), (1,) * 4, (1,) * 4, (0.0,) * 4, 0.1
     )
     facts, found = {}, []
     for _ in range(4):

@@ -21,14 +21,13 @@ class OneWeight:
     device = torch.device("cpu")
 
     def __init__(self, **training):
-        self.training = Training(lr=0.5, **{"momentum": 0.0} | training)
+        self.training = Training(**{"momentum": 0.0} | training)
 
 
 def aggregate(federation, algorithm, tensors, **trained):
     state = State(Cohort({"w": torch.tensor([[2.0]])}), {"w": torch.tensor([2.0])}, tensors=tensors)
-    result = Trained(
-        Cohort({"w": torch.tensor([[1.0], [5.0]])}), clients=(3, 7), examples=(9, 1), losses=(0.1, 0.2), **trained
-    )
+    models = Cohort({"w": torch.tensor([[1.0], [5.0]])})
+    result = Trained(models, clients=(3, 7), examples=(9, 1), losses=(0.1, 0.2), lr=0.5, **trained)
     return algorithm.aggregate(federation, state, result, 1)
 
 

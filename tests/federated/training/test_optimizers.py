@@ -45,7 +45,7 @@ def torchs(options, steps):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_steps_of_one_model_are_those_of_torch(options):
     parameters = [torch.zeros(3, 5), torch.ones(7)]
-    optimizer = new_optimizer(Training(**options), parameters)
+    optimizer = new_optimizer(Training(**options), 0.01, parameters)
     for step in range(4):
         optimizer.step(gradients(step))
     assert all(map(torch.equal, parameters, torchs(options, 4)))
@@ -55,7 +55,7 @@ def test_the_steps_of_one_model_are_those_of_torch(options):
 def test_every_stacked_model_has_taken_its_own_steps(options):
     """Three models: the first takes 4 steps, the second 2, the third none, in windows of the stack."""
     parameters = [torch.zeros(3, 3, 5), torch.ones(3, 7)]
-    optimizer = new_optimizer(Training(**options), parameters, stacked=True)
+    optimizer = new_optimizer(Training(**options), 0.01, parameters, stacked=True)
     for step, stop in enumerate((2, 1, 2, 1)):
         # The second model takes its own second step when the first takes its third.
         of_models = list(zip(*(gradients(step if model == 0 else step // 2) for model in range(stop)), strict=True))

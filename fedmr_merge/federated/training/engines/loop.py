@@ -132,7 +132,7 @@ class _Seat:
         federation, training = task.federation, task.federation.training
         weights = self._place(task, slot)
         parameters = [weights[name] for name in federation.trainable]
-        optimizer = new_optimizer(training, parameters)
+        optimizer = new_optimizer(training, task.learning_rate, parameters)
         loss_of, context = self._loss_of(task, self.forward), task.context_of(slot)
         total = torch.zeros((), dtype=torch.float64, device=federation.device)
         for indices in task.schedule(slot):

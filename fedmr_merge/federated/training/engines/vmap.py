@@ -146,7 +146,7 @@ class _Part:
             for family, tensors in task.context.own.items()
         }
         parameters = [self._weights[name] for name in federation.trainable]
-        self._optimizer = new_optimizer(federation.training, parameters, stacked=True)
+        self._optimizer = new_optimizer(federation.training, task.learning_rate, parameters, stacked=True)
         self._totals = torch.zeros(len(part), dtype=torch.float64, device=federation.device)
 
     def train(self, loss_of: Loss) -> tuple[dict[str, Tensor], Tensor]:
