@@ -53,7 +53,7 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from fedmr_merge.recombination.verification import Verification
     from fedmr_merge.recombination.verify import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AbsentDataError",
