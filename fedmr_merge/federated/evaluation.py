@@ -17,6 +17,7 @@ from fedmr_merge.federated.cohort import Weights
 from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.training.forward import Forward
+from fedmr_merge.federated.training.precision import float32_products
 
 _BATCH_SIZE = 200
 """The same everywhere: another one could round otherwise. Larger ones leave a CPU's caches, smaller ones a GPU idle."""
@@ -55,9 +56,10 @@ def evaluate(forward: Forward, weights: Weights, data: ImageData) -> Evaluation:
     """Evaluate a model on the test images; `forward` must be in evaluation mode."""
     correct = torch.zeros((), dtype=torch.int64, device=data.device)
     loss = torch.zeros((), dtype=torch.float64, device=data.device)
-    for part in _predict(forward, weights, data):
-        correct += (part.predicted == part.labels).sum()
-        loss += part.loss
+    with float32_products():
+        for part in _predict(forward, weights, data):
+            correct += (part.predicted == part.labels).sum()
+            loss += part.loss
     examples = len(data.test_labels)
     return Evaluation(accuracy=int(correct) / examples, loss=float(loss) / examples, examples=examples)
 
@@ -66,10 +68,11 @@ def evaluate_by_class(forward: Forward, weights: Weights, data: ImageData) -> Cl
     """Evaluate a model on the test images and count which class is taken for which; see `evaluate`."""
     counts = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64, device=data.device)
-    for part in _predict(forward, weights, data):
-        pairs = part.labels.cpu() * data.num_classes + part.predicted.cpu()
-        counts += torch.bincount(pairs, minlength=counts.numel()).view_as(counts)
-        loss += part.loss
+    with float32_products():
+        for part in _predict(forward, weights, data):
+            pairs = part.labels.cpu() * data.num_classes + part.predicted.cpu()
+            counts += torch.bincount(pairs, minlength=counts.numel()).view_as(counts)
+            loss += part.loss
     examples = len(data.test_labels)
     return ClassEvaluation(
         accuracy=int(counts.diagonal().sum()) / examples,
@@ -136,7 +139,7 @@ def recalibrate(module: nn.Module, weights: Weights, batches: Iterable[Tensor]) 
     training = _whole_momentum(module)
     totals = {name: torch.zeros_like(weights[name], dtype=torch.float64) for name in names}
     count = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_products():
         for images in batches:
             # With a momentum of 1 a batch's statistics replace those before, so that each batch counts alike.
             passed = {name: tensor.clone() for name, tensor in weights.items()}

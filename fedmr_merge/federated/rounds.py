@@ -17,6 +17,7 @@ from fedmr_merge.federated.training.engines.loop import Loop
 from fedmr_merge.federated.training.engines.vmap import Vmap
 from fedmr_merge.federated.training.freed_memory import keep_freed_memory
 from fedmr_merge.federated.training.local_training import Engine, LocalTraining, train_cohort
+from fedmr_merge.federated.training.precision import float32_products
 from fedmr_merge.federated.training.privacy import spent_epsilon
 from fedmr_merge.federated.training.schedule import LearningRates
 from fedmr_merge.federated.training.traffic import Traffic, count_traffic
@@ -98,7 +99,8 @@ def run_rounds(
     rates = rates or LearningRates(federation.training.lr, federation.training.lr_schedule)
     engine: Engine = Vmap(state.facts.get(_FITTING)) if federation.engine == "vmap" else Loop()
     for round in range(first_round, first_round + rounds):
-        result = _run_round(federation, algorithm, engine, state, round, rates)
+        with float32_products():  # TF32 and bfloat16 are for local training alone
+            result = _run_round(federation, algorithm, engine, state, round, rates)
         state = result.state
         yield result
 

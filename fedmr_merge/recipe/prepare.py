@@ -37,13 +37,20 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def make_deterministic() -> None:
+    """Let the kernels of a GPU give the same bytes every time."""
+    # Read when the CUDA context is made; without it some of its kernels give other bytes every time.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Otherwise every new tensor is filled with NaN first. That is for finding reads of what nobody wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def prepare(recipe: Recipe, partition: Partition | None = None) -> Federation:
     """Load the data, deal it to the clients (unless dealt already) and build the model."""
     device = choose_device(recipe.running.device)
     if device.type == "cuda":
-        # Read when the CUDA context is made; without it some of its kernels give other bytes every time.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        make_deterministic()
     data = recipe.data.load()
     return open_federation(
         recipe.model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -16,8 +16,26 @@ from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context
 from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.local_training import LocalTraining
+from fedmr_merge.federated.training.precision import float32_products
 
 Loss = Callable[[Weights, Batch, Context], Tensor]
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # on a CPU
+    "cuda out of memory",
+    "cuda error: out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cusolver_status_alloc_failed",
+    "unable to find an engine to execute",  # of cuDNN, where no algorithm's workspace fits
+    "hip out of memory",
+    "hip error: out of memory",
+    "hiperroroutofmemory",
+    "hipblas_status_alloc_failed",
+    "rocblas_status_memory_error",
+    "miopenstatusallocfailed",
+)
+"""What torch and the libraries below it say when memory ran out, in lower case."""
 
 
 class LossOf:
@@ -85,20 +103,9 @@ def _in_bf16(loss: Loss, device: torch.device) -> Loss:
     return in_bf16
 
 
-@contextmanager
-def tensor_cores(federation: Federation) -> Iterator[None]:
+def tensor_cores(federation: Federation) -> AbstractContextManager[None]:
     """Let a GPU round the factors of float32 products to TF32, or not, as `training.precision` says."""
-    if federation.device.type != "cuda":
-        yield
-        return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    # torch's default allows it in convolutions.
-    matmul.allow_tf32 = cudnn.allow_tf32 = federation.training.precision == "tf32"
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+    return float32_products(tf32=federation.training.precision == "tf32")
 
 
 @contextmanager
@@ -115,8 +122,11 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ..
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, for which torch has no class of its own on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Return whether an error says that memory ran out; torch has a class for it only where it allocated itself."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(wording in message for wording in _OUT_OF_MEMORY)
 
 
 def sliced(families: Mapping[str, Weights], start: int, stop: int) -> dict[str, dict[str, Tensor]]:

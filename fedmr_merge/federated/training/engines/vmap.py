@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmr_merge.errors import TrainingError
+from fedmr_merge.errors import TrainingError, shown
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.protocol import Context
 from fedmr_merge.federated.training.engines._step import (
@@ -95,24 +95,27 @@ class Vmap(Engine):
         with tensor_cores(task.federation), own_draws(task.federation):
             while left:
                 part = left[: self.fitting or task.federation.training.cohort_chunk or len(left)]
-                if not self._train_part(task, part, trained, losses):
-                    self._make_parts_smaller(task, part)
+                error = self._train_part(task, part, trained, losses)
+                if error is not None:
+                    self._make_parts_smaller(task, part, error)
                     continue
                 left = left[len(part) :]
         return Cohort(trained), losses.tolist()
 
-    def _make_parts_smaller(self, task: LocalTraining, part: Sequence[int]) -> None:
+    def _make_parts_smaller(self, task: LocalTraining, part: Sequence[int], error: str) -> None:
         if len(part) == 1:
             raise TrainingError(
-                f"out of memory while client {task.clients[part[0]]} trained alone in round {task.round}",
+                f"out of memory while client {task.clients[part[0]]} trained alone in round {task.round}: {error}",
                 hint="lower training.batch_size",
             )
         self.fitting = (len(part) + 1) // 2
         if task.federation.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _train_part(self, task: LocalTraining, part: Sequence[int], trained: dict[str, Tensor], losses: Tensor) -> bool:
-        """Train the slots of a part and write down their models and losses; return False when memory ran out.
+    def _train_part(
+        self, task: LocalTraining, part: Sequence[int], trained: dict[str, Tensor], losses: Tensor
+    ) -> str | None:
+        """Train the slots of a part and write down their models and losses; return torch's words when memory ran out.
 
         What was dispatched is never written to, so that a part can be trained again, in smaller ones.
         """
@@ -123,12 +126,13 @@ class Vmap(Engine):
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return False
+            # Not the error itself: its traceback would keep the tensors of the step that failed.
+            return shown((str(error).strip() or "no reason given").splitlines()[0])
         rows = list(part)
         for name, tensor in weights.items():
             trained[name][rows] = tensor.detach()
         losses[rows] = means
-        return True
+        return None
 
 
 class _Part:

@@ -152,6 +152,40 @@ def test_a_client_that_does_not_fit_alone_is_named(monkeypatch, engine):
     assert "batch_size" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "wording",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+        "HIP out of memory. Tried to allocate 2.00 GiB",
+        "HIP error: out of memory",
+        "CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`",
+        "MIOpen Error: miopenStatusAllocFailed",
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_every_wording_of_out_of_memory_is_recognised(wording):
+    assert _step.is_out_of_memory(RuntimeError(wording))
+    assert _step.is_out_of_memory(torch.OutOfMemoryError(wording))
+    assert not _step.is_out_of_memory(ValueError(wording))
+
+
+@pytest.mark.parametrize(
+    "wording",
+    ["CUDA error: an illegal memory access was encountered", "cuDNN error: CUDNN_STATUS_BAD_PARAM", "shared memory"],
+)
+def test_other_faults_of_a_gpu_are_not_out_of_memory(wording):
+    assert not _step.is_out_of_memory(RuntimeError(wording))
+
+
+def test_a_client_that_does_not_fit_alone_is_reported_in_torchs_words(monkeypatch):
+    OutOfMemory(monkeypatch, room=0)
+    with pytest.raises(TrainingError, match=r"in round 1: CUDA out of memory\. Tried to allocate 2\.00 GiB$"):
+        run(unlike_federation(engine="vmap"), FedMR(), 1)
+
+
 @ENGINES
 def test_other_errors_are_not_taken_for_memory(monkeypatch, engine):
     def broken(maker, task, forward):
