@@ -16,7 +16,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.recombination.prepare import slot_name
+from fedmr_merge.runs.host_copy import HostCopier, HostCopy
 from fedmr_merge.runs.logs import damaged, read_state
 from fedmr_merge.runs.names import GLOBAL, STATE, Place, find_checkpoints
 
@@ -171,7 +172,7 @@ def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
 class CheckpointWriter:
     """Writes checkpoints while training continues, one at a time, and removes those that are no longer needed.
 
-    A state's tensors are never changed, so that no copy is needed while they are written.
+    A state's tensors are never changed, so that on a CPU no copy is needed while they are written.
     """
 
     def __init__(self, folder: Path, federation: Federation, sync_logs: Callable[[], None]) -> None:
@@ -179,11 +180,12 @@ class CheckpointWriter:
         self._folder, self._federation, self._sync_logs = folder, federation, sync_logs
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._copier = HostCopier()
 
     def write(self, saved: Saved) -> None:
         """Start to write; waits for the checkpoint before, and raises what writing it raised."""
         self.wait()
-        self._pending = self._pool.submit(self._write, saved)
+        self._pending = self._pool.submit(self._write, saved, self._copier.start(saved.state))
 
     def wait(self) -> None:
         """Wait until everything is on the disk."""
@@ -198,9 +200,9 @@ class CheckpointWriter:
         finally:
             self._pool.shutdown()
 
-    def _write(self, saved: Saved) -> None:
+    def _write(self, saved: Saved, copy: HostCopy) -> None:
         self._sync_logs()
-        save_state(self._folder, saved, self._federation)
+        save_state(self._folder, replace(saved, state=copy.wait()), self._federation)
         places = find_checkpoints(self._folder)
         last_of_stage = {p.stage: p for p in places}
         for old in places[:-_KEPT]:
