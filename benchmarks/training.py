@@ -3,16 +3,19 @@
     python benchmarks/training.py --data CIFAR10_PARQUET_FOLDER [--device cuda] [--models lenet cnn resnet20]
 
 One round: 10 clients of 500 CIFAR-10 images, batches of 50, E local epochs, an average, and an evaluation on the test
-images. `usual_loop.py` writes it as most research code does. Both sides train the same network on the same images for
-as many steps and evaluate on the same test images, in a process each, so that neither has the other's memory; rounds
-alternate. Seconds are CPU seconds of the process and its children on a CPU, wall-clock seconds on a GPU, and medians
-over the repeats, after a round to warm up. Each side computes with as many threads as it takes by itself, as somebody
-would run it, unless `--threads` gives both the same number.
+images. `usual_loop.py` writes it as most research code does. Both sides train the same network on the same batches in
+the same order at the same precision, evaluate in float32 on the same batches of test images, and on a GPU both are
+deterministic; each is in a process of its own, so that neither has the other's memory; rounds alternate. Seconds are
+CPU seconds of the process and its children on a CPU, wall-clock seconds on a GPU, and medians over the repeats, after a
+round to warm up. Each side computes with as many threads as it takes by itself, as somebody would run it, unless
+`--threads` gives both the same number.
 
 `network` is the time of the usual loop's network alone: as many forward and backward passes with nothing around them.
 
 `server` is the share of a round of FedMR, with this package, that recombining, averaging and the metrics of the models
 take (the evaluation on test images is not in it); `checkpoint` that of writing K models and the global one.
+
+On a GPU the clock is read when everything that was asked of it has been done.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -41,6 +46,7 @@ from fedmr_merge.federated.algorithms.fedmr import FedMR
 from fedmr_merge.federated.catalogue import ARCHITECTURES
 from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.evaluation import _BATCH_SIZE
 from fedmr_merge.federated.federation import Federation, Training, open_federation
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
@@ -48,7 +54,7 @@ from fedmr_merge.federated.training.divergence import find_diverged
 from fedmr_merge.federated.training.engines.loop import Loop
 from fedmr_merge.federated.training.engines.vmap import Vmap
 from fedmr_merge.federated.training.local_training import LocalTraining, train_cohort
-from fedmr_merge.recipe.prepare import sensible_threads
+from fedmr_merge.recipe.prepare import make_deterministic, sensible_threads
 from fedmr_merge.runs.checkpoints import Saved, save_state
 from fedmr_merge.runs.names import Place
 
@@ -154,15 +160,27 @@ def usual_rounds(name: str, train: Images, test: Images, args: argparse.Namespac
     """Run rounds of the usual loop; yield the seconds of each."""
     torch.manual_seed(0)
     model = getattr(usual_loop, name)().to(args.device)
-    parts = zip(np.split(train[0], CLIENTS), np.split(train[1], CLIENTS), strict=True)
-    clients, held_out = [usual_loop.PilImages(*part) for part in parts], usual_loop.PilImages(*test)
-    options = {"epochs": args.epochs, "batch_size": BATCH, "lr": LR, "momentum": MOMENTUM}
+    images, held_out = usual_loop.PilImages(*train), usual_loop.PilImages(*test)
+    options = {"batch_size": BATCH, "test_batch_size": _BATCH_SIZE, "lr": LR, "momentum": MOMENTUM}
+    options |= {"device": torch.device(args.device), "precision": args.precision}
+    for orders in orders_of_rounds(name, train, test, args):
+        clients = [(images, order) for order in orders]
+        round_of = partial(usual_loop.usual_round, model, clients, held_out, **options)
+        yield {"round": seconds(round_of, args.device)}
 
-    def one_round() -> None:
-        usual_loop.usual_round(model, clients, held_out, **options, device=torch.device(args.device))
 
-    while True:
-        yield {"round": seconds(one_round, args.device)}
+def orders_of_rounds(
+    name: str, train: Images, test: Images, args: argparse.Namespace
+) -> Iterator[list[list[list[int]]]]:
+    """Yield for every round, client and epoch the order in which this package goes through the examples."""
+    on_cpu = {"device": "cpu", "engine": "auto", "precision": "fp32"}
+    federation = make_federation(name, train, test, argparse.Namespace(**{**vars(args), **on_cpu}))
+    algorithm = FedAvg()
+    state = algorithm.start(federation, initial_state(federation))
+    for number in count(1):
+        selected = algorithm.select(federation, state, number)
+        task = LocalTraining(federation, algorithm, *algorithm.dispatch(federation, state, selected), selected, number)
+        yield [task.orders(slot).tolist() for slot in range(CLIENTS)]
 
 
 def bare_rounds(name: str, train: Images, test: Images, args: argparse.Namespace) -> Iterator[dict[str, float]]:
@@ -170,9 +188,11 @@ def bare_rounds(name: str, train: Images, test: Images, args: argparse.Namespace
     model = getattr(usual_loop, name)().to(args.device)
     images = (torch.from_numpy(train[0][:BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous().to(args.device)
     labels = torch.from_numpy(train[1][:BATCH]).to(args.device)
-    count = {"steps": CLIENTS * args.epochs * EXAMPLES // BATCH, "test_batches": len(test[0]) // BATCH}
+    counts = {"steps": CLIENTS * args.epochs * EXAMPLES // BATCH, "test_batches": -(-len(test[0]) // _BATCH_SIZE)}
+    held_out = images.repeat(_BATCH_SIZE // BATCH, 1, 1, 1)
+    work = partial(usual_loop.network_alone, model, images, labels, held_out, **counts, precision=args.precision)
     while True:
-        yield {"round": seconds(lambda: usual_loop.network_alone(model, images, labels, images, **count), args.device)}
+        yield {"round": seconds(work, args.device)}
 
 
 SIDES = {"ours": our_rounds, "usual": usual_rounds, "network": bare_rounds}
@@ -182,6 +202,8 @@ def serve_rounds(connection: Connection, side: str, name: str, args: argparse.Na
     """Run a round whenever the other end of the connection asks for one, and send what was measured."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device == "cuda":
+        make_deterministic()
     train = read_images(args.data, "train", CLIENTS * EXAMPLES)
     test = read_images(args.data, "test", args.test_images)
     measured = SIDES[side](name, train, test, args)

@@ -6,6 +6,8 @@ client's model by `deepcopy`, a new `torch.optim.SGD` each, `loss.backward()`, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from fedmr_merge.federated.training.precision import float32_products
 
 
 class PilImages(Dataset):
@@ -80,29 +84,44 @@ def resnet20() -> nn.Module:
     return nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+@contextmanager
+def at_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute at a precision of local training: `fp32`, `tf32` or `bf16`."""
+    with (
+        float32_products(tf32=precision == "tf32"),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        yield
+
+
 def usual_round(
     model: nn.Module,
-    clients: list[PilImages],
+    clients: list[tuple[PilImages, list[list[int]]]],
     test: PilImages,
     *,
-    epochs: int,
     batch_size: int,
+    test_batch_size: int,
     lr: float,
     momentum: float,
     device: torch.device,
+    precision: str,
 ) -> float:
-    """Train every client in turn, average into `model`, and return its test accuracy."""
+    """Train every client in turn, average into `model`, and return its test accuracy.
+
+    Each client comes with the order of its examples in every epoch. The precision is that of local training, `fp32`,
+    `tf32` or `bf16`; the evaluation is in float32.
+    """
     trained = []
-    for client in clients:
+    for client, orders in clients:
         local = deepcopy(model).train()
         optimiser = torch.optim.SGD(local.parameters(), lr=lr, momentum=momentum)
-        loader = DataLoader(client, batch_size=batch_size, shuffle=True)
-        for _ in range(epochs):
-            for images, labels in loader:
+        for order in orders:
+            for images, labels in DataLoader(client, batch_size=batch_size, sampler=order):
                 images, labels = images.to(device), labels.to(device)
                 optimiser.zero_grad()
-                loss = F.cross_entropy(local(images), labels)
-                loss.backward()
+                with at_precision(precision, device):
+                    loss = F.cross_entropy(local(images), labels)
+                    loss.backward()
                 optimiser.step()
         trained.append(deepcopy(local.state_dict()))
     average = deepcopy(trained[0])
@@ -114,15 +133,15 @@ def usual_round(
     model.load_state_dict(average)
     model.eval()
     correct = 0
-    with torch.no_grad():
-        for images, labels in DataLoader(test, batch_size=batch_size):
+    with torch.no_grad(), float32_products():
+        for images, labels in DataLoader(test, batch_size=test_batch_size):
             images, labels = images.to(device), labels.to(device)
             correct += (model(images).argmax(1) == labels).sum().item()
     return correct / len(test)
 
 
 def network_alone(
-    model: nn.Module, images: Tensor, labels: Tensor, test: Tensor, *, steps: int, test_batches: int
+    model: nn.Module, images: Tensor, labels: Tensor, test: Tensor, *, steps: int, test_batches: int, precision: str
 ) -> None:
     """Pass the same batch forward and backward through a network, again and again, and a test batch forward.
 
@@ -131,8 +150,9 @@ def network_alone(
     """
     model.train()
     for _ in range(steps):
-        torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
+        with at_precision(precision, images.device):
+            torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_products():
         for _ in range(test_batches):
             model(test)

@@ -49,7 +49,7 @@ class HostCopier:
         if device.type != "cuda":
             return HostCopy(state, state, None)
         if self._stream is None:
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
             copied = self.fill_buffer(state, page_locked=True)

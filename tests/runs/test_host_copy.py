@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from small_federation import digest
 
@@ -31,7 +33,7 @@ def test_the_copy_has_the_same_bytes_in_one_buffer_of_its_own() -> None:
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
     assert all(tensor.is_contiguous() for tensor in tensors)
     places = sorted((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in tensors if tensor.nbytes)
-    assert all(end <= start for (_, end), (start, _) in zip(places, places[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(places))
     state.global_weights["conv.weight"].zero_()
     state.tensors["control"].zero_()
     assert digest(copied) == before
