@@ -154,6 +154,7 @@ def _is_named(key: str, names: Collection[str]) -> bool:
 def config_differences(
     slot: int, first: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]
 ) -> list[Difference]:
+    """Return where the configuration of a slot differs from slot 0's; both are as `read_configuration` returns them."""
     found = []
     for sidecar in sorted(first.keys() | other.keys()):
         here, there = first.get(sidecar), other.get(sidecar)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,36 +46,49 @@ def recipes(context: typer.Context) -> None:
 
 @app.command()
 def show(name: Name) -> None:
-    """Print a recipe.
+    """Print a recipe, or a page about recipes such as paper/README.
 
     Example: fedmr-merge recipes show digits
     """
-    from fedmr_merge.recipe.ready_made import find_ready_made
+    from fedmr_merge.recipe.ready_made import ready_made_text
 
-    console.write(find_ready_made(name).path.read_text(encoding="utf-8").rstrip())
+    console.write(ready_made_text(name).rstrip())
 
 
 @app.command()
 def copy(
     name: Name,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The copy; by default its name in this folder.")
+        Path | None, typer.Option("-o", "--out", metavar="PATH", help="The copy; by default its name in this folder.")
     ] = None,
 ) -> None:
-    """Copy a recipe, to be changed.
+    """Copy a recipe, to be changed; `paper` copies the folder of the paper's recipes and sweeps.
 
     Example: fedmr-merge recipes copy digits -o mine.yaml
     """
     from fedmr_merge.checkpoint.writer import refuse_existing, staged_output
-    from fedmr_merge.recipe.ready_made import find_ready_made
+    from fedmr_merge.recipe.ready_made import find_ready_made, ready_made_folder
 
+    if folder := ready_made_folder(name):
+        target = out or Path(folder.name)
+        refuse_existing(target)
+        with staged_output(target) as staging:
+            shutil.copytree(folder, staging)
+        console.say(f"copied the folder {name} to {target}")
+        return
     recipe = find_ready_made(name)
+    if recipe.is_sweep:
+        where = recipe.name.rpartition("/")[0]
+        raise FedmrMergeError(
+            f"{recipe.name} is a sweep of the recipes beside it, and its copy would not find them",
+            hint=f"`fedmr-merge recipes copy {where}` copies the folder",
+        )
     target = out or Path(recipe.path.name)
     refuse_existing(target)
     with staged_output(target) as staging:
         staging.write_bytes(recipe.path.read_bytes())
     console.say(f"copied {recipe.name} to {target}")
-    console.say(f"next: fedmr-merge {'sweep' if recipe.is_sweep else 'run'} {shlex.quote(str(target))} --dry-run")
+    console.say(f"next: fedmr-merge run {shlex.quote(str(target))} --dry-run")
 
 
 @app.command()

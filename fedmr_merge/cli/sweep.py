@@ -30,13 +30,7 @@ def register(app: App) -> None:
 
 
 def sweep(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE",
-            help="A sweep file (a base recipe, axes and seeds), or the name of one that comes with fedmr-merge.",
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file, or a name of `fedmr-merge recipes`.")],
     only: Annotated[
         str | None,
         typer.Option(help="Choices, separated by commas; the others of their axes are left out.", metavar="A,B"),
@@ -67,7 +61,7 @@ def sweep(
     Every run is an ordinary run folder. A sweep that was interrupted is resumed by the same command; a run that fails
     is recorded, and the others are done all the same.
 
-    Example: fedmr-merge sweep recipes/paper/table1.yaml --only cnn,cifar10,alpha=0.1 --seeds 0,1,2 --jobs 2
+    Example: fedmr-merge sweep paper/table1 --only cnn,cifar10,alpha=0.1 --seeds 0,1,2 --jobs 2
     """
     from fedmr_merge.recipe.ready_made import locate_recipe
     from fedmr_merge.recipe.sweep import Sweep

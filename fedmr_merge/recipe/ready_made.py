@@ -55,6 +55,24 @@ def find_ready_made(name: str) -> ReadyMade:
     )
 
 
+def ready_made_text(name: str) -> str:
+    """Return the text of a recipe of the package, or of a page beside the recipes such as `paper/README`.
+
+    Raises RecipeError when neither has this name.
+    """
+    folder = resource_folder("recipes")
+    pages = {path.relative_to(folder).as_posix().removesuffix(".md"): path for path in folder.rglob("*.md")}
+    page = pages.get(name.removesuffix(".md"))
+    return (page or find_ready_made(name).path).read_text(encoding="utf-8")
+
+
+def ready_made_folder(name: str) -> Path | None:
+    """Return the folder of recipes of this name, e.g. `paper`; None when there is no such folder."""
+    folder = resource_folder("recipes")
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_dir()}
+    return found.get(name.rstrip("/"))
+
+
 @dataclass(frozen=True)
 class Located:
     """A recipe that a user named: its file, and the run folder where the name was one."""

@@ -58,24 +58,7 @@ def curves(experiments: Sequence[Experiment]) -> Figure:
         by_round += [rounds + rounds[::-1], rounds]
         by_bytes += [sent + sent[::-1], sent]
     figure.update_layout(
-        updatemenus=[
-            {
-                "type": "buttons",
-                "direction": "right",
-                "x": 0,
-                "y": 1.16,
-                "xanchor": "left",
-                "buttons": [
-                    _button("by round", {"x": by_round}, {"xaxis.title.text": "round", "xaxis.type": "linear"}),
-                    _button("log rounds", {"x": by_round}, {"xaxis.title.text": "round", "xaxis.type": "log"}),
-                    *(
-                        [_button("by bytes", {"x": by_bytes}, {"xaxis.title.text": _MEGABYTES, "xaxis.type": "linear"})]
-                        if any(experiment.bytes_a_round for experiment in experiments)
-                        else []
-                    ),
-                ],
-            }
-        ],
+        updatemenus=[_axis_buttons(by_round, by_bytes if any(e.bytes_a_round for e in experiments) else None)],
         xaxis_title="round",
         yaxis_title="test accuracy of the global model (%)",
     )
@@ -83,6 +66,19 @@ def curves(experiments: Sequence[Experiment]) -> Figure:
 
 
 _MEGABYTES = "sent to the clients and back (MB)"
+
+
+def _axis_buttons(by_round: list[Any], by_bytes: list[Any] | None) -> dict[str, Any]:
+    """Return the buttons that change the horizontal axis; the one for bytes is left out where `by_bytes` is None."""
+    buttons = [
+        _button("by round", {"x": by_round}, {"xaxis.title.text": "round", "xaxis.type": "linear"}),
+        _button("log rounds", {"x": by_round}, {"xaxis.title.text": "round", "xaxis.type": "log"}),
+    ]
+    if by_bytes is not None:
+        buttons.append(
+            _button("by bytes", {"x": by_bytes}, {"xaxis.title.text": _MEGABYTES, "xaxis.type": "linear"}),
+        )
+    return {"type": "buttons", "direction": "right", "x": 0, "y": 1.16, "xanchor": "left", "buttons": buttons}
 
 
 def _button(label: str, data: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:

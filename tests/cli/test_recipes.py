@@ -41,6 +41,29 @@ def test_a_recipe_is_shown_and_copied_and_nothing_is_overwritten(run: Run, tmp_p
     assert errors.splitlines()[1] == "hint: `fedmr-merge recipes` lists the names"
 
 
+def test_the_page_about_the_papers_recipes_is_shown(run: Run) -> None:
+    page = (ROOT / "recipes" / "paper" / "README.md").read_text()
+    assert run("recipes", "show", "paper/README")[1] == page
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        text = path.read_text()
+        assert not re.search(r"recipes/\w", text), f"{path} names a path that an installed package does not have"
+        for name in re.findall(r"fedmr-merge (?:run|sweep) ([\w/-]+)", text):
+            assert (ROOT / "recipes" / f"{name}.yaml").samefile(path)
+
+
+def test_sweeps_are_run_by_name_and_copied_with_the_recipes_beside_them(run: Run, tmp_path: Path) -> None:
+    arguments = ("--only", "cnn,cifar10,alpha=0.1,FedMR,paper", "--seeds", "0", "--dry-run")
+    code, out, _ = run("sweep", "paper/table1", *arguments)
+    assert code == 0
+    code, _, errors = run("recipes", "copy", "paper/table1")
+    assert code == 2
+    assert errors.splitlines()[1] == "hint: `fedmr-merge recipes copy paper` copies the folder"
+    assert run("recipes", "copy", "paper", "-o", "mine")[0] == 0
+    assert (tmp_path / "mine" / "authors" / "cnn-cifar10.yaml").is_file()
+    assert run("sweep", "mine/table1.yaml", *arguments)[:2] == (0, out)
+    assert run("recipes", "copy", "paper", "-o", "mine")[0] == 2
+
+
 def test_a_path_wins_over_a_name_and_a_run_folder_has_its_own_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
