@@ -16,7 +16,7 @@ LONGEST_MODULE = 350
 LONGEST_FUNCTION = 60
 
 #: Folders of tests whose subject is not one folder of the package.
-OTHER_SUBJECTS = {"ecosystem", "recipes", "torture"}
+OTHER_SUBJECTS = {"docs", "ecosystem", "recipes", "torture"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -99,7 +99,7 @@ def test_every_cell_of_table_1_is_one_command():
 
 
 def test_the_readme_can_be_typed():
-    (command,) = re.findall(r"^ +(fedmr-merge run .*)$", README.replace("\\\n", ""), flags=re.MULTILINE)
+    (command,) = re.findall(r"^ *(fedmr-merge run .*)$", README.replace("\\\n", ""), flags=re.MULTILINE)
     _, _, name, *words = shlex.split(command)
     recipe = read_recipe(FOLDER.parent / f"{name}.yaml", [word for word in words if word != "--set"])
     assert (recipe.name, recipe.partition.alpha) == ("resnet20-cifar100-0.1-scaffold", 0.1)
