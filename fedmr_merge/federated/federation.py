@@ -22,6 +22,7 @@ from fedmr_merge.federated.training.batches import (
     trains_on_one_example,
 )
 from fedmr_merge.federated.training.forward import Forward
+from fedmr_merge.federated.training.loss import CrossEntropy
 from fedmr_merge.federated.training.options import Training, require_options_that_fit
 from fedmr_merge.federated.training.privacy import require_accountant, require_no_statistics
 from fedmr_merge.federated.training.secret import Secret
@@ -91,7 +92,13 @@ class Federation:
 
     def new_training_forward(self) -> Forward:
         """Return one that shares no memory with others: a forward runs in one thread at a time."""
-        return Forward(deepcopy(self.module).train(), frozen=Forward(deepcopy(self.module).eval()))
+        return Forward(deepcopy(self.module).train(), frozen=Forward(deepcopy(self.module).eval()), loss=self._loss())
+
+    def _loss(self) -> CrossEntropy:
+        weights = self.training.class_weights
+        return CrossEntropy(
+            self.training.label_smoothing, None if weights is None else torch.tensor(weights, device=self.device)
+        )
 
     @cached_property
     def evaluation_forward(self) -> Forward:
@@ -189,6 +196,12 @@ def _refuse_what_cannot_apply(federation: Federation) -> None:
             hint="set training.engine to vmap, or leave cohort_chunk out",
         )
     _refuse_lone_examples(federation)
+    weights, classes = training.class_weights, federation.data.num_classes
+    if weights is not None and len(weights) != classes:
+        raise TrainingError(
+            f"training.class_weights has {len(weights)} weights, and the data has {classes} classes",
+            hint="give one weight for each class, in the order of their numbers",
+        )
     if training.privacy is not None:
         require_accountant()
         _ = federation.secret  # a key file that is of no use is reported before the first round

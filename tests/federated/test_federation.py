@@ -166,3 +166,8 @@ def test_values_without_sense_are_refused():
         "training.local_epochs: should be less than or equal to 10000, found 1000000000",
         "training.batch_size: should be less than or equal to 1000000, found 1000000000000",
     ]
+
+
+def test_class_weights_are_as_many_as_classes():
+    with pytest.raises(TrainingError, match=r"training\.class_weights has 2 weights, and the data has 3 classes"):
+        make_federation(class_weights=(1.0, 2.0))

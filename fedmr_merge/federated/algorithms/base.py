@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
@@ -67,7 +66,7 @@ class Algorithm(Plugin):
         It may use only operations that `torch.func.vmap` can map: no branch on the value of a tensor, no `.item()`, no
         random draw.
         """
-        return F.cross_entropy(forward(weights, batch.images), batch.labels)
+        return forward.loss(forward(weights, batch.images), batch.labels)
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Return the next state, made from what the clients of a round trained."""

@@ -79,7 +79,7 @@ class FedGen(Averaging):
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy, that of generated features, and the divergence from the predictions for them."""
         logits = forward(weights, batch.images)
-        loss = F.cross_entropy(logits, batch.labels)
+        loss = forward.loss(logits, batch.labels)
         if "generated" not in context.shared:
             return loss
         generated = context.shared["generated"]

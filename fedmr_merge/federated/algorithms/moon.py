@@ -50,7 +50,7 @@ class Moon(Averaging):
         ]
         # −log(exp(s_glob/τ) / (exp(s_glob/τ) + exp(s_prev/τ))) is a cross-entropy of two logits, the first being right.
         contrast = F.softplus((similarities[1] - similarities[0]) / self.temperature)
-        return F.cross_entropy(logits, batch.labels) + self.mu * contrast.mean()
+        return forward.loss(logits, batch.labels) + self.mu * contrast.mean()
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Average as FedAvg does, and keep what the clients trained."""

@@ -31,7 +31,12 @@ class Scaffold(Algorithm):
 
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model, with control variates of 0."""
-        optimizer = federation.training.optimizer
+        optimizer, clip_norm = federation.training.optimizer, federation.training.clip_norm
+        if clip_norm is not None:
+            raise TrainingError(
+                "scaffold's control variates are means of gradients, which clipped steps do not add up to",
+                hint="leave training.clip_norm out",
+            )
         if optimizer != "sgd":
             raise TrainingError(
                 f"scaffold's control variates are means of gradients, which the steps of {optimizer} do not add up to",

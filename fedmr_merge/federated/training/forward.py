@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from fedmr_merge.federated.cohort import Weights
 from fedmr_merge.federated.models.base import Classifier
+from fedmr_merge.federated.training.loss import CrossEntropy
 
 
 class Forward:
@@ -20,8 +21,12 @@ class Forward:
     torch does.
     """
 
-    def __init__(self, module: Classifier, *, frozen: Forward | None = None) -> None:
-        """Run a module; `frozen` is the same model in evaluation mode, where `module` is not."""
+    def __init__(self, module: Classifier, *, frozen: Forward | None = None, loss: CrossEntropy | None = None) -> None:
+        """Run a module; `frozen` is the same model in evaluation mode, where `module` is not.
+
+        `loss` is what its logits are trained on.
+        """
+        self.loss = loss or CrossEntropy()
         self._module = module
         self._parts = _Parts(module)
         self._frozen = frozen

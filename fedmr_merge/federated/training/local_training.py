@@ -39,27 +39,40 @@ class LocalTraining:
     def orders(self, slot: int) -> Tensor:
         """Return the order in which a slot's client goes through its examples, on the CPU: int64 [epochs, examples].
 
-        Where the data set is augmented, a row of four (see `Augmentation.draw`) stands for each example.
+        With `local_steps` there are as many epochs as these take. Where the data set is augmented, a row of four (see
+        `Augmentation.draw`) stands for each example.
         """
         federation, client = self.federation, self.clients[slot]
         indices = torch.tensor(federation.partition.clients[client])
         epochs = []
-        for epoch in range(federation.training.local_epochs):
+        for epoch in range(self._epochs(slot)):
             order = federation.generator("batches", self.round, client, epoch).permutation(len(indices))
             rng = federation.generator("augmentation", self.round, client, epoch)
             epochs.append(federation.data.augmentation.draw(indices[torch.from_numpy(order)], rng))
         return torch.stack(epochs)
 
     def schedule(self, slot: int) -> tuple[Tensor, ...]:
-        """Return the examples of every local step of a slot's client, by index, in order.
+        """Return the examples of every local step of a slot's client, by index, in order."""
+        sizes = self.step_sizes(slot)
+        return torch.split(self.order(slot).to(self.federation.device), list(sizes)) if sizes else ()
+
+    def order(self, slot: int) -> Tensor:
+        """Return the examples of all local steps of a slot's client, one after the other, on the CPU: int64 [examples].
 
         Every epoch goes once through the client's examples in an order of its own, in batches of `batch_sizes`.
         """
-        sizes = list(self.batch_sizes(slot))
-        if not sizes:
-            return ()
-        orders = self.orders(slot)[:, : sum(sizes)].to(self.federation.device)
-        return tuple(batch for order in orders for batch in torch.split(order, sizes))
+        return self.orders(slot)[:, : sum(self.batch_sizes(slot))].flatten(0, 1)[: sum(self.step_sizes(slot))]
+
+    def step_sizes(self, slot: int) -> tuple[int, ...]:
+        """Return how many examples each local step of a slot's client takes."""
+        return (self.batch_sizes(slot) * self._epochs(slot))[: self.federation.training.local_steps]
+
+    def _epochs(self, slot: int) -> int:
+        """Return how many epochs a slot's client begins."""
+        training, batches = self.federation.training, len(self.batch_sizes(slot))
+        if training.local_steps is None:
+            return training.local_epochs
+        return -(-training.local_steps // batches) if batches else 1
 
     def batch_sizes(self, slot: int) -> tuple[int, ...]:
         """Return how many examples each batch of an epoch of a slot's client holds."""
@@ -111,7 +124,7 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
     """
     cohort, losses = engine.train(task)
     federation, training = task.federation, task.federation.training
-    steps = tuple(training.local_epochs * len(task.batch_sizes(slot)) for slot in range(len(task.clients)))
+    steps = tuple(len(task.step_sizes(slot)) for slot in range(len(task.clients)))
     diverged = find_diverged(cohort, losses, steps, task.clients, task.round, training)
     if training.privacy is not None:
         cohort = privatise(training.privacy, task.cohort, cohort, federation.trainable, federation.secret, task.round)

@@ -22,6 +22,8 @@ class Training:
 
     clients_per_round: Annotated[int, Ge(1)] = 10  #: K, which is also the number of slots
     local_epochs: Annotated[int, Ge(1), Le(10_000)] = 5  #: E, passes over the client's examples in a round
+    local_steps: Annotated[int, Ge(1), Le(100_000)] | None = None
+    """Steps of a client in a round, in place of local_epochs; it goes through its examples as often as that takes."""
     batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 50  #: B; the last batch of an epoch may be smaller
     last_batch: LastBatch = "merge"
     """What becomes of an epoch's last batch of one example where the model cannot train on it: see `batches.py`."""
@@ -33,6 +35,9 @@ class Training:
     betas: tuple[Decay, Decay] | None = None  #: β₁ and β₂ of adam and adamw; left out: 0.9 and 0.999
     eps: Annotated[float, Gt(0)] | None = None  #: ε of adam and adamw; left out: 1e-8
     weight_decay: Annotated[float, Ge(0)] = 0.0  #: added to the gradient, times the weight
+    clip_norm: Annotated[float, Gt(0)] | None = None  #: the largest L2 norm of a step's gradient; left out: any
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0  #: share of a label that is spread over all classes
+    class_weights: tuple[Annotated[float, Gt(0)], ...] | None = None  #: weight of each class in the loss
     engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
     compile: bool = False  #: compile the local step with torch.compile
@@ -42,13 +47,22 @@ class Training:
     privacy: Privacy | None = None  #: client-level differential privacy
 
 
-_MOMENTUM = Training().momentum
+_DEFAULTS = Training()
 
 
 def require_options_that_fit(training: Training) -> None:
     """Raise TrainingError for an option that has no effect beside another, or needs one that is missing."""
     if training.lr_schedule is not None:
         training.lr_schedule.check("training.lr_schedule")
+    if training.local_steps is not None and training.local_epochs != _DEFAULTS.local_epochs:
+        raise TrainingError(
+            "training.local_steps takes the place of training.local_epochs, and the recipe sets both",
+            hint="leave one of them out",
+        )
+    _require_options_of_the_optimizer(training)
+
+
+def _require_options_of_the_optimizer(training: Training) -> None:
     name = training.optimizer
     if name == "sgd":
         for option in ("betas", "eps"):
@@ -66,7 +80,7 @@ def require_options_that_fit(training: Training) -> None:
             hint="set training.nesterov to false",
         )
     # The default cannot be told from a value that a user wrote, and 0 says what is true: there is no momentum.
-    if training.momentum not in (0.0, _MOMENTUM):
+    if training.momentum not in (0.0, _DEFAULTS.momentum):
         raise TrainingError(
             f"training.momentum is an option of sgd, and training.optimizer is {name}",
             hint="leave training.momentum out; training.betas has the decays of adam's averages",

@@ -77,6 +77,11 @@ def test_steps_that_are_not_sums_of_gradients_are_refused():
         started(federation, Scaffold())
 
 
+def test_clipped_steps_are_refused():
+    with pytest.raises(TrainingError, match=r"^scaffold's control variates are means of gradients, which clipped"):
+        started(make_federation(clip_norm=1.0), Scaffold())
+
+
 def test_the_first_round_is_fedavgs_with_equal_weights():
     """No correction yet: the models that come back are FedAvg's."""
     federation = make_federation(momentum=0.0)

@@ -20,7 +20,17 @@ def task_of(federation, clients=(5, 0, 2), seed=3):
     return LocalTraining(federation, Independent(), Cohort.stack(models), Context(), clients, round=4)
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.0},
+        {"weight_decay": 0.1},
+        {"clip_norm": 0.3},
+        {"label_smoothing": 0.2, "class_weights": (1.0, 3.0, 0.5)},
+        {"local_steps": 5, "local_epochs": 5},
+    ],
+)
 def test_loop_takes_the_steps_of_torch_sgd(options):
     federation = make_federation(Normalised(), **options)
     task = task_of(federation)
@@ -35,10 +45,13 @@ def test_loop_takes_the_steps_of_torch_sgd(options):
         total = examples = 0
         for indices in task.schedule(slot):
             images, labels, _ = task.batch(indices)
-            loss = F.cross_entropy(module(images), labels)
+            weights = training.class_weights and torch.tensor(training.class_weights)
+            smoothing = training.label_smoothing
+            loss = F.cross_entropy(module(images), labels, weight=weights, label_smoothing=smoothing)
             optimiser.zero_grad()
             # torch skips a parameter without a gradient, the engine takes its gradient to be zero.
             (loss + 0 * module.unused.sum()).backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), training.clip_norm or 1e9)
             optimiser.step()
             total += loss.item() * len(labels)
             examples += len(labels)
@@ -60,6 +73,16 @@ def test_schedule_goes_through_every_example_in_every_epoch():
 def test_schedule_keeps_the_last_smaller_batch():
     task = task_of(make_federation(local_epochs=2, batch_size=4), clients=(1, 0, 3))
     assert [[len(step) for step in task.schedule(slot)] for slot in range(3)] == [[4, 3, 4, 3], [4, 4], [3, 3]]
+
+
+def test_so_many_local_steps_begin_as_many_epochs_as_they_take():
+    """Clients of 7, 4 and 12 examples in batches of 4."""
+    federation = make_federation(local_steps=5, local_epochs=5, batch_size=4)
+    task = task_of(federation, clients=(1, 0, 2))
+    assert [task.step_sizes(slot) for slot in range(3)] == [(4, 3, 4, 3, 4), (4,) * 5, (4,) * 5]
+    epochs = task_of(make_federation(local_epochs=3, batch_size=4), clients=(1, 0, 2)).schedule(0)
+    assert all(map(torch.equal, task.schedule(0), epochs[:5]))
+    assert train_cohort(Loop(), task).steps == (5, 5, 5)
 
 
 def test_schedule_belongs_to_the_client_not_to_the_slot():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.training.optimizers import new_optimizer
+from fedmr_merge.federated.training.optimizers import clipped, new_optimizer
 from fedmr_merge.federated.training.options import Training, require_options_that_fit
 
 PLAIN = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -65,6 +65,23 @@ def test_every_stacked_model_has_taken_its_own_steps(options):
         torch.testing.assert_close(found, torchs(options, steps), rtol=1e-6, atol=1e-7)
 
 
+def test_clipping_is_that_of_torch_for_each_model():
+    """Norms of gradients above and below the largest: the first model's are scaled down, the second's are not."""
+    large, small = gradients(0), [gradient / 100 for gradient in gradients(1)]
+    expected = []
+    for model in (large, small):
+        parameters = [torch.zeros_like(gradient) for gradient in model]
+        for parameter, gradient in zip(parameters, model, strict=True):
+            parameter.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        expected.append([parameter.grad for parameter in parameters])
+    torch.testing.assert_close(clipped(large, 0.5, stacked=False), expected[0])
+    found = clipped([torch.stack(both) for both in zip(large, small, strict=True)], 0.5, stacked=True)
+    torch.testing.assert_close(found, [torch.stack(both) for both in zip(*expected, strict=True)])
+    assert not torch.equal(expected[0][0], large[0])
+    assert torch.equal(expected[1][0], small[0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -72,9 +89,10 @@ def test_every_stacked_model_has_taken_its_own_steps(options):
         ({"eps": 1e-6}, r"training\.eps is an option of adam and adamw"),
         ({"nesterov": True, "momentum": 0.0}, r"training\.nesterov needs momentum"),
         ({"optimizer": "adamw", "nesterov": True}, r"nesterov is an option of sgd, and training\.optimizer is adamw"),
+        ({"local_steps": 3, "local_epochs": 2}, r"local_steps takes the place of training\.local_epochs"),
         ({"optimizer": "adam", "momentum": 0.5}, r"training\.momentum is an option of sgd"),
     ],
 )
-def test_an_option_of_another_optimiser_is_refused(options, message):
+def test_an_option_without_effect_is_refused(options, message):
     with pytest.raises(TrainingError, match=message):
         require_options_that_fit(Training(**options))

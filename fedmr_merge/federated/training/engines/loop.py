@@ -141,7 +141,7 @@ class _Seat:
             loss = loss_of(weights, task.batch(indices), context)
             optimizer.step(gradients_of(loss, parameters))
             total += loss.detach() * len(indices)
-        examples = training.local_epochs * sum(task.batch_sizes(slot))
+        examples = sum(task.step_sizes(slot))
         return float(total) / examples if examples else math.nan
 
     def _place(self, task: LocalTraining, slot: int) -> dict[str, Tensor]:

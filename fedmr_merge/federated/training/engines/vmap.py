@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -44,19 +45,21 @@ class Step:
 
 
 def plan_steps(sizes: Sequence[BatchSizes], batch_size: int) -> tuple[Step, ...]:
-    """Return the steps of an epoch for clients with batches of these sizes, sorted as `processing_order` has them.
+    """Return the steps for clients with batches of these sizes, sorted as `processing_order` has them.
 
-    Full batches come first, with all clients that have one left together; then the last batches that are not full,
-    together where neighbours have batches of the same size.
+    Every client takes its batches in order; neighbours whose next batches have one size take them together. While any
+    client has a full batch next, full ones are taken, so that clients wait for each other before their others.
     """
-    full = [batches.count(batch_size) for batches in sizes]
-    steps = [Step(0, sum(count > done for count in full), batch_size) for done in range(full[0])]
-    last = [_last(batches, batch_size) for batches in sizes]
-    start = 0
-    for stop in range(1, len(sizes) + 1):
-        if stop == len(sizes) or last[stop] != last[start]:
-            if last[start]:
-                steps.append(Step(start, stop, last[start]))
+    done, steps = [0] * len(sizes), list[Step]()
+    while any(after < len(batches) for after, batches in zip(done, sizes, strict=True)):
+        following = [batches[after] if after < len(batches) else 0 for after, batches in zip(done, sizes, strict=True)]
+        only = (batch_size,) if batch_size in following else set(following) - {0}
+        start = 0
+        for size, run in groupby(following):
+            stop = start + len(list(run))
+            if size in only:
+                steps.append(Step(start, stop, size))
+                done[start:stop] = [after + 1 for after in done[start:stop]]
             start = stop
     return tuple(steps)
 
@@ -141,9 +144,9 @@ class _Part:
     def __init__(self, task: LocalTraining, part: Sequence[int]) -> None:
         federation = task.federation
         rows = torch.tensor(part, device=federation.device)
-        self._task = task
-        self._sizes = [task.batch_sizes(slot) for slot in part]
-        self._orders = [task.orders(slot) for slot in part]
+        self._task, self._part = task, part
+        self._sizes = [task.step_sizes(slot) for slot in part]
+        self._orders = [task.order(slot) for slot in part]
         self._weights = {name: tensor.index_select(0, rows) for name, tensor in task.cohort.tensors.items()}
         self._own = {
             family: {name: tensor.index_select(0, rows) for name, tensor in tensors.items()}
@@ -155,7 +158,6 @@ class _Part:
 
     def train(self, loss_of: Loss) -> tuple[dict[str, Tensor], Tensor]:
         """Train to the end; return the stacked models and their mean losses."""
-        training = self._task.federation.training
         windows: dict[tuple[int, int], _Window] = {}
         for step, indices in self._batches():
             window = windows.get((step.start, step.stop))
@@ -167,26 +169,38 @@ class _Part:
             window.totals.add_(losses.detach(), alpha=step.size)
         examples = torch.tensor([sum(sizes) for sizes in self._sizes], dtype=torch.float64, device=self._totals.device)
         # A client that takes no step has a loss of 0 / 0, NaN.
-        return self._weights, self._totals / (training.local_epochs * examples)
+        return self._weights, self._totals / examples
 
     def _batches(self) -> Iterator[tuple[Step, Tensor]]:
         """Yield every step with its examples, [clients, batch]."""
-        training = self._task.federation.training
-        for epoch in range(training.local_epochs):
-            done = [0] * len(self._sizes)
-            steps, batches = plan_steps(self._sizes, training.batch_size), []
+        done = [0] * len(self._sizes)
+        for sizes in self._stretches():
+            steps, batches = plan_steps(sizes, self._task.federation.training.batch_size), []
             if not steps:
                 return
             for step in steps:
                 for client in range(step.start, step.stop):
-                    batches.append(self._orders[client][epoch, done[client] : done[client] + step.size])
+                    batches.append(self._orders[client][done[client] : done[client] + step.size])
                     done[client] += step.size
-            # One transfer an epoch.
+            # One transfer a stretch.
             indices = torch.cat(batches).to(self._totals.device)
             for step in steps:
                 count = (step.stop - step.start) * step.size
                 yield step, indices[:count].view(-1, step.size, *indices.shape[1:])
                 indices = indices[count:]
+
+    def _stretches(self) -> Iterator[list[BatchSizes]]:
+        """Yield the sizes of the batches that are planned together: those of an epoch, or all of so many local steps,
+        of which each client takes as many.
+        """
+        if self._task.federation.training.local_steps is not None:
+            yield self._sizes
+            return
+        lengths = [len(self._task.batch_sizes(slot)) for slot in self._part]
+        for epoch in range(self._task.federation.training.local_epochs):
+            yield [
+                sizes[epoch * length : (epoch + 1) * length] for sizes, length in zip(self._sizes, lengths, strict=True)
+            ]
 
     def _window(self, start: int, stop: int) -> _Window:
         trainable = self._task.federation.trainable

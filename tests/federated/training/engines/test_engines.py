@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from small_federation import Normalised, digest, make_data, make_federation
+from small_federation import Normalised, digest, make_data, make_federation, restored
 from torch import nn
 
 from fedmr_merge.errors import TrainingError
@@ -24,6 +24,7 @@ from fedmr_merge.federated.rounds import begin_stage, run_rounds
 from fedmr_merge.federated.training.batches import batch_sizes
 from fedmr_merge.federated.training.engines import _step
 from fedmr_merge.federated.training.engines.vmap import plan_steps, processing_order
+from fedmr_merge.federated.training.schedule import LrSchedule
 
 ENGINES = pytest.mark.parametrize("engine", ["loop", "vmap"])
 
@@ -71,6 +72,10 @@ def test_engines_agree_on_every_method(method):
         {"weight_decay": 0.1},
         {"optimizer": "adam", "momentum": 0.0, "eps": 1e-3},
         {"optimizer": "adamw", "momentum": 0.0, "eps": 1e-3, "weight_decay": 0.1},
+        {"clip_norm": 0.3},
+        {"local_steps": 7, "local_epochs": 5},
+        {"local_steps": 1, "local_epochs": 5},
+        {"label_smoothing": 0.1, "class_weights": (1.0, 3.0, 0.5)},
         {"batch_size": 100},
         {"batch_size": 1},
     ],
@@ -78,6 +83,46 @@ def test_engines_agree_on_every_method(method):
 def test_engines_agree_on_every_optimiser(options):
     expected = run(unlike_federation(engine="loop", **options), FedMR(), 1)
     assert_alike(run(unlike_federation(engine="vmap", **options), FedMR(), 1), expected)
+
+
+TOGETHER = {
+    "optimizer": "adamw",
+    "momentum": 0.0,
+    "eps": 1e-2,
+    "lr_schedule": LrSchedule("exponential", factor=0.5),
+    "clip_norm": 0.5,
+    "local_steps": 4,
+    "local_epochs": 5,
+    "label_smoothing": 0.1,
+    "class_weights": (1.0, 3.0, 0.5),
+}
+REFUSED = {"scaffold": ("optimizer", "clip_norm")}
+
+
+@pytest.mark.parametrize("method", ALGORITHMS.names())
+def test_engines_agree_on_every_method_with_every_option(method):
+    """And a run that is resumed after its first round gives the same bytes. What a method refuses is left out."""
+    algorithm, refused = ALGORITHMS.find(method)(), REFUSED.get(method, ())
+    for option in refused:
+        with pytest.raises(TrainingError, match=f"^{method}'s"):
+            run(unlike_federation(**{option: TOGETHER[option]} | {"momentum": 0.0}), algorithm)
+    options = {option: value for option, value in TOGETHER.items() if option not in (*refused, *(refused and ("eps",)))}
+    federation = unlike_federation(engine="loop", **options)
+    first, second = run(federation, algorithm, 2)
+    (resumed,) = run_rounds(federation, algorithm, restored(first.state), first_round=2, rounds=1)
+    assert digest(resumed.state) == digest(second.state)
+    assert_alike(run(unlike_federation(engine="vmap", **options), algorithm, 1), [first])
+
+
+def test_so_many_local_steps_are_taken_together_where_batches_have_one_size():
+    """5 steps of clients with 12, 7 and 3 examples in batches of 4."""
+    sizes = [(4, 4, 4, 4, 4), (4, 3, 4, 3, 4), (3, 3, 3, 3, 3)]
+    assert processing_order(sizes, 4) == (0, 1, 2)
+    steps = plan_steps(sizes, 4)
+    for client, wanted in enumerate(sizes):
+        assert tuple(step.size for step in steps if step.start <= client < step.stop) == wanted
+    assert (0, 2, 4) in [(step.start, step.stop, step.size) for step in steps]
+    assert (1, 3, 3) in [(step.start, step.stop, step.size) for step in steps]
 
 
 def test_engines_agree_on_changed_images():
