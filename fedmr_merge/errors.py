@@ -65,6 +65,10 @@ def listed(items: Iterable[object], between: str = "; ", most: int = LISTED) -> 
     return between.join([*found[:most], *more])
 
 
+def _as_string(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
 class FedmrMergeError(Exception):
     """Base of all errors of this package.
 
@@ -154,11 +158,46 @@ class LayerMismatchError(FedmrMergeError):
 
 
 class RuleError(FedmrMergeError):
-    """A layer rule that is malformed, or that leaves a tensor without a group."""
+    """A layer rule that is malformed, or that leaves a tensor without a group.
+
+    `path` is the rule file, or the model file whose metadata name the layers; `faults` holds every fault of
+    a rule file, each with its line; `tensors` are the tensors that the rule has no group for, or separates.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        path: str | Path | None = None,
+        faults: Sequence[str] = (),
+        tensors: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.path = _as_string(path)
+        self.faults = tuple(faults)
+        self.tensors = tuple(tensors)
 
 
 class PlanError(FedmrMergeError):
-    """A recombination plan that is malformed or does not fit the models."""
+    """A recombination plan that is malformed or does not fit the models, or a mean that cannot be taken of them.
+
+    `slot`, `group` (a layer group) and `tensor` say where; each is None where the error is not about one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        slot: int | None = None,
+        group: str | None = None,
+        tensor: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.slot = slot
+        self.group = group
+        self.tensor = tensor
 
 
 class OutputError(FedmrMergeError):
@@ -199,7 +238,11 @@ class RecipeError(FedmrMergeError):
 
 
 class RunError(FedmrMergeError):
-    """A run folder that belongs to another recipe or is damaged."""
+    """A run folder that belongs to another recipe or is damaged; `path` is the folder, or the damaged file in it."""
+
+    def __init__(self, message: str, *, hint: str | None = None, path: str | Path | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = _as_string(path)
 
 
 class RunInUseError(RunError):
@@ -207,7 +250,24 @@ class RunInUseError(RunError):
 
 
 class DataError(FedmrMergeError):
-    """A data set that cannot be used as asked."""
+    """A data set, or a partition of it, that cannot be used as asked.
+
+    `path` (a file or folder), `column` and `client` say where; each is None where the error is not about one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        path: str | Path | None = None,
+        column: str | None = None,
+        client: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.path = _as_string(path)
+        self.column = column
+        self.client = client
 
 
 class AbsentDataError(DataError):
@@ -215,7 +275,14 @@ class AbsentDataError(DataError):
 
 
 class TrainingError(FedmrMergeError):
-    """Training that cannot start or continue."""
+    """Training that cannot start or continue; `round` and `client` say where, None where it is about neither."""
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, round: int | None = None, client: int | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.round = round
+        self.client = client
 
 
 class HubError(FedmrMergeError):

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fedmr_merge import errors
 from fedmr_merge.errors import (
     CheckpointError,
+    DataError,
     Difference,
     FedmrMergeError,
     HubError,
     LayerMismatchError,
+    PlanError,
     RecipeError,
     RecipeFault,
+    RuleError,
+    RunError,
+    TrainingError,
     UnreachedError,
     VerificationError,
     listed,
     shown,
 )
+from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.layers.plan import RecombinationPlan
+from fedmr_merge.layers.rule_language import read_rule_file
+from fedmr_merge.runs.record import read_run
 
 
 def test_what_is_quoted_is_safe_for_a_terminal_and_short() -> None:
@@ -49,13 +60,32 @@ def test_errors_carry_fields() -> None:
     assert HubError("no", status=403).status == 403
     assert UnreachedError("later", wait_seconds=7).wait_seconds == 7
     assert VerificationError("bad", faults=["a"]).faults == ("a",)
+    assert TrainingError("diverged", round=3, client=7).client == 7
+
+
+def test_raisers_give_what_they_know(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as run:
+        read_run(tmp_path)
+    assert run.value.path == str(tmp_path)
+    rules = tmp_path / "mine.yaml"
+    rules.write_text("rules:\n  - {match: 1, grup: a}\nothewise: layer\n")
+    with pytest.raises(RuleError) as rule:
+        read_rule_file(rules)
+    assert rule.value.path == str(rules)
+    assert [fault.partition(":")[0] for fault in sorted(rule.value.faults)][-1] == "line 3"
+    with pytest.raises(PlanError) as plan:
+        RecombinationPlan(2, {"conv1": (0, 0)})
+    assert (plan.value.group, plan.value.slot) == ("conv1", None)
+    with pytest.raises(DataError) as data:
+        Partition.of([[0], []])
+    assert (data.value.client, data.value.column, data.value.path) == (1, None, None)
 
 
 def test_every_error_is_one_of_this_package_and_public() -> None:
     import fedmr_merge
 
     tree = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)]
-    assert len(tree) == 15
+    assert len(tree) == 16
     for cls in tree:
         assert issubclass(cls, FedmrMergeError)
         assert getattr(fedmr_merge, cls.__name__) is cls

@@ -56,7 +56,7 @@ def read_layers(file: WeightFile) -> dict[str, str]:
     try:
         layers: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: not valid JSON: {error}") from error
+        raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: not valid JSON: {error}", path=file.path) from error
     if not isinstance(layers, dict) or not all(isinstance(layer, str) for layer in layers.values()):
-        raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: must map tensor names to layer names")
+        raise RuleError(f"{file.path}: metadata {LAYERS_KEY}: must map tensor names to layer names", path=file.path)
     return layers

@@ -227,7 +227,7 @@ def _read_plan(path: Path | None) -> RecombinationPlan | None:
     try:
         return None if path is None else read_plan(path)
     except PlanError as error:
-        raise PlanError(f"--plan {error}", hint=error.hint) from error
+        raise PlanError(f"--plan {error}", hint=error.hint, slot=error.slot, group=error.group) from error
 
 
 def _dry_run(work: PreparedRecombination, save_plan: Path | None) -> None:

@@ -172,6 +172,7 @@ def _require_finite(metrics: Mapping[str, float], round: int) -> None:
             raise TrainingError(
                 f"training diverged in round {round}: {name} is {value}, although all weights are finite",
                 hint="lower training.lr, or bound the loss of the clients with training.divergence_loss",
+                round=round,
             )
 
 

@@ -76,6 +76,7 @@ class RecombinationPlan:
                 raise PlanError(
                     f"group {group!r}: {list(sources)} is not a permutation of the slots 0 to {self.slots - 1}",
                     hint="every slot must be the source of exactly one slot",
+                    group=group,
                 )
 
     def source(self, group: str, destination: int) -> int:
@@ -113,16 +114,21 @@ class RecombinationPlan:
             )
         names = {group.name for group in groups}
         for missing in names - self.permutations.keys():
-            raise PlanError(f"the plan lacks the layer group {missing!r}", hint="draw it with the same layer rule")
+            raise PlanError(
+                f"the plan lacks the layer group {missing!r}", hint="draw it with the same layer rule", group=missing
+            )
         for unknown in self.permutations.keys() - names:
             raise PlanError(
-                f"the plan has a layer group {unknown!r}, which the models do not have", hint="use the same layer rule"
+                f"the plan has a layer group {unknown!r}, which the models do not have",
+                hint="use the same layer rule",
+                group=unknown,
             )
         for group in groups:
             if group.pinned and self.permutations[group.name] != tuple(range(self.slots)):
                 raise PlanError(
                     f"the plan moves the layer group {group.name!r}, which is pinned",
                     hint="leave out the pin, or use a plan that keeps the group in its slots",
+                    group=group.name,
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -148,7 +154,9 @@ class RecombinationPlan:
             raise PlanError("a plan needs `slots`, a number, and `permutations`, a list of slots for every layer group")
         for group, sources in permutations.items():
             if not isinstance(sources, list) or not all(type(source) is int for source in sources):
-                raise PlanError(f"group {group!r}: its permutation must be a list of slots, found {sources!r}")
+                raise PlanError(
+                    f"group {group!r}: its permutation must be a list of slots, found {sources!r}", group=group
+                )
         return cls(slots, {group: tuple(sources) for group, sources in permutations.items()})
 
 

@@ -92,11 +92,13 @@ def read_rule_file(path: Path, name: str | None = None) -> RuleSet:
             text = stream.read().decode("utf-8")
     except OSError as error:
         raise RuleError(
-            f"{path}: cannot be read: {error.strerror}", hint="`fedmr-merge rules list` shows the built-in layer rules"
+            f"{path}: cannot be read: {error.strerror}",
+            hint="`fedmr-merge rules list` shows the built-in layer rules",
+            path=path,
         ) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise RuleError(f"{path}: line {line}: not UTF-8", hint="save it as UTF-8") from error
+        raise RuleError(f"{path}: line {line}: not UTF-8", hint="save it as UTF-8", path=path) from error
     return parse_rules(text, str(path), name or path.stem)
 
 
@@ -137,6 +139,8 @@ class _Reader:
             raise RuleError(
                 f"{self.source}: {'; '.join(self.faults[:_MAX_SHOWN])}{more}",
                 hint="`fedmr-merge docs recombine` explains the rule language",
+                path=self.source,
+                faults=self.faults,
             )
 
     def rule_set(self, root: yaml.Node | None, name: str) -> RuleSet | None:

@@ -192,5 +192,6 @@ def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:
         raise RuleError(
             f"layer rule {rule_set.name!r}: no rule matches {', '.join(map(shortened, unmatched[:5]))}{more}",
             hint='add a rule for them; `{match: "**", group: rest}` at the end takes what is left',
+            tensors=unmatched,
         )
     return collect(group_of, shapes, pinned, rule_set.ties)

@@ -160,7 +160,9 @@ def check_mean(checkpoints: Sequence[Checkpoint], options: MeanOptions) -> None:
     _refuse_codes(tensors)
     for name, entry in tensors.items():
         if entry.dtype not in KEPT and (entry.dtype == "C64") != (out_dtype(entry, options) == "C64"):
-            raise PlanError(f"{name}: {entry.dtype} cannot be written as {options.out_dtype}, one of them is complex")
+            raise PlanError(
+                f"{name}: {entry.dtype} cannot be written as {options.out_dtype}, one of them is complex", tensor=name
+            )
 
 
 def _refuse_codes(tensors: Mapping[str, TensorEntry]) -> None:
@@ -174,6 +176,7 @@ def _refuse_codes(tensors: Mapping[str, TensorEntry]) -> None:
         raise PlanError(
             f"{name}: {tensors[name].dtype} numbers are codes, {beside}, and have no mean{others}",
             hint="recombine with --no-global, or convert the models to a float dtype first",
+            tensor=name,
         )
 
 

@@ -97,6 +97,7 @@ def require_agreement(run: Path, recipe: Recipe, *, extend: bool) -> None:
             f"{run}: belongs to another recipe: {_listed(whole)}",
             hint="choose another folder with --out, --extend to continue the run where both recipes agree so far, "
             "or --fresh to replace it",
+            path=run,
         )
     stage, rounds = _progress(run)
     now = recipe.stages[stage] if 0 <= stage < len(recipe.stages) else None
@@ -104,12 +105,14 @@ def require_agreement(run: Path, recipe: Recipe, *, extend: bool) -> None:
         raise RunError(
             f"{run}: stages[{stage}] has run for {rounds} rounds, the recipe ends it after {now.length.rounds}",
             hint="let the stage last at least as long, or choose another folder with --out",
+            path=run,
         )
     done = [deciding_options(each, stage, rounds) for each in (before, recipe)]
     if differing := _differences(*done):
         raise RunError(
             f"{run}: cannot be extended, as its rounds so far were run with other options: {_listed(differing)}",
             hint="choose another folder with --out, or --fresh to replace the run",
+            path=run,
         )
 
 

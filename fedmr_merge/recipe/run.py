@@ -146,6 +146,7 @@ class Run:
             raise RunError(
                 f"{self.folder.path}: the disk is full; {saved}",
                 hint="free some space and type the same command again: it resumes the run",
+                path=self.folder.path,
             ) from error
 
     def __enter__(self) -> Run:

@@ -84,7 +84,9 @@ class Sweep:
         known = read_sweep_folder(self.out).runs if exists and self._is_ours() else {}
         if not exists and self.out.is_dir() and any(self.out.iterdir()):
             raise RunError(
-                f"{self.out}: is not empty and does not hold a sweep", hint="choose another folder with --out"
+                f"{self.out}: is not empty and does not hold a sweep",
+                hint="choose another folder with --out",
+                path=self.out,
             )
         for folder in (RUNS, OUTCOMES):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
@@ -103,6 +105,7 @@ class Sweep:
             raise RunError(
                 f"{self.out}: holds the sweep {before.name!r}, not {self.definition.name!r}",
                 hint="choose another folder with --out",
+                path=self.out,
             )
         return True
 
@@ -224,4 +227,5 @@ def _published(definition: SweepFile) -> list[PublishedNumber]:
         raise RunError(
             f"{path}: cannot be read as published numbers: {getattr(error, 'strerror', None) or repr(error)}",
             hint="it must be a CSV file with the columns accuracy_mean and accuracy_std, and one for each axis",
+            path=path,
         ) from error

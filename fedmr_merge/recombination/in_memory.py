@@ -41,7 +41,12 @@ def recombine_handles(
     plan.check(groups, len(models))
     for slot, model in enumerate(models):
         for name in (name for group in groups for name in group.tensors if name not in model):
-            raise PlanError(f"slot {slot} lacks the tensor {name!r}", hint="every model needs the same tensors")
+            raise PlanError(
+                f"slot {slot} lacks the tensor {name!r}",
+                hint="every model needs the same tensors",
+                slot=slot,
+                tensor=name,
+            )
     return [
         {name: models[plan.source(group.name, slot)][name] for group in groups for name in group.tensors}
         for slot in range(plan.slots)

@@ -204,6 +204,7 @@ def _refuse_torn_codes(checkpoint: Checkpoint, grouping: Grouping) -> None:
             raise RuleError(
                 f"{codes} holds codes whose scales are in {scale}, and the rule puts the two into different groups",
                 hint="choose a rule that keeps them together, such as `layer` or `module`",
+                tensors=(codes, scale),
             )
 
 
@@ -230,6 +231,7 @@ def _check(work: PreparedRecombination) -> None:
             raise PlanError(
                 f"slot {slot}, {work.parents[slot].source}, is a bare file and gets no config or tokenizer",
                 hint="put it into a folder of its own as model.safetensors, or leave it out with --slots",
+                slot=slot,
             )
     for parent in work.parents:
         recorded_place(parent, work.out)
@@ -242,7 +244,9 @@ def _check_slots(output: OutputOptions, parents: Sequence[Checkpoint]) -> None:
     named = (*(output.slots or ()), *(() if output.sidecars_from is None else (output.sidecars_from,)))
     for slot in named:
         if not 0 <= slot < slots:
-            raise PlanError(f"there is no slot {slot}", hint=f"the {slots} models are the slots 0 to {slots - 1}")
+            raise PlanError(
+                f"there is no slot {slot}", hint=f"the {slots} models are the slots 0 to {slots - 1}", slot=slot
+            )
     if output.slots is not None and (not output.slots or len(set(output.slots)) < len(output.slots)):
         raise PlanError(
             f"name each output slot once, found {list(output.slots)}",
@@ -253,4 +257,5 @@ def _check_slots(output: OutputOptions, parents: Sequence[Checkpoint]) -> None:
             f"slot {output.sidecars_from}, {parents[output.sidecars_from].source}, is a file and has no config or "
             "tokenizer for the others",
             hint="take them from a slot whose model is a folder",
+            slot=output.sidecars_from,
         )

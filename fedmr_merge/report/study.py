@@ -168,7 +168,9 @@ def read_study(folders: Sequence[Path]) -> Study:
             members = [(folder / RUNS / name, run.choices) for name, run in sweep.runs.items()]
             members = [(path, choices) for path, choices in members if holds_run(path) and read_run(path).metrics]
             if not members:
-                raise RunError(f"{folder}: no run of this sweep has a round yet", hint="wait for it, or resume it")
+                raise RunError(
+                    f"{folder}: no run of this sweep has a round yet", hint="wait for it, or resume it", path=folder
+                )
         else:
             members = [(folder, {})]
         for path, choices in members:
@@ -178,7 +180,7 @@ def read_study(folders: Sequence[Path]) -> Study:
 
 def _add(found: dict[str, Experiment], run: RunRecord, choices: Mapping[str, str]) -> None:
     if not run.metrics:
-        raise RunError(f"{run.path}: the run has no round yet", hint="`fedmr-merge run` resumes it")
+        raise RunError(f"{run.path}: the run has no round yet", hint="`fedmr-merge run` resumes it", path=run.path)
     seed = run.recipe["seed"]
     key = json.dumps([dict(choices), comparable(run.recipe)], sort_keys=True)
     known = found.get(key)

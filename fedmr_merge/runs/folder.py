@@ -50,14 +50,16 @@ class RunFolder:
             self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise RunError(
-                f"{path}: cannot be a run folder: {error.strerror}", hint="choose another folder with --out"
+                f"{path}: cannot be a run folder: {error.strerror}", hint="choose another folder with --out", path=path
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
             raise RunInUseError(
-                f"{path}: another process is running here", hint="wait for it, or choose another folder with --out"
+                f"{path}: another process is running here",
+                hint="wait for it, or choose another folder with --out",
+                path=path,
             ) from error
 
     def close(self) -> None:
@@ -98,7 +100,9 @@ class RunFolder:
             ours = {name for name in names if name in FIRST_FILES or is_staged(name)}
             if names - ours or (names - {LOCK} and not self._opened_before):
                 raise RunError(
-                    f"{self.path}: is not empty and not a run folder", hint="choose another folder with --out"
+                    f"{self.path}: is not empty and not a run folder",
+                    hint="choose another folder with --out",
+                    path=self.path,
                 )
             for name in names - {LOCK}:
                 _remove(self.path / name)
@@ -118,6 +122,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: holds what no run writes: {', '.join(others[:_SHOWN])}{more}",
                 hint="move it elsewhere, or choose another folder with --out",
+                path=self.path,
             )
 
     def set_aside(self) -> None:

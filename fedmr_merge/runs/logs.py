@@ -118,7 +118,9 @@ def require_rounds(folder: Path, place: Place, first_round: int) -> None:
 
 def damaged(path: Path, reason: str, *, hint: str | None = None) -> RunError:
     """Return the error for a damaged file of a run."""
-    return RunError(f"{path}: damaged: {reason}", hint=hint or "restore the file, or start anew with --fresh")
+    return RunError(
+        f"{path}: damaged: {reason}", hint=hint or "restore the file, or start anew with --fresh", path=path
+    )
 
 
 def _parse(text: bytes, model: type[BaseModel]) -> tuple[Any, str | None]:

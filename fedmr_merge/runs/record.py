@@ -84,6 +84,7 @@ def read_run(path: Path) -> RunRecord:
         raise RunError(
             f"{path}: is not a run folder: {RECIPE}: {error.strerror}",
             hint="name a run folder, such as runs/NAME, or what a `publish` stage wrote",
+            path=path,
         ) from error
     except YamlError as error:
         raise damaged(file, f"not YAML: {f'line {error.line}: ' if error.line else ''}{error}") from error

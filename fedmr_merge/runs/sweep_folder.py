@@ -64,13 +64,19 @@ def read_sweep_folder(out: Path) -> SweepDescription:
     try:
         found = TypeAdapter(SweepDescription).validate_json(path.read_bytes())
     except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}", hint="name the folder of a sweep") from error
+        raise RunError(
+            f"{path}: cannot be read: {error.strerror}", hint="name the folder of a sweep", path=path
+        ) from error
     except (ValidationError, RecursionError) as error:
         raise RunError(
-            f"{path}: damaged, or not the description of a sweep", hint="remove it, and type the sweep's command again"
+            f"{path}: damaged, or not the description of a sweep",
+            hint="remove it, and type the sweep's command again",
+            path=path,
         ) from error
     if found.format_version != FORMAT_VERSION:
-        raise RunError(f"{path}: format version {found.format_version} is not known", hint="update fedmr-merge")
+        raise RunError(
+            f"{path}: format version {found.format_version} is not known", hint="update fedmr-merge", path=path
+        )
     if any("/" in name or name.startswith(".") for name in found.runs):
-        raise RunError(f"{path}: names a run that leads out of the folder")
+        raise RunError(f"{path}: names a run that leads out of the folder", path=path)
     return found

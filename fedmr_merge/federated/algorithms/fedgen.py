@@ -106,6 +106,7 @@ class FedGen(Averaging):
             raise TrainingError(
                 f"fedgen's generator diverged in round {round}: its loss is {losses[-1]}",
                 hint="lower fedgen.generator_lr",
+                round=round,
             )
         facts = {"label_counts": counts, "round": round, "generator_loss": losses[-1]}
         return replace(averaged, tensors=generator.tensors, facts=facts)

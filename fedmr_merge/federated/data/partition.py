@@ -27,7 +27,9 @@ class Partition:
             raise DataError("the partition holds no examples")
         for client, indices in enumerate(self.clients):
             if not indices.size:
-                raise DataError(f"client {client} has no examples", hint="take fewer clients, or give each a minimum")
+                raise DataError(
+                    f"client {client} has no examples", hint="take fewer clients, or give each a minimum", client=client
+                )
         if everything[0] < 0:
             raise DataError(f"the partition names example {everything[0]}; examples count from 0")
         twice = everything[1:][everything[1:] == everything[:-1]]

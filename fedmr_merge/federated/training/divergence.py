@@ -58,6 +58,8 @@ def find_diverged(
         raise TrainingError(
             f"client {clients[slot]} diverged in round {round}: {fault}{others}",
             hint=_hint(fault, everyone=everyone),
+            client=clients[slot],
+            round=round,
         )
     return diverged
 

@@ -68,13 +68,16 @@ class Cifar(ImageDataSet):
                     return self.assemble(*read_python(folder, python))
         except OSError as error:
             raise DataError(
-                f"{error.filename}: {error.strerror}", hint=f"download {binary.archive} and unpack it again"
+                f"{error.filename}: {error.strerror}",
+                hint=f"download {binary.archive} and unpack it again",
+                path=error.filename,
             ) from error
         if path.is_dir() and has_parquet(path):
             return self._from_tables(path)
         raise DataError(
             f"{path}: there is no {self.name}, neither as parquet nor as {binary.folder} or {python.folder}",
             hint=f"download {binary.archive} and unpack it there",
+            path=path,
         )
 
     def _from_tables(self, path: Path | None) -> ImageData:
@@ -101,7 +104,9 @@ def _read_records(folder: Path, names: Sequence[str], files: BinaryFiles) -> Par
     for name in names:
         content = np.fromfile(folder / name, dtype=np.uint8)
         if len(content) % length or not len(content):
-            raise DataError(f"{folder / name}: {len(content)} bytes are no whole records of {length}")
+            raise DataError(
+                f"{folder / name}: {len(content)} bytes are no whole records of {length}", path=folder / name
+            )
         parts.append(content.reshape(-1, length))
     records = np.concatenate(parts)
     images = np.ascontiguousarray(records[:, files.label_bytes :]).reshape(-1, 3, 32, 32)

@@ -50,7 +50,7 @@ def read_python(folder: Path, files: PythonFiles) -> tuple[Part, Part, tuple[str
     """Return the training part, the test part and the classes' names. Raises DataError, and OSError as it comes."""
     names = _load(folder / files.meta)
     if not (isinstance(names, dict) and isinstance(names.get(files.names), list)):
-        raise DataError(f"{folder / files.meta}: has no list {files.names!r}")
+        raise DataError(f"{folder / files.meta}: has no list {files.names!r}", path=folder / files.meta)
     train, test = (
         _read_batches([folder / name for name in part], files.labels) for part in (files.train, [files.test])
     )
@@ -65,7 +65,7 @@ def _read_batches(paths: Sequence[Path], key: str) -> Part:
         pixels, found = _pixels(batch.get("data")), batch.get(key)
         if pixels is None or not _are_labels(found, len(pixels)):
             raise DataError(
-                f"{path}: is not a batch of images, with rows of 3072 bytes in 'data' and numbers in {key!r}"
+                f"{path}: is not a batch of images, with rows of 3072 bytes in 'data' and numbers in {key!r}", path=path
             )
         images.append(pixels)
         labels.append(np.array(found, dtype=np.int64))
@@ -101,14 +101,14 @@ def _load(path: Path) -> Any:
     """Return what a pickle holds; see the top of this module."""
     size = path.stat().st_size
     if size > _LARGEST_BYTES or not path.is_file():
-        raise DataError(f"{path}: {size:,} bytes are more than a file of CIFAR has")
+        raise DataError(f"{path}: {size:,} bytes are more than a file of CIFAR has", path=path)
     content = path.read_bytes()
     try:
         _check_instructions(content)
         # The files were written by Python 2, whose strings are bytes: latin1 keeps each as one character.
         return _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:120]}") from error
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:120]}", path=path) from error
 
 
 def _check_instructions(content: bytes) -> None:

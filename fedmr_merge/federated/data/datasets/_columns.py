@@ -69,7 +69,11 @@ def _names(table: pa.Table, column: str) -> tuple[str, ...]:
         return named
     found = np.unique(values(table, column))
     if len(found) > _MOST_CLASSES:
-        raise DataError(f"column {column!r} has {len(found):,} different labels", hint="name another data.label_column")
+        raise DataError(
+            f"column {column!r} has {len(found):,} different labels",
+            hint="name another data.label_column",
+            column=column,
+        )
     return tuple(str(label) for label in found if not _is_missing(label))
 
 
@@ -102,6 +106,7 @@ def _labels(table: pa.Table, column: str, names: tuple[str, ...]) -> Numbers:
         raise DataError(
             f"column {column!r} has the class {unknown[0][:60]!r}, which the training part does not have",
             hint="take the examples of that class out of the test part, or name another split",
+            column=column,
         )
     return np.array([place[str(label)] for label in different], dtype=np.int64)[numbers]
 

@@ -41,7 +41,7 @@ def read_local(path: Path, split: str, columns: Sequence[str]) -> pa.Table:
         _require(columns, pq.read_schema(files[0]).names, str(files[0]))
         return pq.read_table(files, columns=list(columns), partitioning=None)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as parquet: {_line(error)}") from error
+        raise DataError(f"{path}: cannot be read as parquet: {_line(error)}", path=path) from error
 
 
 def has_parquet(path: Path) -> bool:
@@ -51,17 +51,23 @@ def has_parquet(path: Path) -> bool:
 
 def _parquet_files(path: Path, split: str) -> list[Path]:
     if not path.is_dir():
-        raise DataError(f"{path}: there is no such folder", hint="set data.path to a folder with parquet files")
+        raise DataError(
+            f"{path}: there is no such folder", hint="set data.path to a folder with parquet files", path=path
+        )
     found = sorted(
         file
         for file in path.rglob("*.parquet")
         if file.stem == split or file.name.startswith(f"{split}-") or file.parent.name == split
     )
     if not found:
-        raise DataError(f"{path}: there is no parquet file of the split {split!r}", hint=f"such as {split}.parquet")
+        raise DataError(
+            f"{path}: there is no parquet file of the split {split!r}", hint=f"such as {split}.parquet", path=path
+        )
     if len({file.parent for file in found}) > 1:
         folders = ", ".join(sorted({str(file.parent.relative_to(path)) for file in found}))
-        raise DataError(f"{path}: the split {split!r} is in several folders: {folders}", hint="set data.path to one")
+        raise DataError(
+            f"{path}: the split {split!r} is in several folders: {folders}", hint="set data.path to one", path=path
+        )
     return found
 
 
@@ -121,6 +127,7 @@ def _require(columns: Sequence[str], found: Sequence[str], source: str) -> None:
             raise DataError(
                 f"{source}: there is no column {column!r}, there are {', '.join(found)}",
                 hint="is it the data set that data.name says? Columns of hub:ORG/NAME and parquet are named in `data`",
+                column=column,
             )
 
 
@@ -132,7 +139,7 @@ def values(table: pa.Table, column: str) -> np.ndarray:
     """Return a column of numbers or texts. Raises DataError when a value is missing."""
     found = table.column(column)
     if found.null_count:
-        raise DataError(f"column {column!r} has {found.null_count} empty entries")
+        raise DataError(f"column {column!r} has {found.null_count} empty entries", column=column)
     array: np.ndarray = found.to_numpy()
     return array
 
@@ -194,10 +201,10 @@ def _encoded(table: pa.Table, column: str) -> Iterator[Any]:
     for chunk in table.column(column).chunks:
         files = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
         if not (pa.types.is_binary(files.type) or pa.types.is_large_binary(files.type)):
-            raise DataError(f"column {column!r} holds no images")
+            raise DataError(f"column {column!r} holds no images", column=column)
         for scalar in files:
             if not scalar.is_valid:
-                raise DataError(f"column {column!r} has entries without an image")
+                raise DataError(f"column {column!r} has entries without an image", column=column)
             yield scalar.as_buffer()
 
 

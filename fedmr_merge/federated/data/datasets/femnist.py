@@ -59,6 +59,7 @@ class Femnist(ImageDataSet):
                 raise DataError(
                     f"{folder}: there is no femnist, neither LEAF's JSON files in train/ and test/ nor parquet files",
                     hint=f"`hf download {_REPO} --repo-type dataset --local-dir {folder}`, or LEAF's preprocess.sh",
+                    path=folder,
                 )
             names = values(table, "writer_id").astype(str)
             # Only what is kept is decoded: a twentieth of the data set is what the paper trains on.
@@ -102,7 +103,11 @@ def _read_leaf(folder: Path) -> tuple[Pixels, Numbers, np.ndarray, np.ndarray]:
                 writers += [writer] * len(characters)
                 test += [bool(is_test)] * len(characters)
     if True not in test:
-        raise DataError(f"{folder / 'test'}: there are no JSON files", hint="run LEAF's preprocess.sh with -t sample")
+        raise DataError(
+            f"{folder / 'test'}: there are no JSON files",
+            hint="run LEAF's preprocess.sh with -t sample",
+            path=folder / "test",
+        )
     return np.concatenate(images), np.array(labels, dtype=np.int64), np.array(writers), np.array(test)
 
 
@@ -116,7 +121,7 @@ def _read_users(file: Path) -> Iterator[tuple[str, Pixels, list[int]]]:
                 raise ValueError(f"writer {writer} has {len(pixels)} images and {len(characters)} labels")
             yield writer, pixels, characters
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DataError(f"{file}: not a file of LEAF's FEMNIST: {error}") from error
+        raise DataError(f"{file}: not a file of LEAF's FEMNIST: {error}", path=file) from error
 
 
 def _scaled(values: Any, writer: str) -> Pixels:

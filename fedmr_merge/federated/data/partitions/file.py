@@ -32,18 +32,21 @@ class File(PartitionMethod):
             with open_regular(file) as stream:  # a pipe would be waited for
                 value = json.loads(stream.read())
         except OSError as error:
-            raise DataError(f"{file}: {error.strerror}", hint="set data.partition.path to a JSON file") from error
+            raise DataError(
+                f"{file}: {error.strerror}", hint="set data.partition.path to a JSON file", path=file
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: not JSON: {error}", hint=_HINT) from error
+            raise DataError(f"{file}: not JSON: {error}", hint=_HINT, path=file) from error
         try:
             partition = Partition.from_json(_in_own_format(value))
         except DataError as error:
-            raise DataError(f"{file}: {error}", hint=error.hint or _HINT) from error
+            raise DataError(f"{file}: {error}", hint=error.hint or _HINT, path=file, client=error.client) from error
         last = max(int(indices[-1]) for indices in partition.clients)
         if last >= len(data.train_labels):
             raise DataError(
                 f"{file}: names training example {last}, but there are only {len(data.train_labels)}, counted from 0",
                 hint="was it made for another data set?",
+                path=file,
             )
         return partition
 

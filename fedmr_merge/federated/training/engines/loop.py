@@ -174,4 +174,6 @@ def _explained(task: LocalTraining, client: int) -> Iterator[None]:
         raise TrainingError(
             f"out of memory while client {client} trained in round {task.round}",
             hint="lower training.batch_size, or training.threads, the clients that a CPU trains at a time",
+            client=client,
+            round=task.round,
         ) from error

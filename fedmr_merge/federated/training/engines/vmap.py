@@ -110,6 +110,8 @@ class Vmap(Engine):
             raise TrainingError(
                 f"out of memory while client {task.clients[part[0]]} trained alone in round {task.round}: {error}",
                 hint="lower training.batch_size",
+                client=task.clients[part[0]],
+                round=task.round,
             )
         self.fitting = (len(part) + 1) // 2
         if task.federation.device.type == "cuda":
