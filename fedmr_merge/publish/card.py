@@ -50,6 +50,7 @@ def render_card(template: str, facts: Mapping[str, Any]) -> str:
         "fenced": fenced,
         "identifier": lambda name: name if re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII) else "AutoModel",
         "percent": lambda share: f"{100 * share:.2f} %",
+        "megabytes": lambda count: "not recorded" if count is None else f"{count / 1e6:,.2f} MB",
     }
     try:
         if Path(template).suffix:

@@ -55,6 +55,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "last": last,
             "best": max(metrics, key=lambda line: line["test_accuracy"]),
             "stages": stage_table(metrics),
+            "bytes_down": _total(metrics, "bytes_down"),
+            "bytes_up": _total(metrics, "bytes_up"),
             "seconds": sum(line["seconds"] for line in metrics),
             "privacy": _privacy(recipe, last),
             "partition": _partition_facts(partition) if partition is not None else None,
@@ -90,8 +92,13 @@ def _describe_data(name: str) -> str | None:
 _HINT = "name a run folder, or what its `publish` stage wrote"
 
 
+def _total(metrics: Sequence[Mapping[str, Any]], key: str) -> int | None:
+    """Return the sum of a count over rounds; None where one of them did not record it."""
+    return sum(line[key] for line in metrics) if all(line.get(key) is not None for line in metrics) else None
+
+
 def stage_table(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return, stage by stage, its method, its rounds and the test accuracy at its end and at best."""
+    """Return, stage by stage, its method, its rounds, the bytes sent and the test accuracy at its end and at best."""
     found: list[dict[str, Any]] = []
     for line in metrics:
         if not found or found[-1]["stage"] != line["stage"]:
@@ -102,6 +109,9 @@ def stage_table(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "accuracy": line["test_accuracy"],
             "best": max(found[-1]["best"], line["test_accuracy"]),
         }
+    for stage in found:
+        lines = [line for line in metrics if line["stage"] == stage["stage"]]
+        stage |= {key: _total(lines, key) for key in ("bytes_down", "bytes_up")}
     return found
 
 

@@ -12,6 +12,7 @@ Every fact of the card comes from a file of this folder, so that anybody who has
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from fedmr_merge.publish.facts import SLOTS_FILE
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.recombination.prepare import slot_name
 from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION, RECIPE
-from fedmr_merge.runs.public import published_partition, published_recipe
+from fedmr_merge.runs.public import published_metrics, published_partition, published_recipe
 from fedmr_merge.runs.record import read_run
 
 What = Literal["global", "cohort", "both"]
@@ -119,7 +120,10 @@ def _copy_facts(run: Path, folder: Path, *, client_information: bool) -> None:
     record = read_run(run)
     text = yaml.safe_dump(published_recipe(record.recipe), sort_keys=False, allow_unicode=True, width=120)
     (folder / RECIPE).write_text(text, encoding="utf-8")
-    for name in (ENVIRONMENT, METRICS, *((LINEAGE,) if client_information else ())):
+    for name in (ENVIRONMENT, *((LINEAGE,) if client_information else ())):
         shutil.copyfile(run / name, folder / name)
+    lines = published_metrics(record.metrics, private=record.recipe["training"].get("privacy") is not None)
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    (folder / METRICS).write_text(text, encoding="utf-8")
     if client_information and record.partition is not None:
         write_json(folder / PARTITION, published_partition(record.partition))

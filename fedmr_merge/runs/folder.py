@@ -99,6 +99,8 @@ class RunFolder:
             names = {path.name for path in self.path.iterdir()}
             ours = {name for name in names if name in FIRST_FILES or is_staged(name)}
             if names - ours or (names - {LOCK} and not self._opened_before):
+                if not self._opened_before:  # else the next process would take the files for a run's, and remove them
+                    (self.path / LOCK).unlink(missing_ok=True)
                 raise RunError(
                     f"{self.path}: is not empty and not a run folder",
                     hint="choose another folder with --out",

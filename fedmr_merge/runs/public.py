@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,14 @@ from fedmr_merge.hub.listing import parse_hub
 def published_partition(partition: Mapping[str, Any]) -> dict[str, Any]:
     """Return how many examples of each class every client has, without saying which examples these are."""
     return {key: partition[key] for key in ("class_names", "class_counts")}
+
+
+def published_metrics(metrics: Sequence[Mapping[str, Any]], *, private: bool) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl` to publish.
+
+    Those of a private run leave out `train_loss`: no noise was added to it, so that epsilon does not cover it.
+    """
+    return [{key: value for key, value in line.items() if not (private and key == "train_loss")} for line in metrics]
 
 
 def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:

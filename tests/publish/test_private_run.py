@@ -60,5 +60,19 @@ def test_neither_key_nor_clients_are_published(folder: Path) -> None:
 
 def test_the_card_says_what_epsilon_counts_on(folder: Path) -> None:
     card = (folder / "global" / "README.md").read_text()
-    assert "differential privacy" in card
-    assert "who took part" in card
+    assert "differentially private at the level of clients" in card
+    assert "as long as nobody learns which clients took part" in " ".join(card.split())
+
+
+def test_what_no_noise_covers_is_not_published(folder: Path) -> None:
+    """The loss of the clients that trained is an exact figure of their data, outside of what epsilon counts."""
+    [line] = (folder / "metrics.jsonl").read_text().splitlines()
+    [public] = (folder / "global" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line).keys() - json.loads(public).keys() == {"train_loss"}
+
+
+def test_the_card_does_not_promise_the_same_bytes_again(folder: Path) -> None:
+    card = (folder / "global" / "README.md").read_text()
+    assert "## Reproduce it" in card
+    assert "byte for byte" not in card
+    assert "drawn from a secret, not from the seed" in card

@@ -83,10 +83,27 @@ def test_two_methods_are_compared_and_one_is_not(run: Path) -> None:
     table = "| stage | method | rounds |"
     card = (run / "global" / "README.md").read_text()
     assert table in card
-    assert "| 2 | fedmr | 2–3 | 12 |" in card, "2 rounds, 3 models out and 3 back"
+    assert "| 2 | fedmr | 2–3 | 4.53 MB | 4.53 MB |" in card, "2 rounds, 3 models of 188,810 float32 each way"
     metrics = run / "global" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().splitlines()[0] + "\n")
     assert table not in write_card(run / "global").read_text()
+
+
+def test_bytes_are_those_that_were_recorded(run: Path) -> None:
+    """A method such as FedGen sends more than models; version 0.1.0 recorded nothing."""
+    metrics = run / "global" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in lines:
+        line |= {"bytes_down": 3_000_000, "bytes_up": 2_000_000}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = write_card(run / "global").read_text()
+    assert "| 2 | fedmr | 2–3 | 6.00 MB | 4.00 MB |" in card
+    assert "sent 9.00 MB to its clients, and they sent 6.00 MB back" in card
+    del lines[1]["bytes_down"]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = write_card(run / "global").read_text()
+    assert "| 2 | fedmr | 2–3 | not recorded | 4.00 MB |" in card
+    assert "to its clients, and they sent" not in card
 
 
 def test_client_information_can_be_left_out(tmp_path: Path) -> None:

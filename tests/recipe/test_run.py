@@ -236,6 +236,15 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_file_of_the_users_with_a_name_of_ours_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "partition.json").write_text("years of work")
+    for _ in range(2):  # the second time, nothing of the first may make the folder look like a killed run's
+        with pytest.raises(RunError, match="is not empty and not a run folder"):
+            Run(recipe(), tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["partition.json"]
+    assert (tmp_path / "partition.json").read_text() == "years of work"
+
+
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     with Run(recipe(), tmp_path / "run"), pytest.raises(RunError, match="another process is running here"):
         Run(recipe(), tmp_path / "run")
