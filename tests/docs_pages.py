@@ -37,6 +37,8 @@ REASONS = (
     "takes hours",
     "changes the repository",
 )
+#: What makes the rounds of a run short.
+SMALL = ("training.local_epochs=1", "training.clients_per_round=2", "training.checkpoint_every=1000")
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?P<key>file|not run): (?P<value>.*?) -->\n\n?)?"
     r"^(?P<pad> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
@@ -118,7 +120,7 @@ def shortened_run(words: list[str]) -> list[str]:
     if "--dry-run" in words:
         return []
     recipe = yaml.safe_load(locate_recipe(words[1]).path.read_text())
-    settings = ["training.local_epochs=1"]
+    settings = list(SMALL)
     for position, stage in enumerate(recipe["stages"]):
         for name, options in stage.items():
             if options and "rounds" in options:
@@ -127,8 +129,11 @@ def shortened_run(words: list[str]) -> list[str]:
 
 
 def shortened_sweep(words: list[str]) -> list[str]:
-    """Return the options that make the runs of a sweep short."""
-    return [] if "--dry-run" in words else ["--rounds", "2", "--set", "training.local_epochs=1"]
+    """Return the options that make a sweep short: two rounds for each run, and one seed."""
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    if "--dry-run" in words:
+        return settings
+    return [*settings, "--rounds", "2", "--seeds", "0"]
 
 
 def link_last_checkpoints() -> None:

@@ -67,7 +67,6 @@ def world(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         "README.md": (_checkpoints, _image),
         "docs/recombine.md": (_language_models,),
         "docs/hub.md": (_trained, _recombined, _cohort, _image),
-        "docs/sweeps.md": (),
         "recipes/paper/README.md": (_recipes,),
     }
 

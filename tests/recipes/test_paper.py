@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from data_layouts import write_cifar10, write_cifar100, write_femnist
 
+from fedmr_merge.recipe.ready_made import find_ready_made
 from fedmr_merge.recipe.run import Run
 from fedmr_merge.recipe.schema import parse_recipe, read_recipe
 from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
@@ -27,27 +27,6 @@ README = (FOLDER / "README.md").read_text()
 def stages(recipe):
     """Return the resolved stages by name."""
     return {name: options for stage in recipe.to_json()["stages"] for name, options in stage.items()}
-
-
-def rows_of(heading):
-    """Return the cells of a table of the README, without code marks, row by row."""
-    table = README.split(f"| {heading} |")[1].split("\n\n")[0]
-    return [[cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-
-
-def settings_of(text):
-    """Return the settings in a cell of the README, as the shell would split them."""
-    return [word for word in shlex.split(text) if word != "--set"] if text.startswith("--set") else []
-
-
-def method_setting(method, data):
-    """Return what the README says to set for a method on a data set."""
-    said = {tuple(row[:2]): row[2] for row in rows_of("method | data set")}
-    text = said.get((method, data)) or said[method, "all"]
-    more = re.match(r"the same with `(.*)` added", text)
-    return settings_of(
-        said[method, "CIFAR-10"].replace("}}, {evaluate", f", {more[1]}}}}}, {{evaluate") if more else text
-    )
 
 
 def test_there_is_a_file_for_every_model_and_data_set_and_no_other():
@@ -75,37 +54,37 @@ def test_is_fedmr_on_that_model_and_data_set(file):
     assert f"# fedmr-merge run paper/{file.removesuffix('.yaml')}\n" in (FOLDER / file).read_text()
 
 
-def test_every_cell_of_table_1_is_one_command():
-    heterogeneity = {name: settings_of(text) for name, text in rows_of("heterogeneity")}
-    mu = {"CIFAR-10": 0.01, "CIFAR-100": 0.001, "FEMNIST": 0.1}
-    alpha_beta = {"CIFAR-10": (0.2, 0.2), "CIFAR-100": (10, 1), "FEMNIST": (10, 10)}
-    cells = list(csv.DictReader((FOLDER / "table1.csv").open()))
-    assert len(cells) == 3 * (4 + 4 + 1) * 7
-    for preset in ("", "authors/"):
-        # The settings are the same for both: of the authors' files one heterogeneity is enough.
-        for cell in cells if not preset else [cell for cell in cells if cell["heterogeneity"] in ("iid", "natural")]:
-            method, data = cell["method"], cell["dataset"]
-            file = FOLDER / f"{preset}{IN_FILES[cell['model']]}-{IN_FILES[data]}.yaml"
-            found = read_recipe(file, heterogeneity[cell["heterogeneity"]] + method_setting(method, data))
-            options = stages(found)[method.lower()]
-            assert found.rounds == 500
-            partition = found.partition
-            assert cell["heterogeneity"] in (partition.name, f"alpha={getattr(partition, 'alpha', None)}")
-            if method == "FedProx":
-                assert options["mu"] == mu[data]
-            if method == "FedGen":
-                assert (options["alpha"], options["beta"]) == alpha_beta[data]
-                assert options["generator_lr"] == (1e-4 if data == "CIFAR-100" else 3e-4)
+def test_every_run_of_table_1_is_what_text_or_code_say():
+    mu = {"cifar10": 0.01, "cifar100": 0.001, "femnist": 0.1}
+    alpha_beta = {"cifar10": (0.2, 0.2), "cifar100": (10, 1), "femnist": (10, 10)}
+    for run in sweep_runs(read_sweep(FOLDER / "table1.yaml"), seeds=[0]):
+        preset, _, data, heterogeneity, method = run.choices.values()
+        found = parse_recipe(run.recipe, run.name)
+        options = stages(found)[method.lower()]
+        assert found.rounds == 500
+        assert (found.data.name, found.training.momentum) == (data, 0.5 if preset == "authors" else 0.9)
+        assert heterogeneity in (found.partition.name, f"alpha={getattr(found.partition, 'alpha', None)}")
+        if method == "FedProx":
+            assert options["mu"] == (mu[data] if preset == "paper" else 0.01)
+        if method == "FedGen":
+            assert (options["alpha"], options["beta"]) == alpha_beta[data]
+            assert options["generator_lr"] == (1e-4 if data == "cifar100" else 3e-4)
 
 
 def test_the_readme_can_be_typed():
-    (command,) = re.findall(r"^ *(fedmr-merge run .*)$", README.replace("\\\n", ""), flags=re.MULTILINE)
-    _, _, name, *words = shlex.split(command)
-    recipe = read_recipe(FOLDER.parent / f"{name}.yaml", [word for word in words if word != "--set"])
-    assert (recipe.name, recipe.partition.alpha) == ("resnet20-cifar100-0.1-scaffold", 0.1)
-    assert "scaffold" in stages(recipe)
-    for text in re.findall(r"`(--set [^`]+)`", README):
-        read_recipe(FOLDER / "cnn-cifar10.yaml", settings_of(text))
+    sweep = read_sweep(FOLDER / "table1.yaml")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README.split("| axis |")[1], flags=re.MULTILINE))
+    assert {axis: re.findall(r"`([^`]+)`", text) for axis, text in rows.items()} == {
+        axis: list(choices) for axis, choices in sweep.axes.items()
+    }
+    found = [sweep_runs(sweep, only=only.split(","), seeds=[0]) for only in re.findall(r"--only (\S+)", README)]
+    assert [len(runs) for runs in found] == [7, 1]
+    (name,) = re.findall(r"`fedmr-merge run ([\w/-]+)`", README)
+    assert find_ready_made(name).path == FOLDER / "authors" / "cnn-cifar10.yaml"
+    for name in SWEEPS:
+        assert f"`{name}.yaml`" in README
+    (text,) = re.findall(r"`--set '([^`]+)'`", README)
+    assert read_recipe(FOLDER / "cnn-cifar10.yaml", [text]).partition.name == "file"
 
 
 @pytest.mark.parametrize(
