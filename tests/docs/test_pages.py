@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -34,3 +35,13 @@ def test_every_block_names_its_language_and_a_known_reason_if_it_is_not_run(page
 def test_code_is_fenced(page):
     text = re.sub(r"^( *)```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert not re.findall(r"(?:^|\n\n) {4,}(?!\S*::).*", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_a_page_looks_the_same_on_the_site(page):
+    """Python-Markdown, which makes the site, needs an empty line before a list, and no fence within one."""
+    assert not re.findall(r"^ +```.*", page.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for before, line in pairwise(text.splitlines()):
+        begins = re.match(r"- |\d+\. |\|", line) and not re.match(r"- |\d+\. |\||  ", before)
+        assert not (begins and before.strip()), line

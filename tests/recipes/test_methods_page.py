@@ -21,7 +21,9 @@ from fedmr_merge.federated.selection import SELECTIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "methods.md").read_text()
-METHODS = dict(re.findall(r"^\*\*([\w-]+)\*\* \((?:.*)\)\n((?:- |  ).*\n(?:(?:- |  ).*\n)*)", PAGE, flags=re.MULTILINE))
+METHODS = dict(
+    re.findall(r"^\*\*([\w-]+)\*\* \((?:.*)\)\n\n((?:- |  ).*\n(?:(?:- |  ).*\n)*)", PAGE, flags=re.MULTILINE)
+)
 
 
 def bullets(name):
