@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -44,7 +43,7 @@ def staged_output(target: str | Path) -> Iterator[Path]:
             staging.rename(target)
         except OSError as error:
             reason = f"cannot be written: {error.strerror or error}"
-            raise OutputError(target, reason, hint=_space_hint(error)) from error
+            raise OutputError(target, reason, hint=_hint(error)) from error
         try:
             sync(target.parent)
         except OSError as error:  # the output is complete, and what is in it is on the disk
@@ -112,17 +111,22 @@ def _unwritable(target: Path, error: OSError, option: str = "-o") -> OutputError
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove the staging folders of processes that were killed while they wrote this target."""
+    """Remove what processes that were killed while they wrote this target had staged."""
+    for staged in target.parent.glob(f"{glob.escape(_staging_prefix(target))}*"):
+        remove_leftover(staged)
+
+
+def remove_leftover(staged: Path) -> None:
+    """Remove a file or folder that a killed process had staged; a living process holds its lock."""
     import fcntl
 
-    for room in target.parent.glob(f"{glob.escape(_staging_prefix(target))}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(room, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a living process holds it
-                shutil.rmtree(room, ignore_errors=True)
-            finally:
-                os.close(lock)
+    with contextlib.suppress(OSError):
+        lock = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(staged, ignore_errors=True) if staged.is_dir() else staged.unlink()
+        finally:
+            os.close(lock)
 
 
 def _staging_prefix(target: Path) -> str:
@@ -141,9 +145,9 @@ def _lock(room: Path) -> int:
     return descriptor
 
 
-def _space_hint(error: OSError) -> str | None:
+def _hint(error: OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "free some space or choose another place with -o; nothing was written" if full else None
+    return f"{'free some space or ' if full else ''}choose another place with -o; nothing was written"
 
 
 def _sync_tree(path: Path) -> None:
@@ -182,18 +186,33 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[TextIO]:
-    """Yield a stream to a temporary text file, which is flushed and renamed over the old file at the end."""
+    """Give a stream to write a text file anew, as `replaced_path` does."""
+    with replaced_path(path) as staged, staged.open("w", encoding="utf-8") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def replaced_path(path: Path) -> Iterator[Path]:
+    """Give a path to write a file anew at; it is flushed and renamed over the old file when the block ends, and
+    vanishes when the block fails. What killed processes left of it is removed.
+    """
+    import fcntl
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    remove_leftovers(path)
+    staged = path.parent / _staging_name(path)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        lock = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield staged
+            sync(staged)
+            staged.replace(path)
+        finally:
+            os.close(lock)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
         raise
 
 
@@ -206,9 +225,3 @@ def write_json(path: Path, content: Any) -> None:
 
 #: Returns compact JSON on one line, for what a program reads.
 dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

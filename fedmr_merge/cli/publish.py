@@ -108,13 +108,21 @@ def card(
 
     Example: fedmr-merge card runs/digits/global --preview
     """
+    from fedmr_merge.errors import OutputError
     from fedmr_merge.publish.preview import write_preview
     from fedmr_merge.publish.staging import pushed_folder
     from fedmr_merge.publish.write_card import write_card
 
     folder = pushed_folder(path)
-    console.say(f"card     {write_card(folder, card_template)}")
-    if preview:
-        page = folder.absolute().with_name(f"{folder.absolute().name}.card.html")
-        console.say(f"preview  {write_preview(folder, page)}")
+    page = folder.absolute().with_name(f"{folder.absolute().name}.card.html") if preview else None
+    try:
+        console.say(f"card     {write_card(folder, card_template)}")
+        if page is not None:
+            console.say(f"preview  {write_preview(folder, page)}")
+    except OSError as error:
+        raise OutputError(
+            folder,
+            f"its card cannot be written: {error.strerror or error}",
+            hint="each of its files is complete, new or as it was; free some space and type the same command again",
+        ) from error
     console.say(f"next: fedmr-merge push {shlex.quote(str(path))} ORG/NAME --dry-run")

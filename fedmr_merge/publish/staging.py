@@ -19,12 +19,15 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS
+from fedmr_merge.checkpoint.writer import remove_leftover
 from fedmr_merge.errors import HubError
 from fedmr_merge.hub.listing import HubFile, git_blob_digest
 from fedmr_merge.runs.names import CHECKPOINTS, PUBLISHED, RECIPE
 
 _PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")
-_LEFTOVER = re.compile(r"\..+\.(push|staging)-\w+")  #: folders of killed processes of this package
+#: What killed processes of this package staged.
+_LEFTOVER_FOLDER = re.compile(r"\..+\.(push|staging)-\w+")
+_LEFTOVER_FILE = re.compile(r"\..+\.staging-[0-9a-f]{16}")
 _OF_THE_CLIENT = (".cache", ".gitattributes", ".DS_Store")  #: made by `hf download`, by git and by a file manager
 
 #: Folder and names of its files → what to send in place of files, or besides them.
@@ -119,10 +122,11 @@ def _listing(folder: Path) -> tuple[list[str], list[str], list[str]]:
         for entry in sorted([*folders, *files]):
             path = Path(place) / entry
             name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
-            left = S_ISDIR(mode) and _LEFTOVER.fullmatch(entry) is not None
+            pattern = _LEFTOVER_FOLDER if S_ISDIR(mode) else _LEFTOVER_FILE if S_ISREG(mode) else None
+            left = pattern is not None and pattern.fullmatch(entry) is not None
             fault = _refused(entry, mode)
             if left:
-                _remove_leftover(path)
+                remove_leftover(path)
             if left or (entry in _OF_THE_CLIENT and not S_ISLNK(mode)):
                 passed_over.append(name)
             elif fault is not None:
@@ -157,7 +161,7 @@ def _beside(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     prefix = f".{folder.name}.push-"
     for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
-        _remove_leftover(leftover)
+        remove_leftover(leftover)
     try:
         staging = tempfile.mkdtemp(prefix=prefix, dir=folder.parent)
     except OSError:  # a folder that may only be read
@@ -170,17 +174,6 @@ def _beside(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(lock)
-
-
-def _remove_leftover(folder: Path) -> None:
-    """Remove the staging folder of a process that was killed; a living process holds its lock."""
-    with contextlib.suppress(OSError):
-        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmr_merge.checkpoint.writer import write_text
+from fedmr_merge.checkpoint.writer import replaced_path, write_text
 from fedmr_merge.errors import HubError
 from fedmr_merge.publish.card import CARD_FILE, render_card
 from fedmr_merge.publish.card_merge import merge_card
@@ -50,7 +50,9 @@ def _draw_figures(folder: Path) -> None:
 
     run = read_run(folder)
     name = run.recipe["name"]
-    draw_curves(run.metrics, folder / "curves.png", title=name)
+    with replaced_path(folder / "curves.png") as staged:
+        draw_curves(run.metrics, staged, title=name)
     if run.partition is not None:
         counts, classes = run.partition["class_counts"], run.partition["class_names"]
-        draw_partition(counts, classes, folder / "partition.png", title=f"{name}: partition")
+        with replaced_path(folder / "partition.png") as staged:
+            draw_partition(counts, classes, staged, title=f"{name}: partition")

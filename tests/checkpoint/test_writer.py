@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmr_merge.checkpoint.writer import remove_leftovers, staged_output, write_json, write_text
+from fedmr_merge.checkpoint.writer import remove_leftovers, replaced_path, staged_output, write_json, write_text
 from fedmr_merge.errors import OutputError
 
 
@@ -46,6 +47,19 @@ def test_vanishes_when_the_block_fails(error: type[BaseException], tmp_path: Pat
     with pytest.raises(OutputError if error is OSError else error):
         write_and_fail()
     assert entries(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        (errno.ENOSPC, "free some space or choose another place with -o; nothing was written"),
+        (errno.EIO, "choose another place with -o; nothing was written"),
+    ],
+)
+def test_an_error_of_the_disk_comes_with_what_to_do(code: int, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=os.strerror(code)) as caught, staged_output(tmp_path / "out"):
+        raise OSError(code, os.strerror(code))
+    assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
@@ -131,3 +145,18 @@ def test_text_is_replaced_whole(tmp_path: Path) -> None:
         write_text(path, 1)  # type: ignore[arg-type]
     assert path.read_text() == "new"
     assert entries(tmp_path) == {"a.json"}
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_and_no_other_file(tmp_path: Path) -> None:
+    left, own = tmp_path / ".a.json.staging-0123456789abcdef", tmp_path / ".a.json.original"
+    for path in (left, own):
+        path.write_text("half")
+    with replaced_path(tmp_path / "a.json") as staged:
+        staged.write_text("1")
+        write_text(tmp_path / "a.json", "2")  # of another process, as it were: what it stages is its own
+        assert staged.exists(), "it is in use"
+    assert (tmp_path / "a.json").read_text() == "1"
+    assert entries(tmp_path) == {"a.json", ".a.json.original"}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o666 & ~umask

@@ -277,9 +277,14 @@ def test_leftovers_inside_a_folder_never_block_its_push(tmp_path: Path) -> None:
     for name in (".slot-00.push-x1_y2z3a", ".global.staging-0123456789abcdef"):
         (out / name).mkdir()
         (out / name / "model.safetensors").write_bytes(b"half")
+    (out / ".README.md.staging-0123456789abcdef").write_bytes(b"half")  # of `card`
     plan = plan_push(out, REPO)
     assert plan.faults == ()
-    assert plan.passed_over == (".global.staging-0123456789abcdef", ".slot-00.push-x1_y2z3a")
+    assert plan.passed_over == (
+        ".README.md.staging-0123456789abcdef",
+        ".global.staging-0123456789abcdef",
+        ".slot-00.push-x1_y2z3a",
+    )
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
 
 

@@ -131,14 +131,21 @@ def collect_garbage(store: Path) -> tuple[int, int]:
     if not _is_store(store):
         raise OutputError(store, f"it is not a store: it has no {_MARK}; nothing was removed", hint=_WHAT_IS_A_STORE)
     shards, nbytes = 0, 0
-    with using(store, alone=True):
-        for leftover in store.glob(f".{_MARK}.*"):
-            leftover.unlink(missing_ok=True)
-        for path in store.glob("??/*.safetensors"):
-            stat = path.lstat()
-            if stat.st_nlink == 1 and _SHARD.fullmatch(path.relative_to(store).as_posix()):
-                path.unlink()
-                shards, nbytes = shards + 1, nbytes + stat.st_size
+    try:
+        with using(store, alone=True):
+            for leftover in store.glob(f".{_MARK}.*"):
+                leftover.unlink(missing_ok=True)
+            for path in store.glob("??/*.safetensors"):
+                stat = path.lstat()
+                if stat.st_nlink == 1 and _SHARD.fullmatch(path.relative_to(store).as_posix()):
+                    path.unlink()
+                    shards, nbytes = shards + 1, nbytes + stat.st_size
+    except OSError as error:
+        raise OutputError(
+            store,
+            f"after {shards} shards no more could be removed: {error.strerror}",
+            hint="what outputs link to is untouched; the same command removes the rest",
+        ) from error
     return shards, nbytes
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,6 @@ def test_equal_layers_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_garbage_is_what_no_output_links_to(tmp_path: Path) -> None:
-    import shutil
-
     store = tmp_path / ".fedmr-merge-store"
     stored(tmp_path)
     recombine(slots(tmp_path / "one"), tmp_path / "two", output=STORE)
@@ -189,6 +188,29 @@ def test_only_shards_of_a_store_are_garbage(tmp_path: Path) -> None:
         write(store / name, model(0))
     assert collect_garbage(store) == (0, 0)
     assert all((store / name).is_file() for name in others)
+
+
+def test_garbage_that_cannot_be_removed_is_one_error_and_the_same_again_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(tmp_path)
+    store = tmp_path / ".fedmr-merge-store"
+    count = len(inodes(store))
+    shutil.rmtree(tmp_path / "one")
+    with monkeypatch.context() as patch:
+        removed, unlink = [], os.unlink
+
+        def fail_at_the_second(path: str, **options: Any) -> None:
+            if removed:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            removed.append(path)
+            unlink(path, **options)
+
+        patch.setattr(os, "unlink", fail_at_the_second)
+        with pytest.raises(OutputError, match="after 1 shards no more could be removed: Input/output error") as caught:
+            collect_garbage(store)
+    assert caught.value.hint == "what outputs link to is untouched; the same command removes the rest"
+    assert collect_garbage(store)[0] == count - 1
 
 
 @pytest.mark.parametrize("mark", ["", "[]", '{"format_version": 2}', "[" * 100_000])
