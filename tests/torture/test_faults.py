@@ -113,7 +113,7 @@ def known(base: Path) -> Callable[[str], Known]:
                 shutil.rmtree(start / entry) if (start / entry).is_dir() else (start / entry).unlink()
             ends = []
             for _ in range(2):
-                folder = Path(shutil.copytree(start, base.parent / "here", copy_function=shutil.copy2))
+                folder = Path(shutil.copytree(start, Path(tempfile.mkdtemp(dir=base.parent)) / "end"))
                 ran = forked(command.words, folder, base.parent / "notes")
                 assert ran.code == 0, ran.errors
                 ends.append(look(folder))
@@ -147,7 +147,7 @@ def again(command: Command, known: Known, folder: Path, notes: Path) -> str | No
     return (fault := ended(known, folder, staging=done)) and f"after the same command again: {fault}"
 
 
-def complaint(ran: Ran, known: Known, folder: Path, is_run: bool) -> str | None:
+def complaint(ran: Ran, known: Known, folder: Path, in_place: bool) -> str | None:
     """Say what is wrong with how a command met an error of the disk."""
     if ran.fault:
         return ran.fault
@@ -160,7 +160,7 @@ def complaint(ran: Ran, known: Known, folder: Path, is_run: bool) -> str | None:
         return f"the error does not say what the disk said: {ran.errors[-600:]}"
     if not any(line.startswith("hint: ") for line in lines):
         return f"no hint: {ran.errors[-600:]}"
-    if not is_run and ran.failed not in REMOVALS:
+    if not in_place and ran.failed not in REMOVALS:
         kept = {name: content for name, content in look(folder).items() if not name.startswith("store")}
         expected = {name: content for name, content in known.before.items() if not name.startswith("store")}
         if changed := difference(expected, kept):
@@ -194,7 +194,7 @@ def test_the_same_command_again_ends_as_if_nothing_had_been(
             first = forked(command.words, folder, tmp_path / "notes", fault)
             found = None
             if way in ("full", "error", "limit"):
-                found = complaint(first, clean, folder, command.words[0] == "run")
+                found = complaint(first, clean, folder, command.repeats)
             found = found or again(command, clean, folder, tmp_path / "notes")
             found = found or difference(inputs, {n: c for n, c in look(folder).items() if n in inputs})
             if first.code is None:  # killed, as it had to be
