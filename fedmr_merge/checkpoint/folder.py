@@ -170,9 +170,7 @@ def check_sidecar(folder: Path, name: str) -> None:
             path, _link_nowhere(path), hint="fetch the model again, or remove the link if it is not needed"
         )
     if not path.is_file():
-        raise CheckpointError(
-            path, "not a file, but a pipe or a device", hint="write what it holds to a file of that name"
-        )
+        raise CheckpointError(path, "is a pipe or a device, not a file", hint="write its content to a file first")
     if not os.access(inside(folder, name), os.R_OK):
         raise CheckpointError(path, "cannot be read", hint="ask for the permission to read it, or remove it")
 

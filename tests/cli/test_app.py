@@ -249,7 +249,7 @@ def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(name: str, command: st
     os.mkfifo(models / "folder" / name)
     done = shell(f"$FM {command}", models)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: folder/{name}: not a file, but a pipe".encode())
+    assert done.stderr.startswith(f"error: folder/{name}: is a pipe or a device, not a file".encode())
 
 
 def test_too_many_open_files_has_a_hint_that_helps(models: Path) -> None:
