@@ -67,6 +67,7 @@ def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -
     Raises TrainingError when the method cannot start here.
     """
     _require_private_selection(federation, algorithm)
+    algorithm.check()
     state, before = algorithm.start(federation, previous), _with_present_keys(previous.facts)
     outliving = {key: before[key] for key in (_SAMPLED_ROUNDS, _REPEATED, _FITTING) if key in before}
     return replace(state, facts={**state.facts, **outliving})

@@ -27,6 +27,7 @@ import yaml
 from annotated_types import Ge, Le
 
 from fedmr_merge.errors import RecipeError, shown
+from fedmr_merge.federated.algorithms._averaging import Averaging
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
@@ -213,7 +214,12 @@ def _stage(raw: Any, path: str, faults: Faults) -> Stage | None:
         )
         for cls in (Length, Rates)
     )
-    method = _make(ALGORITHMS.find(name), options, path, faults)
+    cls = ALGORITHMS.find(name)
+    if "server_optimizer" in options and not issubclass(cls, Averaging):
+        reason = "which methods have that average into one global model and take no server step of their own"
+        faults.add(f"{path}.server_optimizer", f"{name} has no server optimizer, {reason}")
+        del options["server_optimizer"]
+    method = _make(cls, options, path, faults)
     whole = method is not None and length is not None and rates is not None
     return TrainingStage(method, length, rates) if whole else None
 

@@ -42,7 +42,8 @@ def test_options_and_defaults_are_those_of_the_method(name):
     found = {}
     for option in re.findall(r"`(\w+: [^`]+)`", said["Options"]):
         found |= yaml.safe_load(re.sub(r"(\d)e-", r"\1.0e-", option))
-    fields = [field for field in dataclasses.fields(ALGORITHMS.find(name)) if field.name != "selection"]
+    shared = ("selection", "server_optimizer")
+    fields = [field for field in dataclasses.fields(ALGORITHMS.find(name)) if field.name not in shared]
     assert found == {field.name: field.default for field in fields}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fedmr_merge.federated.algorithms._server_optimizer import ServerOptimizer
 from fedmr_merge.federated.algorithms.base import Algorithm
+from fedmr_merge.federated.cohort import Weights
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
 
@@ -13,11 +15,25 @@ from fedmr_merge.federated.protocol import State, Trained
 class Averaging(Algorithm):
     """Clients train the global model; the mean of what they trained, weighted by examples, is the next global model."""
 
+    server_optimizer: ServerOptimizer | None = field(default=None, kw_only=True)
+    """How the server moves the global model along the clients' mean update; left out: to their mean."""
+
+    def check(self) -> None:
+        """Raise TrainingError for options that exclude each other."""
+        if self.server_optimizer is not None:
+            self.server_optimizer.check()
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model."""
         return State.from_global(previous.global_weights)
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
-        """Return the weighted mean w ← Σ n_i w_i / Σ n_i over the selected clients; all else that is kept stays."""
-        mean = trained.cohort.mean(weights=trained.examples)
-        return State.from_global(mean, tensors=state.tensors, facts=state.facts)
+        """Move to the weighted mean w ← Σ n_i w_i / Σ n_i over the selected clients; all else that is kept stays."""
+        model, moments = self.server_step(federation, state, trained.cohort.mean(weights=trained.examples))
+        return State.from_global(model, tensors={**state.tensors, **moments}, facts=state.facts)
+
+    def server_step(self, federation: Federation, state: State, mean: Weights) -> tuple[Weights, Weights]:
+        """Return the next global model, and what the server's optimiser remembers of it."""
+        if self.server_optimizer is None:
+            return mean, {}
+        return self.server_optimizer.step(state.global_weights, mean, state.tensors, federation.trainable)

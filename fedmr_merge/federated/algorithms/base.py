@@ -30,6 +30,9 @@ class Algorithm(Plugin):
     selection: Literal["uniform", "by_size", "round_robin", "by_loss"] = field(default="uniform", kw_only=True)
     """How the clients of a round are selected; `fedmr-merge docs methods` explains the choices."""
 
+    def check(self) -> None:
+        """Raise TrainingError for options that exclude each other. Called before the first round of a run."""
+
     def start(self, federation: Federation, previous: State) -> State:
         """Return the state that a stage of this method starts from.
 

@@ -13,13 +13,13 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from fedmr_merge.federated.algorithms.base import Algorithm
+from fedmr_merge.federated.algorithms._averaging import Averaging
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
 
 
 @dataclass(frozen=True)
-class CluSamp(Algorithm):
+class CluSamp(Averaging):
     """FedAvg with clients that are drawn from clusters of similar updates.
 
     Fraboni et al., "Clustered Sampling: Low-Variance and Improved Representativity for Clients Selection in Federated
@@ -47,15 +47,15 @@ class CluSamp(Algorithm):
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Average the drawn models, and measure the distances of the new updates to all others."""
-        mean = trained.cohort.mean()
-        tensors = dict(state.tensors)
+        model, moments = self.server_step(federation, state, trained.cohort.mean())
+        tensors = {**state.tensors, **moments}
         moved = sorted({(client, slot) for slot, client in enumerate(trained.clients) if trained.steps[slot]})
         for client, slot in moved:
             update = [trained.cohort.tensors[name][slot] - state.global_weights[name] for name in federation.trainable]
             tensors[f"client/{client:05d}"] = torch.cat([part.flatten() for part in update])
         if moved:
             tensors["distances"] = self._distances(tensors, sorted({client for client, _ in moved}))
-        return State.from_global(mean, tensors=tensors)
+        return State.from_global(model, tensors=tensors)
 
     def _distances(self, tensors: dict[str, Tensor], changed: Sequence[int]) -> Tensor:
         distances = tensors["distances"].clone()

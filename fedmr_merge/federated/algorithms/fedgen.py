@@ -109,7 +109,7 @@ class FedGen(Averaging):
                 round=round,
             )
         facts = {"label_counts": counts, "round": round, "generator_loss": losses[-1]}
-        return replace(averaged, tensors=generator.tensors, facts=facts)
+        return replace(averaged, tensors={**averaged.tensors, **generator.tensors}, facts=facts)
 
 
 def _label_counts(federation: Federation, clients: tuple[int, ...]) -> list[int]:

@@ -9,13 +9,17 @@ import pytest
 import torch
 from small_federation import Normalised, digest, make_federation, restored
 
+from fedmr_merge.federated.algorithms._server_optimizer import ServerOptimizer
 from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.options import Faults, check_options
 
-STRINGS = {"rule": ("tensor", "model")}
-"""Other values of options that are strings; those of all other kinds are found by their types and bounds."""
+OTHERS = {
+    "rule": ("tensor", "model"),
+    "server_optimizer": tuple(ServerOptimizer(name, lr=0.1) for name in ("adam", "yogi", "momentum", "adagrad")),
+}
+"""Other values of options that are strings or have options; those of all other kinds are found by types and bounds."""
 
 
 def is_possible(cls: type[Any], option: str, value: Any) -> bool:
@@ -36,7 +40,7 @@ def other_values(cls: type[Any], option: dataclasses.Field[Any]) -> tuple[Any, .
     elif isinstance(default, float):
         candidates = [default / 4, default * 0.7, default * 2]
     else:
-        return STRINGS[option.name]
+        return OTHERS[option.name]
     return tuple(value for value in candidates if value != default and is_possible(cls, option.name, value))[:1]
 
 
