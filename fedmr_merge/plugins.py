@@ -1,4 +1,4 @@
-"""Plug-ins are files: the modules of a folder are its plug-ins, a module's name is the plug-in's name.
+"""Plug-ins are files: each module of a folder is a plug-in, and the module's name is the plug-in's name.
 
 Algorithms, data sets, partitions and architectures are found this way. Underscores in a file's name read as hyphens
 in a recipe; `base.py` holds their base class, and files whose name starts with an underscore hold what several plug-ins

@@ -1,6 +1,6 @@
 """Read YAML that people wrote, as plain values of bounded size: mappings, lists, strings, numbers, booleans and null.
 
-Nothing else is made of it. Dates are strings; no key may come twice, as the first would be lost without a word; `1e-3`
+No other type is built. Dates are strings; no key may come twice, as the first would be lost silently; `1e-3`
 is a number; aliases count as often as they are used, so that a short text cannot stand for a large value.
 """
 
@@ -27,7 +27,7 @@ _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
 
 
 class YamlError(ValueError):
-    """A text that is not YAML, or holds what no file of ours may hold; `line` counts from 1, None where unknown."""
+    """Text that is not YAML, or holds what no file of this package may; `line` counts from 1, None where unknown."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)

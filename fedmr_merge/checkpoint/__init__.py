@@ -1,1 +1,4 @@
-"""Bytes on disk: safetensors headers, checkpoints, atomic writing. Knows nothing of layers or learning."""
+"""Bytes on disk: safetensors headers, checkpoints, and writing so that files appear complete or not at all.
+
+This folder knows nothing of layers or of learning.
+"""

@@ -33,12 +33,12 @@ MAX_HEADER_BYTES = 100_000_000  #: the `safetensors` package's own limit
 _LENGTH = struct.Struct("<Q")
 
 
-#: Inode, size and time of the last change: what tells whether a file is still the one it was.
+#: Inode, size and time of the last change: a file in which all three are the same has not changed.
 FileIdentity = tuple[int, int, int]
 
 
 def file_identity(stat: os.stat_result) -> FileIdentity:
-    """Return what tells one state of a file from another."""
+    """Return inode, size and time of the last change of a file, which differ once the file has changed."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 

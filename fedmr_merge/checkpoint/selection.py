@@ -96,7 +96,7 @@ def select(listing: Listing, named_index: str | None = None) -> Selection:
     if named_index and not is_pipeline:
         with contextlib.suppress(CheckpointError):
             if choose_weights(listing.place, names) == named_index:
-                named_index = None  # the folder means it without being told
+                named_index = None  # this index is chosen without being named, too
     modules = _module_folders(listing) if MODULES in names and not is_pipeline else []
     if named_index:
         parts = [_part(listing, "", named_index), *_parts(listing, modules)]

@@ -14,8 +14,8 @@ _SUFFIXES = (
 )
 #: Records of what a folder was before: they would not be true of an output.
 _RECORDS = ("lineage.json", "verification.json")
-#: Files that are not missed beside recombined weights: hidden ones, texts and pictures for readers, logs, and the same
-#: weights for other libraries.
+#: Files that are not missed beside recombined weights: hidden ones, documents and pictures for readers, logs, and the
+#: same weights for other libraries.
 _NOT_MISSED = re.compile(
     r"\..*|readme.*|events\.out\..*|.*\.(?:md|rst|pdf|html|ipynb|png|jpe?g|gif|svg|webp|wav|mp[34]|log|lock|"
     r"h5|msgpack|ot|onnx|gguf|tflite|xml)",

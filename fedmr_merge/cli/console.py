@@ -26,7 +26,7 @@ class PrintError(FedmrMergeError):
     def __init__(self, error: OSError) -> None:
         super().__init__(
             f"standard output: cannot be written: {error.strerror}",
-            hint="what the command did is done all the same; only its report is missing",
+            hint="the command did its work; only its report is missing",
         )
 
 

@@ -59,7 +59,7 @@ def sweep(
     """Do the runs of a sweep, or resume it.
 
     Every run is an ordinary run folder. A sweep that was interrupted is resumed by the same command; a run that fails
-    is recorded, and the others are done all the same.
+    is recorded, and the others are still done.
 
     Example: fedmr-merge sweep paper/table1 --only cnn,cifar10,alpha=0.1 --seeds 0,1,2 --jobs 2
     """

@@ -1,1 +1,1 @@
-"""The trainer: produces the checkpoints that are recombined."""
+"""The trainer: a federation of clients that trains cohorts of models and recombines them, round by round."""

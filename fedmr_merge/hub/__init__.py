@@ -1,1 +1,1 @@
-"""The Hub, both ways: asking it, listing it, reading models from it."""
+"""Access to the Hugging Face Hub: its client, listings of repositories, and models that are read from them."""

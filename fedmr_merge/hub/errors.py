@@ -32,7 +32,7 @@ class Passing(Exception):  # noqa: N818 - never leaves `Hub.ask`
 
 
 def passing(error: httpx2.TransportError) -> Passing:
-    """Return why a connection failed, in words of our own: the error's text can hold an address with a signature."""
+    """Return why a connection failed, without the error's text: it can hold an address with a signature."""
     if isinstance(error, httpx2.TimeoutException):
         return Passing("no answer in time")
     if isinstance(error, httpx2.ConnectError):

@@ -1,4 +1,4 @@
-"""huggingface_hub's own functions, made to talk through a client of ours for the length of one call.
+"""Make huggingface_hub's own functions use this package's HTTP client for the length of one call.
 
 The library has one HTTP client for the whole process, and its settings, log levels and progress bars are global too.
 They are changed only while a call runs, by one thread at a time, and are what they were after it, whatever happens.

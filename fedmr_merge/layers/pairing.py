@@ -102,7 +102,7 @@ def _last(names: Iterable[str]) -> list[str]:
 
 
 def _pair_siblings(modules: Modules, found: Mapping[str, str]) -> dict[str, str]:
-    """Pair what stands in one module; what one of them leaves open, another of the same names may tell."""
+    """Pair the layers of each module; what one module leaves open, another with the same names may decide."""
     families = list(_siblings(modules, found))
     votes: defaultdict[object, Counter[Pairs]] = defaultdict(Counter)
     for family in families:

@@ -13,7 +13,7 @@ the K copies of each group to the K slots anew, each group by a permutation of i
     permutations[group][destination slot] == source slot
 
 No copy is lost and none is doubled, so that the mean over the slots is what it was, and the inverse plan restores the
-models. Training goes on from the K new models; after the last round their mean is the global model.
+models. Training continues from the K new models; after the last round their mean is the global model.
 
 A plan is drawn once, from (seed, round, group name) alone. It is executed over files (bytes are copied), over stacked
 tensors (an index for each group) and over client replies, with the same result.

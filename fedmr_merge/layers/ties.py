@@ -107,7 +107,7 @@ def _like_embeddings(checkpoints: Sequence[Checkpoint], prefix: str) -> list[Tie
 
 
 def _equal_in_all(checkpoints: Sequence[Checkpoint], files: _Bytes) -> list[Tie]:
-    """Return the sets of tensors whose bytes are equal within each of these models and tell of a tie.
+    """Return the sets of tensors whose bytes are equal within each of these models, and which therefore count as tied.
 
     A few bytes of each tensor are compared first, and all of them only where these are equal.
     """
@@ -133,7 +133,7 @@ def _is_evidence(name: str, checkpoints: Sequence[Checkpoint], files: _Bytes) ->
     entries = [checkpoint.tensors[name] for checkpoint in checkpoints]
     if all(files.is_constant(entry) for entry in entries):
         return False
-    if len(entries) == 1:  # one model does not tell masks and tables from weights: these are matrices of floats
+    if len(entries) == 1:  # one model does not show which tensors are masks or tables; weights are matrices of floats
         return len(entries[0].shape) > 1 and entries[0].dtype.startswith(("F", "BF"))
     return any(not files.same(entries[0], other) for other in entries[1:])
 

@@ -1,1 +1,1 @@
-"""The global model goes out: card and Hub."""
+"""Describe a model with a card, and publish its folder on the Hub."""

@@ -83,10 +83,10 @@ def _describe_data(name: str) -> str | None:
     from fedmr_merge.federated.catalogue import DATA_SETS  # imports torch
 
     try:
-        told = (DATA_SETS.find(name).__doc__ or "").strip().splitlines()
+        lines = (DATA_SETS.find(name).__doc__ or "").strip().splitlines()
     except (KeyError, FedmrMergeError, ImportError):
         return None
-    return told[0].strip() if told and not name.startswith("hub:") else None
+    return lines[0].strip() if lines and not name.startswith("hub:") else None
 
 
 _HINT = "name a run folder, or what its `publish` stage wrote"

@@ -164,7 +164,7 @@ def _public_place(source: Mapping[str, Any]) -> str:
 def _source(source: Mapping[str, Any]) -> dict[str, Any]:
     place = str(source["path"])
     ref = parse_origin(place)
-    told = source.get("license") or ("none stated" if "license" in source else "not recorded")
+    stated = source.get("license") or ("none stated" if "license" in source else "not recorded")
     return {
         "slot": source["slot"],
         "name": str(ref) if ref else PurePosixPath(place).name,
@@ -173,7 +173,7 @@ def _source(source: Mapping[str, Any]) -> dict[str, Any]:
         "commit": ref.revision if ref else None,
         "subfolder": ref.subfolder if ref else "",
         "license": source.get("license") if ref else None,
-        "license_told": told if ref else "",
+        "license_stated": stated if ref else "",
         "bytes": sum(int(file["bytes"]) for file in source["files"]),
     }
 

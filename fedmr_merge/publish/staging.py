@@ -102,12 +102,12 @@ def stage(folder: Path, rewrite: Rewrite | None = None) -> Iterator[Staging]:
     names, faults, passed_over = _listing(folder)
     with _beside(folder) as staging:
         files = []
-        texts = rewrite(folder, names) if rewrite is not None else {}
-        for name in sorted({*names, *texts}):
+        rewritten = rewrite(folder, names) if rewrite is not None else {}
+        for name in sorted({*names, *rewritten}):
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if name in texts:
-                target.write_text(texts[name], encoding="utf-8", newline="")
+            if name in rewritten:
+                target.write_text(rewritten[name], encoding="utf-8", newline="")
             else:
                 _link(folder / name, target)
             files.append(_hashed(target, name))

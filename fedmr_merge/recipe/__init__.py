@@ -1,1 +1,1 @@
-"""Recipes: YAML to frozen values, and the run that follows one."""
+"""Recipes: YAML that becomes frozen values, the run that follows a recipe, and sweeps of many runs."""

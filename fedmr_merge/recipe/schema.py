@@ -49,7 +49,7 @@ class Running:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Ge(1), Le(1024)] | None = (
-        None  #: of a CPU, as many clients train at a time; by itself its cores
+        None  #: clients that train at a time on a CPU; by default one on each core
     )
     checkpoint_every: Annotated[int, Ge(1)] = 1  #: rounds between two checkpoints; a stage's last round always gets one
 

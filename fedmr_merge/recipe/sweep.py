@@ -116,7 +116,7 @@ class Sweep:
             jobs: How many runs to do at a time.
             shard: (i, n) does the i-th of n shares of the runs, counted from 1.
 
-        A run that fails is recorded, and the others are done all the same. What another process works on is left to it,
+        A run that fails is recorded, and the others are still done. A run that another process works on is left to it,
         but rounds that a run of this one begins with are waited for.
         """
         waiting: list[Task] = []

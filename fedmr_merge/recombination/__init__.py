@@ -1,1 +1,1 @@
-"""The engine: layer rules, plans, recombination, averaging, lineage. Knows nothing of federated learning."""
+"""Recombine checkpoints by copying bytes, verify the output, and undo it. Knows nothing of federated learning."""

@@ -1,1 +1,1 @@
-"""What people look at: learning curves, partition plots, comparison of runs."""
+"""Reports about runs: learning curves, plots of the partition, comparisons, and an HTML page."""

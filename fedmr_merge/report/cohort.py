@@ -21,7 +21,7 @@ def layer_similarity(run: RunRecord) -> dict[str, list[float]] | None:
     slots = sorted(path for path in folder.glob("slot-*") if path.is_dir())
     try:
         return _similarity(slots) if len(slots) > 1 else None
-    except CheckpointError:  # a run that goes on has removed it in between
+    except CheckpointError:  # a run that is in progress has removed it in the meantime
         return None
 
 

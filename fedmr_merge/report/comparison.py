@@ -106,13 +106,13 @@ def comparison_csv(study: Study) -> str:
     writer.writerow((*head, "last10", "last", "best", "best_round", "bytes_a_round", *_VERSIONS))
     for experiment, options in zip(study.experiments, differing_options(study.experiments), strict=True):
         recipe = experiment.recipe
-        told = (experiment.method, " ".join(experiment.stages), recipe["data"]["name"], recipe["model"]["name"])
+        described = (experiment.method, " ".join(experiment.stages), recipe["data"]["name"], recipe["model"]["name"])
         cells = [experiment.choices.get(axis, "") for axis in axes]
         for seed, curve in sorted(experiment.curves.items()):
             best = max(curve)
             writer.writerow(
                 (
-                    *(experiment.name, *cells, *told, "" if experiment.choices else options, seed, len(curve)),
+                    *(experiment.name, *cells, *described, "" if experiment.choices else options, seed, len(curve)),
                     *(experiment.final_by_seed[seed], curve[-1], best, 1 + curve.index(best)),
                     experiment.bytes_a_round if experiment.bytes_a_round is not None else "",
                     *_versions(experiment.runs[seed].environment),

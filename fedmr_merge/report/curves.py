@@ -16,7 +16,7 @@ _SHADES = ("#dfe8f3", "#f6e3d3", "#e2efda", "#f0e1ee")
 def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
     """Draw test accuracy against rounds, stages shaded, as PNG.
 
-    The axis is chosen so that the later rounds can be told apart; the first ones may be below it. `metrics` are the
+    The axis is chosen so that the later rounds can be distinguished; the first ones may be below it. `metrics` are the
     lines of a run's metrics.jsonl: `round`, `stage`, `method`, `test_accuracy`.
     """
     from matplotlib.ticker import MaxNLocator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Eight colours that people with any kind of colour vision tell apart (Okabe and Ito, 2008), on white and on black.
+#: Eight colours that people with any colour vision can distinguish (Okabe and Ito, 2008), on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#B8A600")
 LINE_STYLES = ("-", "--", ":", "-.")  #: after eight experiments the next kind of line
 

@@ -34,7 +34,7 @@ def draw_partition(
     clients, classes = counts.shape
     if classes <= len(_COLOURS):
         colours = [to_rgba(colour) for colour in _COLOURS[:classes]]
-    else:  # lightness alone tells neighbours apart, for any kind of colour vision
+    else:  # neighbours differ in lightness, which people with any kind of colour vision can see
         colours = [mpl.colormaps["viridis"](index / (classes - 1)) for index in range(classes)]
     with draw(path, min(7.0 + 0.04 * clients, 14.0), 4.0) as axes:
         (_draw_bars if clients <= _MAX_BARS else _draw_picture)(axes, counts, np.array(colours))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_checkpoints import MIXED, floats, model, write
 
 from fedmr_merge.checkpoint.open import open_checkpoint
-from fedmr_merge.errors import LayerMismatchError, RuleError
+from fedmr_merge.errors import LayerMismatchError, PlanError, RuleError
 from fedmr_merge.layers.groups import pin_groups, tie_groups
 from fedmr_merge.layers.natural_order import natural_order
 from fedmr_merge.layers.patterns import compile_pattern
@@ -487,6 +487,10 @@ def test_adapters_must_agree_whatever_the_rule(
         return
     with pytest.raises(LayerMismatchError, match=words):
         merge()
+    if changed is not None and "lora_alpha" in changed:  # it can be ignored as configuration, not as a scale
+        with pytest.raises(PlanError, match="sets lora_alpha to 8, that of slot 0 to 16"):
+            merge(tuple(changed))
+        return
     merge(("adapter_config.json",) if changed is None else tuple(changed))
 
 

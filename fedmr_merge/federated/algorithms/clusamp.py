@@ -79,7 +79,7 @@ def fill_urns(sizes: Sequence[int], slots: int, distances: NDArray[np.floating])
     capacity = sum(sizes)
     weights = np.array(sizes, dtype=np.int64) * slots
     urns = np.zeros((slots, len(sizes)), dtype=np.int64)
-    # A client that is heavy enough fills whole urns by itself.
+    # A client that is heavy enough fills whole urns alone.
     first = 0
     for large in np.flatnonzero(weights >= capacity):
         whole = int(weights[large] // capacity)

@@ -73,7 +73,7 @@ class Architecture(Plugin):
 
         A convolution or linear layer starts a layer, named as its module; a normalisation, statistics included, joins
         the layer before it, or the one after it where `normalisation_first`. Any other module that owns tensors is a
-        layer by itself.
+        layer of its own.
         """
         owners = list(_owners(module))
         joined = _join(reversed(owners) if self.normalisation_first else iter(owners))

@@ -55,7 +55,7 @@ class Torchvision(Architecture):
     def layers(self, module: nn.Module) -> dict[str, str]:
         """Return the layer of every tensor by its name.
 
-        Torchvision's names tell which convolution a normalisation belongs to, also where it comes first (DenseNet).
+        Torchvision's names show which convolution a normalisation belongs to, even where it comes first (DenseNet).
         """
         return layers_from_names({name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})[0]
 

@@ -1,7 +1,7 @@
 """The optimisers of the clients: torch's fused kernels, on the parameters of one model or of stacked ones.
 
 One pass over the memory takes a step. A client that is stacked with others has taken as many steps as its own batches,
-by which Adam corrects its averages: so the kernel is given each client's part by itself, in one call.
+by which Adam corrects its averages: so the kernel is given each client's part separately, in one call.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Adam(Optimizer):
         super().__init__(training, lr, parameters, stacked=stacked)
         self._averages = averages or self._zeros()
         self._steps = self._averages[2]
-        # Each client's part of every parameter by itself.
+        # Each client's part of every parameter, separately.
         self._parts = [self._parted(family) for family in (self._parameters, *self._averages[:2])]
         of_client = list(self._steps) if stacked else [self._steps]
         self._steps_of_parts = of_client * len(self._parameters)

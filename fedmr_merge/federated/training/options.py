@@ -79,7 +79,7 @@ def _require_options_of_the_optimizer(training: Training) -> None:
             f"training.nesterov is an option of sgd, and training.optimizer is {name}",
             hint="set training.nesterov to false",
         )
-    # The default cannot be told from a value that a user wrote, and 0 says what is true: there is no momentum.
+    # The default is not distinguished from the same value in a recipe, and 0 says what is true: there is no momentum.
     if training.momentum not in (0.0, _DEFAULTS.momentum):
         raise TrainingError(
             f"training.momentum is an option of sgd, and training.optimizer is {name}",

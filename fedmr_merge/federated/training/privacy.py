@@ -31,7 +31,7 @@ class Privacy:
     noise_multiplier: Annotated[float, Gt(0), Le(1e6)]  #: z; the noise of every coordinate has standard deviation z·S
     delta: Annotated[float, Gt(0), Lt(1)] = 1e-5  #: δ at which the spent ε is reported
     key_file: str | None = None
-    """A file to draw the noise from, for users who need to repeat a run; whoever has it can subtract the noise."""
+    """A file to draw the noise from, for users who need to repeat a run; anybody who has it can subtract the noise."""
 
     def secret(self) -> Secret:
         """Return what a run draws its noise from. Raises TrainingError when the key file is of no use."""

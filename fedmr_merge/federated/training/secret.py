@@ -54,7 +54,7 @@ class Secret:
         return cls(hashlib.sha256(content).digest())
 
     def __repr__(self) -> str:
-        """Return a text without the key."""
+        """Return a string without the key."""
         return "Secret()"
 
     def generator(self, purpose: str, *place: int | str) -> np.random.Generator:
@@ -63,7 +63,7 @@ class Secret:
 
     def gaussian(self, shape: torch.Size, purpose: str, *place: int | str) -> Tensor:
         """Return numbers of the standard normal distribution, float32 on the CPU: Box and Muller 1958, on a stream of
-        SHAKE-256, so that no number tells anything of another.
+        SHAKE-256, so that nothing can be computed about one number from the others.
         """
         count = math.prod(shape)
         pairs = (count + 1) // 2

@@ -32,7 +32,7 @@ class StoreReport:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What writing will cost, as far as headers can tell."""
+    """What writing will cost, as far as headers show it."""
 
     nbytes: int  #: that will be written, at most
     place: str  #: where

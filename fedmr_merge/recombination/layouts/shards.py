@@ -1,6 +1,6 @@
 """A store: a folder of content-addressed shards, one for each layer group of each model, that models link to.
 
-    .fedmr-merge-store/store.json                  tells a store from any other folder
+    .fedmr-merge-store/store.json                  marks the folder as a store
     .fedmr-merge-store/ab/abcd….safetensors        one layer group of one model, read-only
     out/slot-00/model-abcd….safetensors            the same file (hard link), named by
     out/slot-00/model.safetensors.index.json       a plain index, as every library reads it

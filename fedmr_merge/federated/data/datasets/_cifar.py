@@ -105,7 +105,8 @@ def _read_records(folder: Path, names: Sequence[str], files: BinaryFiles) -> Par
         content = np.fromfile(folder / name, dtype=np.uint8)
         if len(content) % length or not len(content):
             raise DataError(
-                f"{folder / name}: {len(content)} bytes are no whole records of {length}", path=folder / name
+                f"{folder / name}: {len(content)} bytes are not a whole number of records of {length} bytes",
+                path=folder / name,
             )
         parts.append(content.reshape(-1, length))
     records = np.concatenate(parts)

@@ -136,7 +136,7 @@ def _line(error: Exception) -> str:
 
 
 def values(table: pa.Table, column: str) -> np.ndarray:
-    """Return a column of numbers or texts. Raises DataError when a value is missing."""
+    """Return a column of numbers or strings. Raises DataError when a value is missing."""
     found = table.column(column)
     if found.null_count:
         raise DataError(f"column {column!r} has {found.null_count} empty entries", column=column)

@@ -20,7 +20,7 @@ class File(PartitionMethod):
     """Read the partition from a JSON file.
 
     It holds the `partition.json` of a run, a list with a list of example numbers for every client, or an object that
-    has such a list for every client's number: by itself, or as `train_data`, where the authors of FedMR have it.
+    has such a list for every client's number, at its top or as its `train_data`, where the authors of FedMR have it.
     """
 
     path: str  #: the file

@@ -1,1 +1,1 @@
-"""The engines that train a cohort: `loop` trains each client by itself, `vmap` all clients at once."""
+"""The engines that train a cohort: `loop` trains each client separately, `vmap` all clients in one pass."""

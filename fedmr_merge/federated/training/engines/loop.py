@@ -1,4 +1,4 @@
-"""Train each client by itself, and on a CPU one client on each core, which is fastest there."""
+"""Train each client separately, and on a CPU one client on each core, which is fastest there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedmr_merge.seeds import derive_seed
 
 
 class Loop(Engine):
-    """Trains the models of a cohort each by itself, as many at a time as there are cores.
+    """Trains the models of a cohort separately, as many at a time as there are cores.
 
     Torch's own threads would share the work of single operations, and wait for each other at the end of each. One
     client on each core takes less time, and the bytes do not depend on the number of cores.

@@ -62,7 +62,7 @@ def test_a_missing_or_cut_file_is_named(tmp_path):
     write_cifar10_binary(folder)
     with (folder / "data_batch_3.bin").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(DataError, match=r"data_batch_3\.bin: 6147 bytes are no whole records of 3073"):
+    with pytest.raises(DataError, match=r"data_batch_3\.bin: 6147 bytes are not a whole number of records"):
         Cifar10(path=str(tmp_path)).load()
     (folder / "data_batch_2.bin").unlink()
     with pytest.raises(DataError, match=r"data_batch_2\.bin: No such file"):
