@@ -215,14 +215,18 @@ def warn_not_finite(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite
 
 def warn_adapters(checkpoints: Sequence[Checkpoint]) -> None:
     """Warn that the mean of adapters' factors is not the mean of what the adapters do."""
-    from fedmr_merge.merging.adapters import is_adapter
+    from fedmr_merge.merging.adapters import has_exact_form, is_adapter
 
-    if checkpoints and is_adapter(checkpoints[0]):
-        console.complain(
-            "warning",
-            "the mean of these LoRA adapters averages their factors A and B apart, which is not the mean of what they "
-            "add to the model: `fedmr-merge average --exact` takes that one",
-        )
+    if not checkpoints or not is_adapter(checkpoints[0]):
+        return
+    if all(map(has_exact_form, checkpoints)):
+        kind, remedy = "LoRA adapters averages their factors A and B", "`fedmr-merge average --exact` takes that one"
+    else:
+        kind, remedy = "adapters averages their factors", "merge each into its base model and average the models"
+    console.complain(
+        "warning",
+        f"the mean of these {kind} apart, which is not the mean of what they add to the model: {remedy}",
+    )
 
 
 def mean_options(weights: str | None, accumulate: str, out_dtype: str | None, max_memory: str | None) -> MeanOptions:

@@ -17,6 +17,10 @@ from fedmr_merge.errors import CheckpointError, PlanError
 CONFIG = "adapter_config.json"
 #: The two factors of a module: of linear and convolutional layers, and of embeddings.
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
+#: A factor in any library's spelling: PEFT, kohya and LyCORIS, diffusers.
+_FACTOR = re.compile(
+    r"(^|[._])(lora_(embedding_)?[AB]|lora(_linear_layer)?[._](down|up)|hada_[wt][12](_[ab])?|lokr_(t2|w[12](_[ab])?))($|\.)"
+)
 #: Kinds and parts of adapters whose sum is not an adapter of that kind, by what the names of their tensors contain.
 _NO_EXACT_FORM = {
     "hada_": "LoHa",
@@ -66,8 +70,16 @@ def rank_divisor(config: Mapping[str, Any], rank: int) -> float:
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint holds factors of LoRA, whose means do not multiply to the mean of the products."""
-    return any(name.endswith((*FACTORS[0], *FACTORS[1])) for name in checkpoint.tensors)
+    """Whether a checkpoint holds factors of an adapter, whose means do not multiply to the mean of the products."""
+    return any(_FACTOR.search(name) for name in checkpoint.tensors)
+
+
+def has_exact_form(checkpoint: Checkpoint) -> bool:
+    """Whether the exact mean can be taken of this adapter."""
+    try:
+        return bool(read_adapter(checkpoint).modules)
+    except (CheckpointError, PlanError):
+        return False
 
 
 def refuse_other_scales(checkpoints: Sequence[Checkpoint]) -> None:
@@ -75,7 +87,7 @@ def refuse_other_scales(checkpoints: Sequence[Checkpoint]) -> None:
     if not is_adapter(checkpoints[0]) or not all(c.is_folder and (c.path / CONFIG).is_file() for c in checkpoints):
         return
     configs = [read_config(checkpoint) for checkpoint in checkpoints]
-    for key in ("lora_alpha", "use_rslora", "alpha_pattern", "r"):
+    for key in ("lora_alpha", "alpha", "use_rslora", "alpha_pattern", "r"):
         values = [config.get(key) or None for config in configs]
         for checkpoint, value in zip(checkpoints, values, strict=True):
             if value != values[0]:

@@ -39,7 +39,8 @@ from fedmr_merge.recipe.stages import OTHER_STAGES, Evaluate, Length, Publish, R
 from fedmr_merge.recipe.text import apply_setting, read_recipe_text
 
 P = TypeVar("P", bound=Plugin)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_LONGEST_NAME = 200  #: it becomes the name of a folder
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}\Z")
 _LARGEST_SEED = 1 << 63
 
 
@@ -119,7 +120,8 @@ def parse_recipe(raw: Any, source: str) -> Recipe:
             faults.add(key, "is missing")
     name, seed = top.get("name", ""), top.get("seed", 0)
     if "name" in top and not (isinstance(name, str) and _NAME.match(name)):
-        faults.add("name", f"expected letters, digits, '.', '_' and '-', found {show_value(name)}")
+        expected = f"at most {_LONGEST_NAME} letters, digits, '.', '_' and '-'"
+        faults.add("name", f"expected {expected}, found {show_value(name)}")
     if type(seed) is not int or not 0 <= seed < _LARGEST_SEED:
         faults.add("seed", f"expected a whole number, 0 or more and below 2**63, found {show_value(seed)}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from small_checkpoints import floats, model, read, write, write_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -32,6 +33,34 @@ def test_adapters(run: Run, tmp_path: Path) -> None:
     assert run("average", *inputs, "-o", "no", "--exact", "--out-dtype", "F16")[0] == 2
     assert run("average", *inputs, "-o", "no", "--rank", "9")[0] == 2
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("factor", "other"),
+    [
+        ("lora_unet_q.lora_down.weight", "lora_unet_q.lora_up.weight"),  # kohya
+        ("unet.q.lora.down.weight", "unet.q.lora.up.weight"),  # diffusers
+        ("unet.q.lora_linear_layer.down.weight", "unet.q.lora_linear_layer.up.weight"),
+        ("transformer.q.lora_A.weight", "transformer.q.lora_B.weight"),  # without the folder that PEFT writes
+        ("q.lora_A.default.weight", "q.lora_B.default.weight"),
+        ("q.hada_w1_a", "q.hada_w1_b"),  # LoHa
+        ("q.lokr_w1", "q.lokr_w2"),  # LoKr
+    ],
+)
+def test_factors_of_every_library_are_warned_about(run: Run, tmp_path: Path, factor: str, other: str) -> None:
+    for slot in range(2):
+        write(tmp_path / f"{slot}.safetensors", {factor: floats([[1.0 + slot]]), other: floats([[3.0 - slot]])})
+    code, _, errors = run("average", "0.safetensors", "1.safetensors", "-o", "mean")
+    assert code == 0
+    assert "warning: the mean of these adapters averages their factors apart" in errors
+    assert "--exact" not in errors, "it takes the exact mean of PEFT's folders alone"
+
+
+def test_layers_with_names_like_factors_are_not_warned_about(run: Run, tmp_path: Path) -> None:
+    for slot in range(2):
+        names = ("down.weight", "up.weight", "explora_A.weight", "mlp.lora_mixer.weight")
+        write(tmp_path / f"{slot}.safetensors", {name: floats([[1.0 + slot]]) for name in names})
+    assert run("average", "0.safetensors", "1.safetensors", "-o", "mean")[2] == ""
 
 
 def test_average(run: Run, sources: list[str], tmp_path: Path) -> None:

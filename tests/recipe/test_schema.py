@@ -71,7 +71,7 @@ def test_all_faults_come_at_once_each_with_its_path() -> None:
     found = faults(raw)
     expected = [
         "sed: unknown option, did you mean seed?",
-        "name: expected letters",
+        "name: expected at most 200 letters",
         "training.lr: should be greater than 0",
         "training.momentun: unknown option, did you mean momentum?",
         "training.device: should be 'auto', 'cpu' or 'cuda'",
@@ -145,3 +145,10 @@ def test_settings(setting: str, path: tuple[Any, ...], value: Any) -> None:
 def test_settings_that_lead_nowhere(setting: str) -> None:
     with pytest.raises(RecipeError, match="--set"):
         apply_setting(small(), setting)
+
+
+def test_a_name_is_short_enough_for_a_folder() -> None:
+    assert len(parse_recipe(small(name="x" * 200), "small.yaml").name) == 200
+    [fault] = faults(small(name="x" * 201))
+    assert fault.startswith("name: expected at most 200 letters")
+    assert len(fault) < 200, "it shortens what it quotes"
