@@ -32,6 +32,11 @@ class Cohort:
         """The number of models, K."""
         return next(iter(self.tensors.values())).shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
+
     def slot(self, index: int) -> dict[str, Tensor]:
         """Return the model of a slot; its tensors are views of the cohort's."""
         return {name: tensor[index] for name, tensor in self.tensors.items()}
@@ -58,10 +63,11 @@ class Cohort:
 
     def similarities(self, names: Iterable[str]) -> Tensor:
         """Return the cosines between the models, [K, K], each model being the vector of its tensors `names`."""
-        gram = torch.zeros(self.slots, self.slots, dtype=torch.float64)
+        gram = torch.zeros(self.slots, self.slots, dtype=torch.float64, device=self.device)
         for name in names:
             rows = self.tensors[name].flatten(1).float()
-            gram += (rows @ rows.T).cpu()
+            gram += rows @ rows.T
+        gram = gram.cpu()
         lengths = gram.diagonal().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
         return gram / lengths[:, None] / lengths
 

@@ -61,7 +61,9 @@ def evaluate(forward: Forward, weights: Weights, data: ImageData) -> Evaluation:
             correct += (part.predicted == part.labels).sum()
             loss += part.loss
     examples = len(data.test_labels)
-    return Evaluation(accuracy=int(correct) / examples, loss=float(loss) / examples, examples=examples)
+    # One copy from a GPU, which is waited for; a number of examples is exact in float64.
+    right, total = torch.stack([correct.double(), loss]).tolist()
+    return Evaluation(accuracy=right / examples, loss=total / examples, examples=examples)
 
 
 def evaluate_by_class(forward: Forward, weights: Weights, data: ImageData) -> ClassEvaluation:

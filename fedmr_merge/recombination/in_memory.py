@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fedmr_merge.errors import PlanError
@@ -12,7 +12,7 @@ from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan
 class Stacked(Protocol):
     """A tensor or array [K, ...]: row i belongs to slot i."""
 
-    def __getitem__(self, rows: list[int], /) -> Any: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 StackedT = TypeVar("StackedT", bound=Stacked)
@@ -20,14 +20,21 @@ HandleT = TypeVar("HandleT")
 
 
 def recombine_stacked(
-    plan: RecombinationPlan, groups: Sequence[LayerGroup], stacked: Mapping[str, StackedT]
+    plan: RecombinationPlan,
+    groups: Sequence[LayerGroup],
+    stacked: Mapping[str, StackedT],
+    *,
+    rows: Iterable[Any] | None = None,
 ) -> dict[str, StackedT]:
     """Recombine K models held as stacked tensors [K, ...], and leave the inputs as they are.
 
-    Row i of the result is the model of slot i. Raises PlanError when the plan is not one for these groups.
+    Row i of the result is the model of slot i. `rows` holds the plan's permutations in the order of the groups, where
+    something else than lists is to index the tensors. Raises PlanError when the plan is not one for these groups.
     """
     plan.check(groups, plan.slots)
-    return {name: stacked[name][list(plan.permutations[group.name])] for group in groups for name in group.tensors}
+    indices = [list(plan.permutations[group.name]) for group in groups] if rows is None else rows
+    pairs = zip(groups, indices, strict=True)
+    return {name: stacked[name][index] for group, index in pairs for name in group.tensors}
 
 
 def recombine_handles(

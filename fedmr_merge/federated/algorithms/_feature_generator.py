@@ -82,8 +82,9 @@ class FeatureGenerator:
             optimiser.state[parameter] = {"step": self.tensors["adam/step"].cpu().clone(), **moments}
         heads = vmap(forward.head, in_dims=(0, None))
         losses = []
-        for labels, noise in batches:
-            labels, noise = labels.to(device), noise.to(device)
+        # Copied to the device all at once.
+        all_labels, all_noise = (torch.stack(each).to(device) for each in zip(*batches, strict=True))
+        for labels, noise in zip(all_labels, all_noise, strict=True):
             features = _generate(parameters, labels, noise)
             loss = F.cross_entropy(heads(dict(teachers.tensors), features).mean(dim=0), labels)
             gradients = torch.autograd.grad(loss, list(parameters.values()))

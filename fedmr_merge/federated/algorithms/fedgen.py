@@ -116,4 +116,5 @@ def _label_counts(federation: Federation, clients: tuple[int, ...]) -> list[int]
     """Return how many examples of each class these clients have together."""
     indices = torch.cat([federation.client_indices[client] for client in clients])
     counts = torch.bincount(federation.data.train_labels[indices], minlength=federation.data.num_classes)
-    return [int(count) for count in counts]
+    found: list[int] = counts.tolist()
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Ge, Le
 
 from fedmr_merge.errors import TrainingError
@@ -49,7 +50,9 @@ class FedMR(Algorithm):
         """Average the trained models into the global model (eq. 5), and recombine them (lines 8 and 9)."""
         groups, mean = self._groups(federation, trained.cohort), trained.cohort.mean()
         plan = draw_plan(groups, trained.cohort.slots, seed=federation.seed, round=round, probability=self.probability)
-        recombined = recombine_stacked(plan, groups, trained.cohort.tensors)
+        # In one copy to the device, where lists would take one for every tensor.
+        rows = torch.tensor([plan.permutations[group.name] for group in groups], device=federation.device)
+        recombined = recombine_stacked(plan, groups, trained.cohort.tensors, rows=rows)
         if self.buffers == "average":
             for name in _buffers(federation):
                 recombined[name] = mean[name].expand_as(recombined[name])

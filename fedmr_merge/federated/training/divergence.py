@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort
@@ -39,10 +38,9 @@ def find_diverged(
 
     Raises TrainingError when there is one and the policy is `fail`, or when all that took a step diverged.
     """
-    finite = torch.stack([_finite(tensor) for tensor in cohort.tensors.values() if tensor.is_floating_point()]).all(0)
     diverged = {}
     bound = training.divergence_loss
-    for slot, (loss, weights_finite) in enumerate(zip(losses, finite.tolist(), strict=True)):
+    for slot, (loss, weights_finite) in enumerate(zip(losses, _finite(cohort), strict=True)):
         if not steps[slot]:
             continue
         if not math.isfinite(loss):
@@ -105,10 +103,10 @@ def replace_diverged(
     )
 
 
-def _finite(stacked: Tensor) -> Tensor:
+def _finite(cohort: Cohort) -> list[bool]:
     """Return for every slot whether all of its values are finite."""
-    rows = stacked.flatten(1)
+    models = [tensor.flatten(1) for tensor in cohort.tensors.values() if tensor.is_floating_point()]
     # A finite sum has no other terms. Looking at each value takes many times as long, and is needed only where a sum
     # of finite values may have overflowed.
-    finite = torch.isfinite(rows.sum(dim=1))
-    return finite if finite.all() else torch.isfinite(rows).all(dim=1)
+    sums = torch.stack([torch.isfinite(rows.sum(dim=1)) for rows in models]).all(0).tolist()
+    return sums if all(sums) else torch.stack([torch.isfinite(rows).all(dim=1) for rows in models]).all(0).tolist()

@@ -133,10 +133,11 @@ class Vmap(Engine):
                 raise
             # Not the error itself: its traceback would keep the tensors of the step that failed.
             return shown((str(error).strip() or "no reason given").splitlines()[0])
-        rows = list(part)
+        # A tensor: torch would copy a list to the device once for every name.
+        rows = torch.tensor(part, device=losses.device)
         for name, tensor in weights.items():
-            trained[name][rows] = tensor.detach()
-        losses[rows] = means
+            trained[name].index_copy_(0, rows, tensor.detach())
+        losses.index_copy_(0, rows, means)
         return None
 
 
