@@ -116,5 +116,4 @@ def _label_counts(federation: Federation, clients: tuple[int, ...]) -> list[int]
     """Return how many examples of each class these clients have together."""
     indices = torch.cat([federation.client_indices[client] for client in clients])
     counts = torch.bincount(federation.data.train_labels[indices], minlength=federation.data.num_classes)
-    found: list[int] = counts.tolist()
-    return found
+    return [int(count) for count in counts.tolist()]
