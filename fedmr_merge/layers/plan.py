@@ -35,6 +35,7 @@ Source: Hu et al., "FedMR: Federated Learning via Model Recombination", 2022 (ar
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +158,9 @@ class RecombinationPlan:
                 raise PlanError(
                     f"group {group!r}: its permutation must be a list of slots, found {sources!r}", group=group
                 )
-        return cls(slots, {group: tuple(sources) for group, sources in permutations.items()})
+        seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # as in `draw_plan`
+        shared = ((sys.intern(group), tuple(sources)) for group, sources in permutations.items())
+        return cls(slots, {group: seen.setdefault(sources, sources) for group, sources in shared})
 
 
 def draw_plan(

@@ -44,6 +44,9 @@ class Parent:
     files: tuple[ParentFile, ...]
     indexes: Mapping[str, bytes]  #: shard index → its content, compressed
     sidecars: Mapping[str, str]  #: its other files → their SHA-256
+    card: Mapping[str, Any] | None = None  #: what its card on the Hub said, None where that was not recorded
+    licence: str | None = None  #: the one its card on the Hub stated, if any
+    licence_recorded: bool = False  #: whether a `licence` of None means that its card stated none
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorEntry]:
@@ -164,6 +167,9 @@ class Unpacking:
 
 def read_parent(content: Mapping[str, Any], unpacking: Unpacking) -> Parent:
     """Read what `describe_parent` gave. Raises an error of any kind where it is damaged."""
+    card, licence = content.get("card"), content.get("license")
+    if not isinstance(licence, str | None):
+        raise ValueError(f"{licence!r:.40} is not the name of a licence")
     indexes = {name: base64.b64decode(text) for name, text in content["indexes"].items()}
     for packed in indexes.values():
         unpacking.content(packed)  # `undo` writes them: damage must be found before
@@ -174,6 +180,9 @@ def read_parent(content: Mapping[str, Any], unpacking: Unpacking) -> Parent:
         files=tuple(_read_file(file, unpacking) for file in content["files"]),
         indexes=indexes,
         sidecars=dict(content["sidecars"]),
+        card=card if isinstance(card, dict) else None,
+        licence=licence,
+        licence_recorded="license" in content,
     )
 
 

@@ -6,6 +6,7 @@ more than a small multiple of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -33,10 +34,11 @@ from fedmr_merge.lineage.model import (
     Origins,
     TensorOrigin,
 )
-from fedmr_merge.lineage.parents import Unpacking, read_parent
+from fedmr_merge.lineage.parents import Parent, Unpacking, read_parent
 
-_OWN_FIELDS = ("operation", "plan", "sources", "outputs", "global", "tensors")  #: of the file, in `Lineage` by name
+_OWN_FIELDS = ("operation", "sources", "outputs", "global", "tensors")  #: of the file, in `Lineage` by name
 _DAMAGED = "take the file from a copy, or recombine again: it is of use only as `fedmr-merge` wrote it"
+_BEGIN = b"{\n"
 _FIRST_TENSOR = b'"tensors": [\n'
 _END = b"\n]\n}\n"
 _LARGEST_WHOLE_BYTES = 1 << 30  #: of a file that is not laid out line by line
@@ -52,14 +54,25 @@ def read_lineage(out: str | Path) -> Lineage:
     Raises VerificationError when there is none, or it is damaged.
     """
     folder = Path(out)
-    path = folder / LINEAGE_FILE
+    with _reading(folder / LINEAGE_FILE) as (head, entries, unpacking):
+        head.pop("groups", None)  # every tensor names its group, and this list of them takes as much memory
+        plan = RecombinationPlan.from_json(head.pop("plan"))
+        return _lineage(folder, head, plan, Origins(TensorOrigin(**entry) for entry in entries), unpacking)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[Any], Unpacking]]:
+    """Open a lineage for the length of a block; every error in the block that damage can cause is a clear one.
+
+    Yields the members other than `tensors`, the tensors one by one, and what unpacks its headers and indexes.
+    """
     try:
         with _open(path) as stream:
             nbytes = os.fstat(stream.fileno()).st_size
             head, entries = open_document(stream)
             if head.get("format_version") != FORMAT_VERSION:
                 raise VerificationError(f"{path}: it is not a lineage of format version {FORMAT_VERSION}")
-            return _lineage(folder, head, Origins(TensorOrigin(**entry) for entry in entries), Unpacking(nbytes))
+            yield head, entries, Unpacking(nbytes)
     except _NotAFileError as error:
         raise VerificationError(str(error), hint=error.hint) from error
     except OSError as error:
@@ -69,6 +82,14 @@ def read_lineage(out: str | Path) -> Lineage:
     except (*_FAULTS, CheckpointError, PlanError) as error:
         reason = f"the member {error} is missing" if isinstance(error, KeyError) else str(error)
         raise VerificationError(f"{path}: damaged: {reason:.300}", hint=_DAMAGED) from error
+
+
+def read_parents(out: Path) -> tuple[Parent, ...]:
+    """Read what the lineage in an output folder says of the inputs. Raises VerificationError as `read_lineage` does."""
+    with _reading(out / LINEAGE_FILE) as (head, _, unpacking):
+        sources = head["sources"]
+        head.clear()  # its other members can take more memory than all headers
+        return tuple(read_parent(parent, unpacking) for parent in sources)
 
 
 def read_plan(path: Path) -> RecombinationPlan:
@@ -118,18 +139,22 @@ def _head_of_lines(stream: BinaryIO) -> dict[str, Any] | None:
     if stream.read() != _END:  # `tensors` is not the last member
         return None
     stream.seek(0)
-    head: list[bytes] = []
+    if stream.readline() != _BEGIN:
+        return None
+    head: dict[str, Any] = {}
     for line in stream:
         if line == _FIRST_TENSOR:
-            break
-        head.append(line)
-    else:
-        return None
-    try:
-        found = _parse(b"".join(head).rstrip().removesuffix(b",") + b"}")
-    except ValueError:  # the line was a member of another member
-        return None
-    return None if "tensors" in found else found
+            return head
+        if not line.endswith(b",\n"):
+            return None
+        try:
+            member = _parse(b"{" + line[:-2] + b"}")
+        except ValueError:  # a member that takes several lines
+            return None
+        if "tensors" in member or head.keys() & member.keys():
+            return None
+        head |= member
+    return None
 
 
 def _tensors_of_lines(stream: BinaryIO) -> Iterator[Any]:
@@ -174,12 +199,14 @@ def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"it holds {word}, which is not JSON")
 
 
-def _lineage(folder: Path, content: Mapping[str, Any], tensors: Origins, unpacking: Unpacking) -> Lineage:
+def _lineage(
+    folder: Path, content: Mapping[str, Any], plan: RecombinationPlan, tensors: Origins, unpacking: Unpacking
+) -> Lineage:
     lineage = Lineage(
         folder=folder,
         operation=content.get("operation", RECOMBINE),
         facts={key: value for key, value in content.items() if key not in _OWN_FIELDS},
-        plan=RecombinationPlan.from_json(content["plan"]),
+        plan=plan,
         parents=tuple(read_parent(parent, unpacking) for parent in content["sources"]),
         outputs=_outputs(content["outputs"]),
         mean=content["global"],
@@ -189,6 +216,8 @@ def _lineage(folder: Path, content: Mapping[str, Any], tensors: Origins, unpacki
         raise ValueError(f"its operation, {lineage.operation!r:.40}, is neither {RECOMBINE} nor {AVERAGE}")
     if lineage.operation == AVERAGE and (lineage.mean is None or lineage.outputs or len(tensors)):
         raise ValueError("an average has a mean, and no other output")
+    for member in ("made_by", "rule", "rule_found") if lineage.operation == RECOMBINE else ("made_by",):
+        lineage.facts[member]  # every lineage has it, and cards show it
     for check in (_check_names, _check_slots, _check_tensors, _check_mean):
         check(lineage)
     return lineage

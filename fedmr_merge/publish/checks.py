@@ -23,7 +23,7 @@ import yaml
 from fedmr_merge.checkpoint.header import read_header
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
 from fedmr_merge.lineage.model import LINEAGE_FILE
-from fedmr_merge.lineage.reader import read_lineage
+from fedmr_merge.lineage.reader import read_parents
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.staging import Staging
 
@@ -157,7 +157,7 @@ def _weight_faults(path: Path, machine: Machine) -> Iterator[str]:
 def _lineage_faults(folder: Path, machine: Machine) -> Iterator[str]:
     """Yield the faults of the headers of the parents, which `undo` writes again: the lineage holds them compressed."""
     try:
-        parents = read_lineage(folder).parents
+        parents = read_parents(folder)
     except FedmrMergeError:  # not one of ours
         return
     for parent in parents:

@@ -4,14 +4,16 @@ that file may be published.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from fedmr_merge.errors import FedmrMergeError
+from fedmr_merge.errors import FedmrMergeError, HubError
 from fedmr_merge.hub.listing import CARD_KEYS, HubRef, card_facts, parse_origin
-from fedmr_merge.lineage.model import AVERAGE, HERE, LINEAGE_FILE, Lineage
+from fedmr_merge.lineage.model import AVERAGE, HERE, Lineage
 from fedmr_merge.lineage.parents import Parent
 from fedmr_merge.lineage.reader import open_document, read_lineage
 from fedmr_merge.lineage.writer import lineage_lines
@@ -25,8 +27,8 @@ _UNNAMED = ("other", "unknown")
 _MAX_CARD_BYTES = 4 << 20
 
 
-def find_lineage(folder: Path) -> tuple[Path, str | None] | None:
-    """Return the output of a merge that a folder is, and None; or the output that it is a part of, and which part.
+def find_lineage(folder: Path) -> tuple[Lineage, str | None] | None:
+    """Return the lineage of the output that a folder is, and None; or of the output that it is a part of, and which.
 
     None when there is no lineage of a recombination or an average that describes the folder.
     """
@@ -37,22 +39,18 @@ def find_lineage(folder: Path) -> tuple[Path, str | None] | None:
         except FedmrMergeError:
             continue
         if part is None or part in lineage.outputs.values() or part == _mean_place(lineage):
-            return place, part
+            return lineage, part
     return None
 
 
-def merge_facts(place: Path, part: str | None) -> dict[str, Any]:
-    """Return the facts of a merge's output, or of one model of it: what its card's template is rendered with.
-
-    Raises VerificationError when its lineage is damaged.
-    """
-    lineage = read_lineage(place)
-    with (place / LINEAGE_FILE).open("rb") as stream:
-        content, _ = open_document(stream)
-    sources = [_source(source) for source in content["sources"]]
+def merge_facts(lineage: Lineage, part: str | None) -> dict[str, Any]:
+    """Return the facts of a merge's output, or of one model of it: what its card's template is rendered with."""
+    sources = [_source(parent) for parent in lineage.parents]
+    first = next(iter(lineage.outputs), None)
+    tensors = Counter(origin.group for origin in lineage.tensors if origin.slot == first)
     slot = next((slot for slot, path in lineage.outputs.items() if path == part), None)
     averaged = lineage.operation == AVERAGE
-    model = place / (part or _mean_place(lineage) or next(iter(lineage.outputs.values()), ""))
+    model = lineage.folder / (part or _mean_place(lineage) or next(iter(lineage.outputs.values()), ""))
     return {
         "operation": lineage.operation,
         "part": part,
@@ -61,13 +59,13 @@ def merge_facts(place: Path, part: str | None) -> dict[str, Any]:
         "is_one_model": averaged or part is not None,
         "tags": list(TAGS) if not averaged else ["merge", "model-averaging"],
         **_licence_facts(sources),
-        **_common_facts(lineage, content["sources"]),
+        **_common_facts(lineage),
         "config": _config(model),
         "sources": sources,
-        **_public_rule(content),
-        "drawn": content.get("drawn"),
+        **({} if averaged else _public_rule(lineage.facts)),
+        "drawn": lineage.facts.get("drawn"),
         "groups": [
-            {"group": group, "tensors": len(content["groups"][group]), "sources": list(permutation)}
+            {"group": group, "tensors": tensors[group], "sources": list(permutation)}
             for group, permutation in lineage.plan.permutations.items()
         ],
         "slots": len(sources),
@@ -78,7 +76,7 @@ def merge_facts(place: Path, part: str | None) -> dict[str, Any]:
         "hashed": lineage.hashed and (averaged or bool(lineage.tensors)),
         "tensors": len(lineage.tensors) or len(lineage.parents[0].tensors),
         "parameters": sum(entry.parameters for entry in lineage.parents[0].tensors.values()),
-        "made_by": content["made_by"],
+        "made_by": lineage.facts["made_by"],
         "tool": tool_address(),
     }
 
@@ -101,12 +99,11 @@ def _licence_facts(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _common_facts(lineage: Lineage, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _common_facts(lineage: Lineage) -> dict[str, Any]:
     """Return what the cards of all parents agree on, None for each key on which they do not."""
-    cards = []
-    for parent, source in zip(lineage.parents, sources, strict=True):
-        recorded = source.get("card")
-        cards.append(card_facts(recorded if isinstance(recorded, dict) else _local_card(lineage, parent)))
+    cards = [
+        card_facts(_local_card(lineage, parent) if parent.card is None else parent.card) for parent in lineage.parents
+    ]
     first = cards[0]
     return {f"common_{key}": first[key] if _agree(key, cards) else None for key in CARD_KEYS}
 
@@ -128,27 +125,37 @@ def _local_card(lineage: Lineage, parent: Parent) -> dict[str, Any]:
         return {}
 
 
-def published_lineage(path: Path) -> str | None:
-    """Return the content of a `lineage.json` without any folder of this machine; None where the file is not a lineage.
+def published_lineage(path: Path) -> Iterator[str] | None:
+    """Return the content of a `lineage.json`, piece by piece, without any folder of this machine; None where the file
+    is not a lineage.
 
     Parents on the Hub keep their name and commit. Of any other parent only the name of the file or folder itself is
     published, in a folder that does not exist, so that `verify` reports that the parent is not there. Everything else,
-    hashes and byte ranges included, stays: the outputs can still be verified and undone.
+    hashes and byte ranges included, stays: the outputs can still be verified and undone. The iterator raises HubError
+    where the list of tensors is damaged.
     """
-    try:
-        with path.open("rb") as stream:
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(path.open("rb"))
             head, tensors = open_document(stream)
             sources = [{**source, "path": _public_place(source)} for source in head["sources"]]
-            head |= {**_public_rule(head), "sources": sources}
-            return "".join(lineage_lines(head, tensors))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
+            rule = {} if head.get("operation") == AVERAGE else _public_rule(head)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
+        return _lines(path, {**head, **rule, "sources": sources}, tensors, stack.pop_all())
+
+
+def _lines(path: Path, head: Mapping[str, Any], tensors: Iterator[Any], stack: contextlib.ExitStack) -> Iterator[str]:
+    with stack:  # closes the file that the tensors are read from
+        try:
+            yield from lineage_lines(head, tensors)
+        except (OSError, ValueError, RecursionError) as error:
+            hint = "take the file from a copy, or remove it"
+            raise HubError(f"{path}: damaged: {error!s:.200}", hint=hint) from error
 
 
 def _public_rule(content: Mapping[str, Any]) -> dict[str, str]:
-    """A layer rule and how it was found, of a rule file only the file's own name; nothing for an average."""
-    if content.get("operation") == AVERAGE:
-        return {}
+    """Return a layer rule and how it was found; of a rule file only the file's own name."""
     rule, found = str(content["rule"]), str(content["rule_found"])
     name = PurePosixPath(rule).name
     return {"rule": name, "rule_found": found.replace(rule, name)}
@@ -161,20 +168,20 @@ def _public_place(source: Mapping[str, Any]) -> str:
     return f"{UNPUBLISHED}/{int(source['slot']):02d}/{PurePosixPath(place).name}"
 
 
-def _source(source: Mapping[str, Any]) -> dict[str, Any]:
-    place = str(source["path"])
-    ref = parse_origin(place)
-    stated = source.get("license") or ("none stated" if "license" in source else "not recorded")
+def _source(parent: Parent) -> dict[str, Any]:
+    """Return the row of a parent in the card's table."""
+    ref = parent.hub
+    stated = parent.licence or ("none stated" if parent.licence_recorded else "not recorded")
     return {
-        "slot": source["slot"],
-        "name": str(ref) if ref else PurePosixPath(place).name,
+        "slot": parent.slot,
+        "name": str(ref) if ref else PurePosixPath(parent.path).name,
         "repo": ref.repo_id if ref else None,
         "url": _address(ref) if ref else None,
         "commit": ref.revision if ref else None,
         "subfolder": ref.subfolder if ref else "",
-        "license": source.get("license") if ref else None,
+        "license": parent.licence if ref else None,
         "license_stated": stated if ref else "",
-        "bytes": sum(int(file["bytes"]) for file in source["files"]),
+        "bytes": sum(file.header.file_bytes for file in parent.files),
     }
 
 

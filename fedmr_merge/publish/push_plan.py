@@ -86,15 +86,17 @@ def prepared(plan: PushPlan) -> Iterator[tuple[PushPlan, Staging]]:
         yield replace(ready, faults=tuple(faults)), staging
 
 
-def outgoing(plan: PushPlan, folder: Path, names: Sequence[str]) -> dict[str, str]:
+def outgoing(plan: PushPlan, folder: Path, names: Sequence[str]) -> dict[str, str | Iterator[str]]:
     """Return what is sent in place of a folder's own files, or besides them; the folder stays as it is.
 
     The card names its place on the Hub and the licence, a lineage names no folder of this machine, and the output of a
     recombination that has no card gets one.
     """
-    lineages = (name for name in names if PurePosixPath(name).name == LINEAGE_FILE)
-    found = {name: text for name in lineages if (text := published_lineage(folder / name)) is not None}
     card = _read(folder / CARD_FILE) if CARD_FILE in names else make_card(folder)
+    lineages = (name for name in names if PurePosixPath(name).name == LINEAGE_FILE)
+    found: dict[str, str | Iterator[str]] = {
+        name: text for name in lineages if (text := published_lineage(folder / name)) is not None
+    }
     if card is not None:
         # A pull request ends on main.
         options = plan.options

@@ -30,8 +30,8 @@ _LEFTOVER_FOLDER = re.compile(r"\..+\.(push|staging)-\w+")
 _LEFTOVER_FILE = re.compile(r"\..+\.staging-[0-9a-f]{16}")
 _OF_THE_CLIENT = (".cache", ".gitattributes", ".DS_Store")  #: made by `hf download`, by git and by a file manager
 
-#: Folder and names of its files → what to send in place of files, or besides them.
-Rewrite = Callable[[Path, Sequence[str]], Mapping[str, str]]
+#: Folder and names of its files → what to send in place of files, or besides them: a string, or its pieces.
+Rewrite = Callable[[Path, Sequence[str]], Mapping[str, str | Iterator[str]]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def stage(folder: Path, rewrite: Rewrite | None = None) -> Iterator[Staging]:
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in rewritten:
-                target.write_text(rewritten[name], encoding="utf-8", newline="")
+                with target.open("w", encoding="utf-8", newline="") as stream:
+                    text = rewritten[name]
+                    stream.writelines([text] if isinstance(text, str) else text)
             else:
                 _link(folder / name, target)
             files.append(_hashed(target, name))

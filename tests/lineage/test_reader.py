@@ -78,6 +78,21 @@ def test_a_lineage_is_read_however_its_json_is_laid_out(layout: str, out: Path) 
     assert (after.plan, after.mean, after.outputs) == (before.plan, before.mean, before.outputs)
 
 
+@pytest.mark.parametrize("line", ['"made_by": "somebody else",\n', '"made_by": "a line that lacks its comma"\n', "{\n"])
+def test_a_head_that_is_not_json_as_a_whole_is_refused(line: str, out: Path) -> None:
+    path = out / LINEAGE_FILE
+    path.write_text(path.read_text().replace("{\n", "{\n" + line, 1))
+    with pytest.raises(VerificationError, match="damaged: "):
+        read_lineage(out)
+
+
+@pytest.mark.parametrize("member", ["made_by", "rule", "plan", "sources"])
+def test_a_member_that_is_missing_is_named(member: str, out: Path) -> None:
+    change(out, lambda content: content.pop(member))
+    with pytest.raises(VerificationError, match=f"the member '{member}' is missing"):
+        read_lineage(out)
+
+
 def bomb(nbytes: int) -> str:
     return base64.b64encode(zlib.compress((nbytes - 8).to_bytes(8, "little") + bytes(nbytes - 8), 9)).decode()
 

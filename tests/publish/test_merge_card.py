@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.errors import HubError
+from fedmr_merge.lineage.reader import read_lineage
 from fedmr_merge.merging.average import average
 from fedmr_merge.merging.options import MeanOptions
 from fedmr_merge.publish.card_merge import addressed
@@ -215,9 +216,9 @@ def test_what_is_sent_can_be_verified_and_undone(out: Path, sources: list[Path],
 
 
 def published(path: Path) -> str:
-    text = published_lineage(path)
-    assert text is not None
-    return text
+    pieces = published_lineage(path)
+    assert pieces is not None
+    return "".join(pieces)
 
 
 def test_published_lineage_keeps_everything_but_places(out: Path) -> None:
@@ -269,6 +270,14 @@ def test_a_file_that_is_not_a_lineage_is_sent_as_it_is(text: str, tmp_path: Path
     assert published_lineage(tmp_path / "lineage.json") is None
 
 
+def test_a_lineage_with_a_damaged_list_of_tensors_is_not_sent(out: Path) -> None:
+    path = out / "lineage.json"
+    path.write_text(path.read_text().replace('{"slot":1,"tensor"', '{"slot":x,"tensor"', 1))
+    with pytest.raises(HubError, match=r"lineage\.json: damaged: "):
+        plan_push(out, "alice/merged")
+    assert not list(out.parent.glob(".*push-*"))
+
+
 def test_headers_of_sources_are_searched_for_traces_although_they_are_packed(tmp_path: Path) -> None:
     sources = [write_model(tmp_path / name, seed, card=None) for seed, name in enumerate("ab")]
     for source in sources:
@@ -308,7 +317,7 @@ def test_part_is_found_by_a_relative_path(out: Path, monkeypatch: pytest.MonkeyP
 
 def test_tensors_are_those_of_the_table(out: Path, sources: list[Path]) -> None:
     """The card's claim, checked on the bytes: slot i holds the layer of the source in its row."""
-    facts = merge_facts(out, None)
+    facts = merge_facts(read_lineage(out), None)
     for slot, source in enumerate(facts["groups"][0]["sources"]):
         found = load_file(out / f"slot-{slot:02d}" / "model.safetensors")["layer.weight"]
         assert (found == load_file(sources[source] / "model.safetensors")["layer.weight"]).all()

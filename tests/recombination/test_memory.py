@@ -72,12 +72,18 @@ def test_recombine_holds_less_than_150_megabytes(options: list[str], sources: li
     assert run(["recombine", *sources, "-o", out, *options], 150 * MEGABYTE) < foretold.peak_memory_bytes < 150 * 10**6
 
 
-def test_a_hundred_thousand_tensors_stay_below_250_megabytes(tmp_path: Path) -> None:
+def many_tensors(folder: Path) -> list[str]:
+    """Write two models of 100,000 tensors."""
     sources = []
     for slot in range(2):
         header = build_header((f"layers.{i}.weight", "U8", (1,), 1) for i in range(100_000))
-        sources.append(str(tmp_path / f"{slot}.safetensors"))
+        sources.append(str(folder / f"{slot}.safetensors"))
         Path(sources[-1]).write_bytes(header + bytes([slot]) * 100_000)
+    return sources
+
+
+def test_a_hundred_thousand_tensors_stay_below_250_megabytes(tmp_path: Path) -> None:
+    sources = many_tensors(tmp_path)
     peak = run(["recombine", *sources, "-o", str(tmp_path / "out"), "--no-global"], 250 * 10**6)
     foretold = prepare_recombination(sources, tmp_path / "again", output=OutputOptions(mean=None))
     assert peak < foretold.peak_memory_bytes < 250 * 10**6
@@ -86,6 +92,17 @@ def test_a_hundred_thousand_tensors_stay_below_250_megabytes(tmp_path: Path) -> 
     assert all(45_000 < count < 55_000 for count in counts)
     average = ["average", *sources, "-o", str(tmp_path / "mean.safetensors")]
     assert run(average, 400 * MEGABYTE) < 250 * 10**6
+
+
+@pytest.mark.slow
+def test_a_lineage_of_a_hundred_thousand_tensors_is_read_below_250_megabytes(tmp_path: Path) -> None:
+    sources, out = many_tensors(tmp_path), str(tmp_path / "out")
+    run(["recombine", *sources, "-o", out], 400 * MEGABYTE)
+    assert run(["verify", out], 400 * MEGABYTE) < 250 * 10**6
+    assert run(["undo", out, "-o", str(tmp_path / "back")], 400 * MEGABYTE) < 250 * 10**6
+    assert run(["push", out, "org/name", "--dry-run"], 400 * MEGABYTE) < 250 * 10**6
+    for source in sources:
+        assert (tmp_path / "back" / Path(source).name).read_bytes() == Path(source).read_bytes()
 
 
 def test_files_beside_the_weights_may_be_of_any_size(tmp_path: Path) -> None:
