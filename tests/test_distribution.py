@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 WANTED = (
     "cards/global.md.j2",
     "recipes/digits.yaml",
+    "recipes/paper/README.md",
     "recipes/paper/cnn-cifar10.yaml",
+    "recipes/paper/table1.csv",
     "docs/recombine.md",
     "py.typed",
 )
@@ -54,6 +56,7 @@ def test_the_installed_package_works_outside_the_repository(sdist: Path, tmp_pat
         (["recipes"], "digits"),
         (["docs", "train"], "# "),
         (["recipes", "show", "digits"], "name:"),
+        (["recipes", "show", "paper/README"], "# The experiments"),
     ):
         command = [sys.executable, "-m", "fedmr_merge", *arguments]
         environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}

@@ -102,8 +102,8 @@ def read_rule_file(path: Path, name: str | None = None) -> RuleSet:
     return parse_rules(text, str(path), name or path.stem)
 
 
-def parse_rules(text: str, source: str, name: str) -> RuleSet:
-    """Read a rule set from YAML text; `source` is what messages call it."""
+def parse_rules(text: str, file: str, name: str) -> RuleSet:
+    """Read a rule set from YAML; `file` is its name in messages."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
@@ -111,10 +111,10 @@ def parse_rules(text: str, source: str, name: str) -> RuleSet:
         place = f"line {mark.line + 1}: " if mark else ""
         problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", error)
         raise RuleError(
-            f"{source}: {place}not valid YAML: {problem}",
+            f"{file}: {place}not valid YAML: {problem}",
             hint="`fedmr-merge docs recombine` explains the rule language",
         ) from error
-    reader = _Reader(source)
+    reader = _Reader(file)
     found = reader.rule_set(root, name)
     reader.finish()
     assert found is not None
@@ -124,8 +124,8 @@ def parse_rules(text: str, source: str, name: str) -> RuleSet:
 class _Reader:
     """Walks the YAML nodes, which know their lines, and collects every fault."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, file: str) -> None:
+        self.file = file
         self.faults: list[str] = []
         self.lines: dict[tuple[str, ...], int] = {}
 
@@ -137,9 +137,9 @@ class _Reader:
         if self.faults:
             more = f"; and {len(self.faults) - _MAX_SHOWN} more" if len(self.faults) > _MAX_SHOWN else ""
             raise RuleError(
-                f"{self.source}: {'; '.join(self.faults[:_MAX_SHOWN])}{more}",
+                f"{self.file}: {'; '.join(self.faults[:_MAX_SHOWN])}{more}",
                 hint="`fedmr-merge docs recombine` explains the rule language",
-                path=self.source,
+                path=self.file,
                 faults=self.faults,
             )
 

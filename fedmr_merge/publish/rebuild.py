@@ -20,20 +20,20 @@ _MAX_CLASSES = 1_000_000
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def rebuild(config: Mapping[str, Any], shapes: Shapes, source: str) -> Classifier:
-    """Build the module that a `config.json` describes, with random weights; `source` is what messages call the file.
+def rebuild(config: Mapping[str, Any], shapes: Shapes, file: str) -> Classifier:
+    """Build the module that a `config.json` describes, with random weights; `file` names it in messages.
 
     `shapes` are those of the tensors that it is to hold. A config that describes other ones is refused before any
     memory is taken for it: nobody can ask for more than the size of the weights that come along.
 
     Raises CheckpointError when the architecture is unknown, an option of it is not possible, or the shapes differ.
     """
-    architecture = _architecture(config, source)
-    shape, classes = _image_shape(config, source), _classes(config, source)
+    architecture = _architecture(config, file)
+    shape, classes = _image_shape(config, file), _classes(config, file)
     try:
         with torch.device("meta"):  # shapes without memory
             expected = architecture.build(shape, classes).state_dict()
-        _check_shapes({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes, source)
+        _check_shapes({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes, file)
         # Not `initialise`: that may fetch trained weights to start from, which would be overwritten at once.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             return architecture.build(shape, classes)
@@ -41,24 +41,24 @@ def rebuild(config: Mapping[str, Any], shapes: Shapes, source: str) -> Classifie
         raise
     except (FedmrMergeError, RuntimeError, ValueError, TypeError, OverflowError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(source, f"{architecture.name} cannot be built as it says: {reason}") from error
+        raise CheckpointError(file, f"{architecture.name} cannot be built as it says: {reason}") from error
 
 
-def _architecture(config: Mapping[str, Any], source: str) -> Architecture:
+def _architecture(config: Mapping[str, Any], file: str) -> Architecture:
     name, options = config.get("architecture"), config.get("arch_args")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES.names())
-        raise CheckpointError(source, f"unknown architecture {str(name)[:80]!r}", hint=f"known are {known}")
+        raise CheckpointError(file, f"unknown architecture {str(name)[:80]!r}", hint=f"known are {known}")
     if not isinstance(options, dict):
-        raise CheckpointError(source, f"arch_args must be a mapping, found {str(options)[:80]}")
+        raise CheckpointError(file, f"arch_args must be a mapping, found {str(options)[:80]}")
     faults = Faults()
     values = check_options(ARCHITECTURES.find(name), options, "arch_args", faults)
     if faults:
-        raise CheckpointError(source, "; ".join(map(str, faults)))
+        raise CheckpointError(file, "; ".join(map(str, faults)))
     return ARCHITECTURES.find(name)(**values)
 
 
-def _image_shape(config: Mapping[str, Any], source: str) -> tuple[int, int, int]:
+def _image_shape(config: Mapping[str, Any], file: str) -> tuple[int, int, int]:
     preprocess = config.get("preprocess")
     parts = [preprocess.get(key) if isinstance(preprocess, dict) else None for key in ("mean", "std", "size")]
     mean, std, size = [part if isinstance(part, list) else [] for part in parts]
@@ -66,21 +66,21 @@ def _image_shape(config: Mapping[str, Any], source: str) -> tuple[int, int, int]
     fits = 1 <= len(mean) == len(std) <= _MAX_CHANNELS and len(numbers) == 2 * len(mean) and 0 not in std
     if not fits or len(size) != 2 or not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in size):
         raise CheckpointError(
-            source, "preprocess must give mean and std, a number for every channel, and size, [height, width]"
+            file, "preprocess must give mean and std, a number for every channel, and size, [height, width]"
         )
     return image_shape_of({"mean": mean, "size": size})
 
 
-def _classes(config: Mapping[str, Any], source: str) -> int:
+def _classes(config: Mapping[str, Any], file: str) -> int:
     classes, names = config.get("num_classes"), config.get("label_names")
     if type(classes) is not int or not 1 <= classes <= _MAX_CLASSES:
-        raise CheckpointError(source, f"num_classes must be a whole number, found {str(classes)[:80]!r}")
+        raise CheckpointError(file, f"num_classes must be a whole number, found {str(classes)[:80]!r}")
     if names is not None and (not isinstance(names, list) or len(names) != classes):
-        raise CheckpointError(source, f"label_names must be a list of {classes} names")
+        raise CheckpointError(file, f"label_names must be a list of {classes} names")
     return classes
 
 
-def _check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
+def _check_shapes(expected: Shapes, found: Shapes, file: str) -> None:
     different = [
         f"{name}: {_shown(expected.get(name))} by the config, {_shown(found.get(name))} in the weights"
         for name in sorted(expected.keys() | found.keys())
@@ -88,7 +88,7 @@ def _check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
     ]
     if different:
         more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-        raise CheckpointError(source, "does not fit the weights: " + "; ".join(different[:3]) + more)
+        raise CheckpointError(file, "does not fit the weights: " + "; ".join(different[:3]) + more)
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:

@@ -41,34 +41,34 @@ def newest_whole(run: Path, federation: Federation) -> tuple[Saved | None, list[
     return None, [f"no checkpoint was written yet: rounds 1 to {recorded} are run again"] if recorded else []
 
 
-def fork_run(source: Path, round: int, target: Path, recipe: str) -> None:
-    """Start a run folder at `target` with the first rounds of another run.
+def fork_run(run: Path, round: int, target: Path, recipe: str) -> None:
+    """Start a run folder at `target` with the first rounds of another run, `run`.
 
-    It holds the partition, the environment and the logs of the source up to the round, the checkpoint of that round,
-    and a resolved recipe, given as YAML: a run of that recipe there resumes after the round. Whether the recipe agrees
-    with the source up to the round is for the caller to check (`fedmr_merge.recipe.identity`).
+    It holds the partition, the environment and the logs of that run up to the round, the checkpoint of that round,
+    and a resolved recipe, given as YAML: a run of this recipe there resumes after the round. Whether the recipe agrees
+    with that run up to the round is for the caller to check (`fedmr_merge.recipe.identity`).
 
-    Raises RunError when another process runs in the source, or it has no whole checkpoint of this round, and
+    Raises RunError when another process runs in its folder, or the run has no whole checkpoint of this round, and
     OutputError when the target exists already.
     """
-    opened = RunFolder(source)
+    opened = RunFolder(run)
     try:
-        place = next((place for place in find_checkpoints(source / CHECKPOINTS) if place.round == round), None)
+        place = next((place for place in find_checkpoints(run / CHECKPOINTS) if place.round == round), None)
         if place is None:
-            kept = ", ".join(str(place.round) for place in find_checkpoints(source / CHECKPOINTS)) or "none"
+            kept = ", ".join(str(place.round) for place in find_checkpoints(run / CHECKPOINTS)) or "none"
             raise RunError(
-                f"{source}: has no checkpoint of round {round}", hint=f"it has checkpoints of these rounds: {kept}"
+                f"{run}: has no checkpoint of round {round}", hint=f"it has checkpoints of these rounds: {kept}"
             )
-        state = verify_checkpoint(source / CHECKPOINTS, place)
-        require_rounds(source, place, state["first_round"])
+        state = verify_checkpoint(run / CHECKPOINTS, place)
+        require_rounds(run, place, state["first_round"])
         with staged_output(target) as staging:
             staging.mkdir()
             for name in (PARTITION, ENVIRONMENT, *LOGS):
-                shutil.copyfile(source / name, staging / name)
+                shutil.copyfile(run / name, staging / name)
             for name in LOGS:
                 cut_log(staging, name, round)
             (staging / CHECKPOINTS).mkdir()
-            shutil.copytree(source / CHECKPOINTS / place.folder, staging / CHECKPOINTS / place.folder)
+            shutil.copytree(run / CHECKPOINTS / place.folder, staging / CHECKPOINTS / place.folder)
             write_text(staging / RECIPE, recipe)
     finally:
         opened.close()

@@ -149,12 +149,12 @@ def collect_garbage(store: Path) -> tuple[int, int]:
     return shards, nbytes
 
 
-def held_shard(source: Checkpoint, prefix: str, members: Sequence[str]) -> Shard | None:
-    """Return the file of a source that is the shard of exactly these tensors, None where there is no such file.
+def held_shard(parent: Checkpoint, prefix: str, members: Sequence[str]) -> Shard | None:
+    """Return the file of a parent that is the shard of exactly these tensors, None where there is no such file.
 
     Raises CheckpointError when its name does not vouch for its header, or the header does not hold their SHA-256.
     """
-    file = source.files_by_path[source.tensors[prefix + members[0]].file]
+    file = parent.files_by_path[parent.tensors[prefix + members[0]].file]
     address = file.path.stem.rpartition("-")[2]
     if len(address) != 64 or file.header.tensors.keys() != set(members):
         return None
@@ -183,26 +183,26 @@ class ShardWriter:
     """Puts the layer groups of models into a store, each once, and links to them."""
 
     def __init__(
-        self, store: Path, sources: Sequence[Checkpoint], watch: SourceWatch, progress: Progress | None
+        self, store: Path, parents: Sequence[Checkpoint], watch: SourceWatch, progress: Progress | None
     ) -> None:
-        self.store, self.sources, self.watch, self.progress = store, sources, watch, progress
+        self.store, self.parents, self.watch, self.progress = store, parents, watch, progress
         self.report = StoreReport(store)
         self._sound: set[Path] = set()  # shards of the store that this process has written, or read and found right
 
     @cached_property
     def _layers(self) -> Sequence[Mapping[str, str]]:
-        return [trainer_layers(source) or {} for source in self.sources]
+        return [trainer_layers(parent) or {} for parent in self.parents]
 
     def shard(self, slot: int, prefix: str, members: Sequence[str]) -> Shard:
-        """Return the shard that holds these tensors of a source.
+        """Return the shard that holds these tensors of a parent.
 
-        It is the source's own file where that is a shard that cannot be changed in place, else one in the store.
+        It is the parent's own file where that is a shard that cannot be changed in place, else one in the store.
         """
-        source = self.sources[slot]
-        held = held_shard(source, prefix, members)
+        parent = self.parents[slot]
+        held = held_shard(parent, prefix, members)
         if held is not None and is_read_only(held.path):
             return held
-        entries = {member: source.tensors[prefix + member] for member in members}
+        entries = {member: parent.tensors[prefix + member] for member in members}
         hashes = hash_tensors(entries, self.watch)
         if held is not None and hashes != held.hashes:
             raise CheckpointError(
