@@ -61,12 +61,12 @@ def average(
 
     Example: fedmr-merge average a.safetensors b.safetensors -o mean.safetensors --weights 0.75,0.25
     """
-    from fedmr_merge.checkpoint.writer import refuse_existing
+    from fedmr_merge.checkpoint.writer import refuse_unwritable
     from fedmr_merge.hub.inputs import open_inputs, refuse_twice
     from fedmr_merge.merging.average import average as take_average
     from fedmr_merge.merging.average import plan_mean
 
-    refuse_existing(out)
+    refuse_unwritable(out)
     options = mean_options(weights, accumulate, out_dtype, max_memory)
     if exact or rank is not None:
         if accumulate != "float32" or out_dtype or max_memory or max_shard_size:

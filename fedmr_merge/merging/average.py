@@ -23,7 +23,7 @@ from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.output import OutputFile, OutputModel, lay_out
 from fedmr_merge.checkpoint.quantisation import ALWAYS_CODES, find_scales
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_unwritable, staged_output, write_all
+from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable, staged_output, write_all
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside
 from fedmr_merge.layers.plan import FORMAT_VERSION as PLAN_VERSION
@@ -83,7 +83,7 @@ def average(
         []
     """
     out = Path(out)
-    refuse_existing(out)
+    refuse_unwritable(out)
     options = options or MeanOptions()
     plan = partial(plan_mean, out=out, options=options, max_shard_bytes=max_shard_bytes, ignore_config=ignore_config)
     opened = open_inputs(checkpoints, plan)
@@ -132,7 +132,6 @@ def plan_mean(
     match_checkpoints(checkpoints, ignore_config=ignore_config)
     refuse_other_scales(checkpoints)
     check_mean(checkpoints, options)
-    refuse_unwritable(out)
     refuse_inside(out, checkpoints, "-o")
     if out.suffix != WEIGHTS:
         for checkpoint in checkpoints:
