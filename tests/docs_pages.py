@@ -32,10 +32,9 @@ LANGUAGES = ("sh", "python", "yaml", "json", "jinja", "text", "bibtex")
 REASONS = (
     "installs packages",
     "downloads a data set",
-    "needs a GPU",
     "needs a cluster",
-    "takes hours",
-    "changes the repository",
+    "needs the repository",
+    "measures the machine",
 )
 #: What makes the rounds of a run short.
 SMALL = ("training.local_epochs=1", "training.clients_per_round=2", "training.checkpoint_every=1000")

@@ -139,7 +139,8 @@ def docs(
     from fedmr_merge.resources import resource_folder
 
     folder = resource_folder("docs")
-    pages = {path.relative_to(folder).as_posix().removesuffix(".md"): path for path in sorted(folder.rglob("*.md"))}
+    # The pages of api/ only name docstrings, which the site fills in; Python's `help` shows them in a terminal.
+    pages = {path.stem: path for path in sorted(folder.glob("*.md"))}
     if name is None:
         for page, path in pages.items():
             console.say(f"{page}: {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")

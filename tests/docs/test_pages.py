@@ -45,3 +45,7 @@ def test_a_page_looks_the_same_on_the_site(page):
     for before, line in pairwise(text.splitlines()):
         begins = re.match(r"- |\d+\. |\|", line) and not re.match(r"- |\d+\. |\||  ", before)
         assert not (begins and before.strip()), line
+
+
+def test_every_reason_is_needed():
+    assert {block.not_run for page in PAGES for block in blocks(page)} - {None} == set(REASONS)
