@@ -11,6 +11,7 @@ from fedmr_merge.cli import console, progress
 
 if TYPE_CHECKING:
     from fedmr_merge.federated.federation import Federation
+    from fedmr_merge.federated.training.gpu_memory import MemoryForecast
     from fedmr_merge.recipe.run import Event, Run
     from fedmr_merge.recipe.schema import Recipe
 
@@ -120,6 +121,15 @@ def show_recipe(recipe: Recipe, folder: Path) -> None:
     console.say(f"dry run: nothing was written to {folder}")
 
 
+def memory_line(memory: MemoryForecast) -> str:
+    """Return what a dry run reports of a GPU's memory."""
+    needed, free = console.size(memory.client_bytes), console.size(memory.free_bytes)
+    return (
+        f"memory: a client needs at least {needed} while it trains, and {free} of the GPU are free: at most "
+        f"{memory.fitting} of the {memory.clients} clients of a round fit at once"
+    )
+
+
 def _show_sizes(recipe: Recipe, federation: Federation) -> None:
     from fedmr_merge.federated.federation import describe_last_batches
     from fedmr_merge.recipe.prepare import parameters, stage_traffic
@@ -129,6 +139,12 @@ def _show_sizes(recipe: Recipe, federation: Federation) -> None:
     if line := describe_last_batches(federation):
         console.say(line)
     console.say(f"{parameters(federation):,} parameters in {len(set(federation.layers.values()))} layers")
+    if federation.device.type == "cuda":
+        import torch
+
+        from fedmr_merge.federated.training.gpu_memory import forecast_memory
+
+        console.say(memory_line(forecast_memory(federation, torch.cuda.mem_get_info(federation.device)[0])))
     for name, traffic in stage_traffic(recipe, federation).items():
         down, up = console.size(traffic.down), console.size(traffic.up)
         console.say(f"{name}: {down} sent to the clients in a round, {up} sent back")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fedmr_merge.cli.run_view import memory_line
+from fedmr_merge.federated.training.gpu_memory import MemoryForecast
+
 ROOT = Path(__file__).parents[2]
 RECIPE = """
 name: small
@@ -145,3 +148,10 @@ def test_a_class_that_no_client_has_is_told(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "warning: no client has an example of class" in done.stderr
+
+
+@pytest.mark.parametrize(("free", "fitting"), [(79_100_000_000, 10), (60_000_000, 2), (1_000_000, 0)])
+def test_a_dry_run_on_a_gpu_reports_how_many_clients_fit(free: int, fitting: int) -> None:
+    line = memory_line(MemoryForecast(client_bytes=26_000_000, free_bytes=free, clients=10))
+    assert line.startswith("memory: a client needs at least 26.0 MB while it trains, and ")
+    assert line.endswith(f"are free: at most {fitting} of the 10 clients of a round fit at once")
