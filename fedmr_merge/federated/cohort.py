@@ -41,6 +41,10 @@ class Cohort:
         """Return the model of a slot; its tensors are views of the cohort's."""
         return {name: tensor[index] for name, tensor in self.tensors.items()}
 
+    def of_slots(self, slots: Sequence[int]) -> Cohort:
+        """Return a cohort of copies of the models of these slots."""
+        return Cohort({name: tensor[list(slots)] for name, tensor in self.tensors.items()})
+
     def expand(self, slots: int) -> Cohort:
         """Return a cohort of `slots` times the one model of this cohort; its tensors are views of this one's.
 

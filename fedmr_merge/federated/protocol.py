@@ -13,7 +13,7 @@ differs between two rounds is its State.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -87,6 +87,18 @@ class Trained:
     losses: tuple[float, ...]  #: mean of the objective over the examples it went through; NaN where it took no step
     lr: float  #: η, the learning rate of their steps
     diverged: Mapping[int, str] = field(default_factory=dict)  #: client → what went wrong; see `divergence.py`
+    absent: tuple[int, ...] = ()  #: the selected clients that did not answer; see `participation.py`
+
+    def of_slots(self, slots: Sequence[int]) -> Trained:
+        """Return what came back from the clients of these slots alone."""
+        return replace(
+            self,
+            cohort=self.cohort.of_slots(slots),
+            clients=tuple(self.clients[slot] for slot in slots),
+            examples=tuple(self.examples[slot] for slot in slots),
+            steps=tuple(self.steps[slot] for slot in slots),
+            losses=tuple(self.losses[slot] for slot in slots),
+        )
 
 
 def initial_state(federation: Federation) -> State:

@@ -54,6 +54,7 @@ class RoundResult:
     state: State  #: what the next round starts from
     metrics: Mapping[str, float]
     diverged: Mapping[int, str]  #: client → what was wrong with its training; see `divergence.py`
+    absent: tuple[int, ...] = ()  #: the clients that did not answer
 
     @property
     def plan(self) -> RecombinationPlan | None:
@@ -133,9 +134,10 @@ def _run_round(
     cohort, context = algorithm.dispatch(federation, state, selected)
     task = LocalTraining(federation, algorithm, cohort, context, selected, round, rates.at(round))
     trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
-    traffic = count_traffic(federation, algorithm, state, cohort, context)
+    traffic = count_traffic(federation, algorithm, state, cohort, context, len(trained.absent))
     before = state.facts
-    state = algorithm.aggregate(federation, state, trained, round)
+    nobody = len(trained.absent) == len(selected)
+    state = replace(state, plan=None) if nobody else algorithm.aggregate(federation, state, trained, round)
     if engine.fitting is not None:
         state = replace(state, facts={**state.facts, _FITTING: engine.fitting})
     # As in the paper, FedMR's global model is the mean of the trained models, not one of the recombined models.
@@ -163,7 +165,7 @@ def _run_round(
             other_rounds=round - sampled + repeated,
         )
     _require_finite(metrics, round)
-    return RoundResult(round, algorithm.name, selected, state, metrics, trained.diverged)
+    return RoundResult(round, algorithm.name, selected, state, metrics, trained.diverged, trained.absent)
 
 
 def _require_finite(metrics: Mapping[str, float], round: int) -> None:

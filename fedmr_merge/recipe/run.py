@@ -262,6 +262,8 @@ class Run:
         line = {**head, "clients": list(result.clients), "plan": plan}
         if result.diverged:
             line["diverged"] = {str(client): fault for client, fault in result.diverged.items()}
+        if result.absent:
+            line["absent"] = list(result.absent)
         self.folder.append(LINEAGE, line)
         return metrics
 

@@ -80,16 +80,8 @@ def replace_diverged(
     healthy = [slot for slot in slots if slot not in diverged]
     faults = {trained.clients[slot]: fault for slot, fault in diverged.items()}
     if policy == "drop" and not own_models:
-        return replace(
-            trained,
-            cohort=Cohort({name: tensor[healthy] for name, tensor in trained.cohort.tensors.items()}),
-            clients=tuple(trained.clients[slot] for slot in healthy),
-            examples=tuple(trained.examples[slot] for slot in healthy),
-            steps=tuple(trained.steps[slot] for slot in healthy),
-            losses=tuple(trained.losses[slot] for slot in healthy),
-            diverged=faults,
-        )
-    mean = Cohort({name: tensor[healthy] for name, tensor in trained.cohort.tensors.items()}).mean()
+        return replace(trained.of_slots(healthy), diverged=faults)
+    mean = trained.cohort.of_slots(healthy).mean()
     models = [
         trained.cohort.slot(slot) if slot in healthy else (mean if policy == "drop" else dispatched.slot(slot))
         for slot in slots

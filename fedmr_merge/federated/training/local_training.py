@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context, Trained
 from fedmr_merge.federated.training.divergence import find_diverged, replace_diverged
+from fedmr_merge.federated.training.participation import draw_absent, draw_stragglers
 from fedmr_merge.federated.training.privacy import privatise
 
 
@@ -65,7 +67,24 @@ class LocalTraining:
 
     def step_sizes(self, slot: int) -> tuple[int, ...]:
         """Return how many examples each local step of a slot's client takes."""
-        return (self.batch_sizes(slot) * self._epochs(slot))[: self.federation.training.local_steps]
+        if self.absent[slot]:
+            return ()
+        stragglers, steps = self.federation.training.stragglers, self.federation.training.local_steps
+        sizes = (self.batch_sizes(slot) * self._epochs(slot))[:steps]
+        return sizes[: stragglers.steps] if stragglers is not None and self._straggling[slot] else sizes
+
+    @cached_property
+    def absent(self) -> tuple[bool, ...]:
+        """For every slot whether its client does not answer in this round."""
+        rng = self.federation.generator("availability", self.round)
+        return draw_absent(self.federation.training.availability, len(self.clients), rng)
+
+    @cached_property
+    def _straggling(self) -> tuple[bool, ...]:
+        stragglers = self.federation.training.stragglers
+        if stragglers is None:
+            return (False,) * len(self.clients)
+        return draw_stragglers(stragglers, len(self.clients), self.federation.generator("stragglers", self.round))
 
     def _epochs(self, slot: int) -> int:
         """Return how many epochs a slot's client begins."""
@@ -117,7 +136,7 @@ class Engine:
 
 
 def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = False) -> Trained:
-    """Let an engine train the cohort, handle clients that diverged, and make private what the others send.
+    """Let an engine train the cohort, handle clients that diverged or did not answer, and make private what is sent.
 
     Raises TrainingError, with the client's number, when a client diverges and `on_divergence` is `fail`, or when all
     do.
@@ -135,7 +154,12 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
         steps=steps,
         losses=tuple(losses),
         lr=task.learning_rate,
+        absent=tuple(client for client, absent in zip(task.clients, task.absent, strict=True) if absent),
     )
+    dispatched, answered = task.cohort, [slot for slot, absent in enumerate(task.absent) if not absent]
+    if 0 < len(answered) < len(steps) and not own_models:
+        trained, dispatched = trained.of_slots(answered), dispatched.of_slots(answered)
+        diverged = {answered.index(slot): fault for slot, fault in diverged.items()}
     if diverged:
-        trained = replace_diverged(trained, diverged, task.cohort, training.on_divergence, own_models)
+        trained = replace_diverged(trained, diverged, dispatched, training.on_divergence, own_models)
     return trained

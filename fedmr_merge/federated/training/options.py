@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.training.batches import LastBatch
+from fedmr_merge.federated.training.participation import Stragglers
 from fedmr_merge.federated.training.privacy import Privacy
 from fedmr_merge.federated.training.schedule import LrSchedule
 
@@ -38,6 +39,8 @@ class Training:
     clip_norm: Annotated[float, Gt(0)] | None = None  #: the largest L2 norm of a step's gradient; left out: any
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0  #: share of a label that is spread over all classes
     class_weights: tuple[Annotated[float, Gt(0)], ...] | None = None  #: weight of each class in the loss
+    availability: Annotated[float, Gt(0), Le(1)] = 1.0  #: probability that a selected client answers
+    stragglers: Stragglers | None = None  #: a share of the clients of a round, which take fewer steps
     engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
     compile: bool = False  #: compile the local step with torch.compile
@@ -54,6 +57,11 @@ def require_options_that_fit(training: Training) -> None:
     """Raise TrainingError for an option that has no effect beside another, or needs one that is missing."""
     if training.lr_schedule is not None:
         training.lr_schedule.check("training.lr_schedule")
+    if training.privacy is not None and training.availability < 1:
+        raise TrainingError(
+            "training.privacy accounts for rounds in which every selected client answers",
+            hint="leave training.availability out",
+        )
     if training.local_steps is not None and training.local_epochs != _DEFAULTS.local_epochs:
         raise TrainingError(
             "training.local_steps takes the place of training.local_epochs, and the recipe sets both",

@@ -22,16 +22,18 @@ class Traffic:
 
 
 def count_traffic(
-    federation: Federation, algorithm: Algorithm, state: State, cohort: Cohort, context: Context
+    federation: Federation, algorithm: Algorithm, state: State, cohort: Cohort, context: Context, absent: int = 0
 ) -> Traffic:
-    """Count the bytes of a round from what `dispatch` returned: each client gets a model and sends one back.
+    """Count the bytes of a round from what `dispatch` returned: each client gets a model and sends one back, except for
+    so many that do not answer.
 
     What a method sends beside the models is said by `Algorithm.attachments`. A tensor that is shared counts once for
     each client.
     """
     models = _bytes(cohort.tensors.values())
     down, up = algorithm.attachments(federation, state, context)
-    return Traffic(models + _attached(down, cohort.slots), models + _attached(up, cohort.slots))
+    sent = models + _attached(up, cohort.slots)
+    return Traffic(models + _attached(down, cohort.slots), sent * (cohort.slots - absent) // cohort.slots)
 
 
 def _attached(context: Context, clients: int) -> int:

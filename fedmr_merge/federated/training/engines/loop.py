@@ -153,8 +153,8 @@ class _Seat:
 
     def draws(self, task: LocalTraining) -> bool | None:
         """Whether the loss draws at random: to compute it moves torch's generator. None when no client takes a step."""
-        slot = max(range(task.cohort.slots), key=task.examples.__getitem__)
-        if not task.batch_sizes(slot):
+        slot = max(range(task.cohort.slots), key=lambda slot: (bool(task.step_sizes(slot)), task.examples[slot]))
+        if not task.step_sizes(slot):
             return None
         before = torch.get_rng_state()
         with _explained(task, task.clients[slot]):
