@@ -108,6 +108,8 @@ def test_a_round_of_every_model_is_on_the_device(model):
         {"engine": "loop"},
         {"optimizer": "adam"},
         {"cohort_chunk": 1},
+        {"clip_norm": 1.0, "label_smoothing": 0.1, "class_weights": (1.0,) * 10},
+        {"local_steps": 3, "local_epochs": 5},
         {"momentum": 0.0, "weight_decay": 0.1},
     ],
 )
@@ -137,6 +139,11 @@ def test_a_step_has_no_more_launches_than_it_had(model, launches, gigabytes):
     assert step.launches.total() <= launches
     assert step.moved_bytes.total() <= gigabytes * 1e9
     assert not step.synchronisations.total()
+
+
+def test_a_step_with_every_option_of_the_loss_waits_for_nothing():
+    options = {"clip_norm": 1.0, "label_smoothing": 0.1, "class_weights": (1.0,) * 10}
+    assert not count_step("lenet", FedAvg(), **SMALL, **options).synchronisations.total()
 
 
 def test_a_round_waits_for_the_device_a_few_times_whatever_the_model():
