@@ -38,7 +38,7 @@ def shown(name: object, longest: int = _LONGEST_NAME) -> str:
     """Return a quoted name or value as a message shows it: safe for a terminal, and of bounded length.
 
     Control characters, characters that change the direction of writing and lone surrogates become escapes such as
-    `\\x1b`; of a text of more than `longest` characters the middle is left out.
+    `\\x1b`; of a longer string than `longest` characters the middle is left out.
     """
     text = name if isinstance(name, str) else str(name)
     if len(text) > longest:
@@ -48,7 +48,7 @@ def shown(name: object, longest: int = _LONGEST_NAME) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters, line ends included, are escapes such as `\\x1b` or `\\n`."""
+    """Return a string whose control characters, line ends included, are escapes such as `\\x1b` or `\\n`."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escape(c) if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
@@ -107,7 +107,7 @@ class Difference:
 
     @property
     def kind(self) -> str:
-        """What differs, as messages call several of them."""
+        """What differs, as a message says it of several differences."""
         if self.is_prefix:
             return "in prefixes"
         if self.is_config:
@@ -294,7 +294,7 @@ class HubError(FedmrMergeError):
 
 
 class UnreachedError(HubError):
-    """The Hub did not answer, or asked to come back later: nothing is wrong with what was asked.
+    """The Hub did not answer, or asked to come back later: the request itself was not refused.
 
     `wait_seconds` is how long the Hub asked to wait, 0 where it did not say.
     """

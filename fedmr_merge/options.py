@@ -29,7 +29,7 @@ class Faults(list[RecipeFault]):
         self.append(RecipeFault(shown(path), message))
 
     def unknown(self, path: str, name: object, known: Iterable[str], what: str) -> None:
-        """Note a name that does not exist, with the one that was probably meant, else with all that there are."""
+        """Note a name that does not exist, with the nearest known name, or with all of them where none is near."""
         known = sorted(known)
         near = difflib.get_close_matches(str(name)[:_SHOWN_CHARACTERS], known, n=1, cutoff=_NEAR)
         offer = f", did you mean {near[0]}?" if near else f", known are {', '.join(known)}" if known else ""
@@ -134,7 +134,7 @@ def _join(path: str, loc: Iterable[int | str]) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Return the beginning of a value as JSON, for a message. However large the value is, this takes little."""
+    """Return the beginning of a value as JSON, for a message; the time does not depend on the size of the value."""
     text = ""
     try:
         for part in json.JSONEncoder(default=str, ensure_ascii=False).iterencode(value):

@@ -19,6 +19,8 @@ PRIVATE = {
     "huggingface_hub.utils._http.hf_request_event_hook": "keeps offline mode and lets the Hub count downloads",
     "huggingface_hub.utils._runtime.is_xet_available": "says whether files would go by xet",
     "torch._dynamo.exc.TorchDynamoException": "what a failed compilation raises",
+    "torch._fused_adam_": "a step of Adam over all clients in one kernel",
+    "torch._fused_adamw_": "a step of AdamW over all clients in one kernel",
     "torch._fused_sgd_": "a step of SGD over all clients in one kernel",
     "torch.nn.modules.batchnorm._BatchNorm": "the base of all batch normalisations",
     "torch.nn.modules.batchnorm._NormBase": "the base of all layers with running statistics",

@@ -115,8 +115,9 @@ class Federation:
         return generator(self.seed, purpose, *place)
 
     def sampling_generator(self, round: int) -> np.random.Generator:
-        """Return what the clients of a round are drawn with. In a private run, whose epsilon counts on nobody knowing
-        who took part, it cannot be recomputed from the seed.
+        """Return the generator that selects the clients of a round.
+
+        The epsilon of a private run assumes that nobody knows who took part: there it does not depend on the seed.
         """
         if self.training.privacy is not None:
             return self.secret.generator("client selection", round)

@@ -34,7 +34,7 @@ class Grouping:
     """The layer groups of a model, and how they were found."""
 
     rule: str  #: the rule that was used
-    found: str  #: how, in words
+    found: str  #: how the groups were found, for people
     groups: tuple[LayerGroup, ...]
     require_equal: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: JSON sidecar -> keys that must agree
     tied: tuple[tuple[str, ...], ...] = ()  #: tensors that are one in the model and were put into one group
@@ -191,7 +191,7 @@ def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:
         more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
         raise RuleError(
             f"layer rule {rule_set.name!r}: no rule matches {', '.join(map(shortened, unmatched[:5]))}{more}",
-            hint='add a rule for them; `{match: "**", group: rest}` at the end takes what is left',
+            hint='add a rule for them; `{match: "**", group: rest}` at the end takes the others',
             tensors=unmatched,
         )
     return collect(group_of, shapes, pinned, rule_set.ties)

@@ -158,7 +158,7 @@ def _lineage_faults(folder: Path, machine: Machine) -> Iterator[str]:
     """Yield the faults of the headers of the parents, which `undo` writes again: the lineage holds them compressed."""
     try:
         parents = read_parents(folder)
-    except FedmrMergeError:  # not one of ours
+    except FedmrMergeError:  # there is no lineage, or it is not of this package
         return
     for parent in parents:
         for file in parent.files:

@@ -53,7 +53,7 @@ def comparison_table(study: Study, target: float | None) -> tuple[list[str], lis
 
 
 def verdict_table(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Return a row for every cell in which FedMR and a baseline were run: its margin, ours and the paper's."""
+    """Return a row for every cell in which FedMR and a baseline were run: its margin, measured and in the paper."""
     rows = []
     for cell, experiments in study.cells.items():
         found = cell_margin(study, experiments)

@@ -194,7 +194,7 @@ class CheckpointWriter:
             pending.result()
 
     def close(self) -> None:
-        """Finish what was started."""
+        """Wait until the checkpoint that was begun is written."""
         try:
             self.wait()
         finally:

@@ -22,7 +22,7 @@ from fedmr_merge.federated.training.forward import Forward
 
 @dataclass(frozen=True)
 class Algorithm(Plugin):
-    """A training method. Its fields are its options, and what is defined here is how FedAvg and its relatives do it.
+    """A training method. Its fields are its options; the methods defined here are those of FedAvg and its relatives.
 
     A method must define `start` and `aggregate`; it may override the others.
     """
