@@ -160,6 +160,8 @@ def _choices(raw: Any, path: str, axes: Mapping[str, Any], faults: Faults) -> di
     for axis, choice in found.items():
         if axis not in axes:
             faults.unknown(f"{path}.{axis}", axis, axes, "axis")
+        elif not isinstance(choice, str | int | float):
+            faults.add(f"{path}.{axis}", f"expected the name of a choice, found {str(choice)[:60]!r}")
         elif choice not in axes[axis]:
             faults.unknown(f"{path}.{axis}", choice, axes[axis], f"choice {str(choice)[:60]!r}")
     return found

@@ -105,6 +105,7 @@ def test_a_choice_may_bring_a_recipe_of_its_own(tmp_path: Path) -> None:
         ({"axes": {"method": {}}}, "axes.method: has no choices"),
         ({"axes": {"a": {"x": {}}, "b": {"x": {}}}}, "the axis a has a choice of this name, too"),
         ({"when": [{"if": {"method": "FedAgv"}, "set": {}}]}, "unknown choice 'FedAgv', did you mean FedAvg?"),
+        ({"exclude": [{"method": ["FedAvg"]}]}, "exclude[0].method: expected the name of a choice, found"),
         ({"exclude": [{"methods": "FedAvg"}]}, "unknown axis, did you mean method?"),
     ],
 )
