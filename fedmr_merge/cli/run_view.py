@@ -115,6 +115,7 @@ def show_recipe(recipe: Recipe, folder: Path) -> None:
         absent = str(error)
     console.say(recipe.to_yaml().rstrip())
     if federation is not None:
+        warn_of_data(federation)
         _show_sizes(recipe, federation)
     if absent:
         console.say(f"not all could be checked, as a dry run fetches nothing: {absent}")

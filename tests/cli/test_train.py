@@ -91,6 +91,14 @@ def test_a_dry_run_reports_what_is_decided_for_last_batches_and_what_each_method
     assert not (folder / "runs").exists()
 
 
+def test_a_dry_run_reports_what_was_decided_about_the_data(folder: Path) -> None:
+    partition = [[0, 1, 2], [3, 4, 5]]
+    (folder / "few.json").write_text(json.dumps(partition))
+    settings = ("--set", "data.partition={kind: file, path: few.json}", "--set", "training.clients_per_round=2")
+    done = fedmr_merge("run", "small.yaml", *settings, "--dry-run", cwd=folder)
+    assert "no client has an example of class" in done.stderr
+
+
 def test_a_dry_run_fetches_nothing(folder: Path) -> None:
     pytest.importorskip("datasets")
     settings = ("--set", "data.name=hub:nobody/nothing")

@@ -45,8 +45,9 @@ class Femnist(ImageDataSet):
     def load(self) -> ImageData:
         """Return the data; the natural client of an example is its writer."""
         folder = None if self.path is None else local_folder(self.path)
+        notes: tuple[str, ...] = ()
         if folder is not None and (folder / "train").is_dir() and list((folder / "train").glob("*.json")):
-            images, labels, names, test = _read_leaf(folder)
+            images, labels, names, test, notes = _read_leaf(folder)
             kept = self._kept(names)
             images, labels = images[kept], labels[kept]
             test = test[kept] if self.test_share is None else self._held_out(names[kept])
@@ -70,7 +71,7 @@ class Femnist(ImageDataSet):
         writers = numbered(names[kept])[0]
         images = np.pad(images, [(0, 0), (0, 0), *[(self.padding, self.padding)] * 2], constant_values=255)
         return self.assemble(
-            Part(images[~test], labels[~test], writers[~test]), Part(images[test], labels[test]), _CLASSES
+            Part(images[~test], labels[~test], writers[~test]), Part(images[test], labels[test]), _CLASSES, notes
         )
 
     def _kept(self, names: np.ndarray) -> Numbers:
@@ -92,13 +93,17 @@ class Femnist(ImageDataSet):
         return hold_out(numbered(names)[0], self.test_share or _TEST_SHARE, "femnist: held-out part")
 
 
-def _read_leaf(folder: Path) -> tuple[Pixels, Numbers, np.ndarray, np.ndarray]:
-    """Return images, labels, writers and whether it is for testing, for every example of LEAF's two parts."""
-    images, labels, writers, test = [], [], [], []
+def _read_leaf(folder: Path) -> tuple[Pixels, Numbers, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return images, labels, writers and whether it is for testing, for every example of LEAF's two parts, and notes.
+
+    Raises DataError where the pixels of some writers are from 0 to 1, and those of others whole numbers to 255.
+    """
+    images, whites, labels, writers, test = [], [], [], [], []
     for is_test, part in enumerate(("train", "test")):
         for file in sorted((folder / part).glob("*.json")):
-            for writer, pixels, characters in _read_users(file):
+            for writer, pixels, white, characters in _read_users(file):
                 images.append(pixels)
+                whites.append(white)
                 labels += characters
                 writers += [writer] * len(characters)
                 test += [bool(is_test)] * len(characters)
@@ -108,33 +113,48 @@ def _read_leaf(folder: Path) -> tuple[Pixels, Numbers, np.ndarray, np.ndarray]:
             hint="run LEAF's preprocess.sh with -t sample",
             path=folder / "test",
         )
-    return np.concatenate(images), np.array(labels, dtype=np.int64), np.array(writers), np.array(test)
+    notes: tuple[str, ...] = ()
+    if 255 in whites:
+        if 1 in whites:
+            raise DataError(
+                f"{folder}: some writers have pixels from 0 to 1, others whole ones to 255",
+                hint="write all of them in one scale",
+                path=folder,
+            )
+        images = [pixels if white else pixels // 255 for pixels, white in zip(images, whites, strict=True)]
+        notes = (
+            "the pixels are whole numbers to 255, not from 0 to 1 as LEAF writes them: they are taken as they are",
+        )
+    return np.concatenate(images), np.array(labels, dtype=np.int64), np.array(writers), np.array(test), notes
 
 
-def _read_users(file: Path) -> Iterator[tuple[str, Pixels, list[int]]]:
+def _read_users(file: Path) -> Iterator[tuple[str, Pixels, int | None, list[int]]]:
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         for writer, data in content["user_data"].items():
-            pixels = _scaled(data["x"], writer).reshape(-1, 1, 28, 28)
+            pixels, white = _scaled(data["x"], writer)
+            pixels = pixels.reshape(-1, 1, 28, 28)
             characters = [_whole(label, writer) for label in data["y"]]
             if len(characters) != len(pixels):
                 raise ValueError(f"writer {writer} has {len(pixels)} images and {len(characters)} labels")
-            yield writer, pixels, characters
+            yield writer, pixels, white, characters
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{file}: not a file of LEAF's FEMNIST: {error}", path=file) from error
 
 
-def _scaled(values: Any, writer: str) -> Pixels:
-    """Return pixels from 0 to 255 of LEAF's, which are from 0, black, to 1, white; whole numbers to 255 stay.
+def _scaled(values: Any, writer: str) -> tuple[Pixels, int | None]:
+    """Return pixels from 0 to 255, and what white was: 1, as LEAF writes it, or 255, where the numbers stay.
 
-    Raises ValueError for any other numbers.
+    It is None where the pixels are zeros and ones alone, which are taken for LEAF's and are right in either scale
+    once the other writers have shown which. Raises ValueError for any other numbers.
     """
     found = np.array(values, dtype=np.float64)
     low, high = found.min(initial=0.0), found.max(initial=0.0)  # NaN where one is NaN
     if low >= 0 and high <= 1:
-        return np.rint(found * 255).astype(np.uint8)
+        is_binary = np.array_equal(found, np.rint(found))
+        return np.rint(found * 255).astype(np.uint8), None if is_binary else 1
     if low >= 0 and high <= 255 and np.array_equal(found, np.rint(found)):
-        return found.astype(np.uint8)
+        return found.astype(np.uint8), 255
     raise ValueError(
         f"writer {str(writer)[:60]} has pixels from {low} to {high}; expected 0 to 1, or whole ones to 255"
     )

@@ -121,7 +121,32 @@ def leaf(folder, values, label=3):
 
 
 def test_whole_pixels_to_255_are_taken_as_they_are(tmp_path):
-    assert leaf(tmp_path, [0, 2, 255, 128] * 196).load().train_images.flatten()[:4].tolist() == [0, 2, 255, 128]
+    data = leaf(tmp_path, [0, 2, 255, 128] * 196).load()
+    assert data.train_images.flatten()[:4].tolist() == [0, 2, 255, 128]
+    assert data.notes == (
+        "the pixels are whole numbers to 255, not from 0 to 1 as LEAF writes them: they are taken as they are",
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [([0, 200] * 392, [0, 1, 0, 200]), ([0, 0.2] * 392, [0, 255, 0, 51]), ([0, 1] * 392, [0, 255, 0, 255])],
+)
+def test_a_writer_of_zeros_and_ones_has_the_scale_of_the_others(others, expected, tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        users = {name: {"x": [values] * 2, "y": [3] * 2} for name, values in {"a": [0, 1] * 392, "b": others}.items()}
+        (tmp_path / part / "all.json").write_text(json.dumps({"user_data": users}))
+    images = Femnist(path=str(tmp_path), min_examples=2).load().train_images.flatten(1)
+    assert [*images[0][:2].tolist(), *images[2][:2].tolist()] == expected
+
+
+def test_writers_of_two_scales_are_refused(tmp_path):
+    leaf(tmp_path, [0, 200] * 392)
+    users = {"v": {"x": [[0, 0.5] * 392] * 2, "y": [3] * 2}}
+    (tmp_path / "train" / "more.json").write_text(json.dumps({"user_data": users}))
+    with pytest.raises(DataError, match="some writers have pixels from 0 to 1, others whole ones to 255"):
+        Femnist(path=str(tmp_path), min_examples=2).load()
 
 
 @pytest.mark.parametrize("wrong", [1.5, 256, -0.1, float("nan"), float("inf")])
