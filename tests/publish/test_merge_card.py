@@ -252,6 +252,13 @@ def test_places_that_only_look_like_hub_ids_are_not_published(out: Path, place: 
     assert "home" not in shown
 
 
+def test_models_that_are_single_files_are_not_called_folders(sources: list[Path], tmp_path: Path) -> None:
+    recombine([source / "model.safetensors" for source in sources], tmp_path / "files")
+    text = write_card(tmp_path / "files").read_text()
+    assert "Every model is a file of its own, `slot-00.safetensors`, `slot-01.safetensors`" in text
+    assert "folder of its own" not in text
+
+
 def test_rule_files_are_published_by_their_name_alone(sources: list[Path], tmp_path: Path) -> None:
     rule = tmp_path / SECRET / "mine.yaml"
     rule.write_text(RULE)
