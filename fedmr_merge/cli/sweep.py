@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -64,6 +65,9 @@ def sweep(
     Example: fedmr-merge sweep paper/table1 --only cnn,cifar10,alpha=0.1 --seeds 0,1,2 --jobs 2
     """
     from fedmr_merge.recipe.ready_made import locate_recipe
+
+    if dry_run:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched
     from fedmr_merge.recipe.sweep import Sweep
     from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
     from fedmr_merge.recipe.sweep_workers import visible_gpus

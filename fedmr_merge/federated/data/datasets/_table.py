@@ -100,7 +100,8 @@ def _the_cache_alone_where_there_is_no_network() -> Iterator[None]:
 
     places: tuple[Any, ...] = (datasets.config, constants)
     before = [place.HF_HUB_OFFLINE for place in places]
-    offline = not _hub_answers()
+    # Read anew: a dry run sets it after the libraries may have been imported.
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or not _hub_answers()
     try:
         for place in places:
             place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or offline
