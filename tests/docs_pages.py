@@ -35,6 +35,7 @@ REASONS = (
     "needs a cluster",
     "needs the repository",
     "measures the machine",
+    "takes hours",
 )
 #: What makes the rounds of a run short.
 SMALL = ("training.local_epochs=1", "training.clients_per_round=2", "training.checkpoint_every=1000")

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
             os.environ.setdefault(name, "error")
     console.stopped = False
     console.prepare_streams()
-    on_wait.set(lambda line: console.complain("warning", line))
+    before = on_wait.set(lambda line: console.complain("warning", line))
     try:
         # The exit code where a command ended early: --help, Ctrl-C.
         code = app(args=arguments, prog_name="fedmr-merge", standalone_mode=False) or 0
@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         _complain("out of memory", "--max-memory bounds a mean; --debug shows where it was met")
         sys.exit(2)
     finally:
+        on_wait.reset(before)
         console.abandon_streams()
 
 

@@ -65,9 +65,6 @@ def sweep(
     Example: fedmr-merge sweep paper/table1 --only cnn,cifar10,alpha=0.1 --seeds 0,1,2 --jobs 2
     """
     from fedmr_merge.recipe.ready_made import locate_recipe
-
-    if dry_run:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched
     from fedmr_merge.recipe.sweep import Sweep
     from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
     from fedmr_merge.recipe.sweep_workers import visible_gpus
@@ -208,6 +205,7 @@ def _duration(seconds: float) -> str:
 
 
 def _show(sweep: Sweep, share: tuple[int, int], jobs: int) -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a dry run fetches nothing
     from fedmr_merge.recipe.sweep_forecast import forecast
 
     runs = sweep.runs[share[0] - 1 :: share[1]]

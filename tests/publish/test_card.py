@@ -169,7 +169,7 @@ def test_block_that_is_misspelt_is_named(tmp_path: Path) -> None:
         HubError, match="line 2: the template that it extends has no block 'limts', did you mean limits"
     ) as caught:
         render_card(template(tmp_path, text), {})
-    assert "docs/hub.md" in str(caught.value.hint)
+    assert "fedmr-merge docs hub" in str(caught.value.hint)
     with pytest.raises(HubError, match="no block 'x'; its blocks are citation, clients, "):
         render_card(template(tmp_path, text.replace("limts", "x")), {})
 

@@ -83,7 +83,7 @@ def test_browser_shows_every_picture_and_runs_no_script_of_the_card(trained: Pat
     pixels = imread(tmp_path / "card.png")[:, :, :3]
     assert (pixels[0, 0] == 1).all(), "the page is white"
     colours = {tuple(colour) for colour in np.unique((pixels * 255).round().astype(int).reshape(-1, 3), axis=0)}
-    assert {(0xDF, 0xE8, 0xF3), (0x1F, 0x77, 0xB4)} <= colours, "a stage of the curve, a class of the partition"
+    assert {(0xDF, 0xE8, 0xF3), (0x00, 0x72, 0xB2)} <= colours, "a stage of the curve, a class of the partition"
 
     # The same page once more, with a script that tells what the browser made of it; the page's own policy forbids it.
     script = (

@@ -91,11 +91,11 @@ def test_every_so_many_rounds_a_branch_that_somebody_can_go_on_from(hub: HubServ
     slots = expand_hub(f"{REPO}@round-000002/slot-*")
     assert [slot.subfolder for slot in slots] == ["slot-00", "slot-01", "slot-02"]
     card = hub.content(REPO, "README.md", "round-000002").decode()
-    assert "The 3 models of round 2" in card
+    assert "These are the 3 models of round 2" in card
     [line] = re.findall(r"fedmr-merge recombine .*", card)
     assert shlex.split(line)[2] == f"{REPO}@round-000002/slot-*"
     assert len(hub.content(REPO, "metrics.jsonl", "round-000002").splitlines()) == 2
-    assert "The 3 models of round 3" in hub.content(REPO, "README.md").decode()
+    assert "These are the 3 models of round 3" in hub.content(REPO, "README.md").decode()
 
 
 def test_both_kinds_in_one_commit(hub: HubServer, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.moon import Moon
 from fedmr_merge.federated.protocol import Batch, Context, State, initial_state
 from fedmr_merge.federated.rounds import run_rounds
+from fedmr_merge.federated.training.loss import CrossEntropy
 
 
 def run(federation, algorithm, rounds):
@@ -27,6 +28,8 @@ def test_without_the_contrast_it_is_fedavg(architecture):
 
 class Angle:
     """A model whose feature is its one weight, and whose logits are always equal."""
+
+    loss = CrossEntropy()
 
     def features(self, weights, images):
         return weights["w"].expand(len(images), 2)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_federation import make_data, make_federation
+from small_federation import make_data, make_partition
 
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.data.augmentation import Augmentation, augmented
+from fedmr_merge.federated.federation import Training, open_federation
+from fedmr_merge.federated.models.cnn import Cnn
 from fedmr_merge.federated.protocol import Context, initial_state
 from fedmr_merge.federated.training.local_training import LocalTraining
 
@@ -65,9 +67,9 @@ def test_draws_what_is_asked_for():
 
 @pytest.fixture
 def federation():
-    plain = make_federation(local_epochs=2, batch_size=4)
-    data = make_data(shape=(1, 8, 8))
-    return replace(plain, data=replace(data, augmentation=Augmentation(flip=True, crop=1)))
+    data = replace(make_data(shape=(1, 8, 8)), augmentation=Augmentation(flip=True, crop=1))
+    training = Training(clients_per_round=3, local_epochs=2, batch_size=4, lr=0.05)
+    return open_federation(Cnn(), data, make_partition(), training, seed=0)
 
 
 def test_every_epoch_and_round_of_a_client_is_changed_anew_and_alike_for_every_engine(federation):
