@@ -80,7 +80,7 @@ def test_the_readme_can_be_typed():
     found = [sweep_runs(sweep, only=only.split(","), seeds=[0]) for only in re.findall(r"--only (\S+)", README)]
     assert [len(runs) for runs in found] == [7, 1]
     (name,) = re.findall(r"`fedmr-merge run ([\w/-]+)`", README)
-    assert find_ready_made(name).path == FOLDER / "authors" / "cnn-cifar10.yaml"
+    assert find_ready_made(name).path.read_bytes() == (FOLDER / "authors" / "cnn-cifar10.yaml").read_bytes()
     for name in SWEEPS:
         assert f"`{name}.yaml`" in README
     (text,) = re.findall(r"`--set '([^`]+)'`", README)
