@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     )
     from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
     from fedmr_merge.merging.average import average
-    from fedmr_merge.merging.options import MeanOptions, NotFinite
+    from fedmr_merge.merging.options import MeanOptions, MeanOutcome, NotFinite
     from fedmr_merge.publish.hub import PushResult, push_to_hub
     from fedmr_merge.publish.load import load_model
     from fedmr_merge.publish.load import load_model as from_pretrained
@@ -69,6 +69,7 @@ __all__ = [
     "LayerGroup",
     "LayerMismatchError",
     "MeanOptions",
+    "MeanOutcome",
     "NotFinite",
     "Outcome",
     "OutputError",
@@ -111,7 +112,7 @@ _HOMES = {
     "UnreachedError VerificationError",
     "layers.plan": "LayerGroup RecombinationPlan draw_plan",
     "merging.average": "average",
-    "merging.options": "MeanOptions NotFinite",
+    "merging.options": "MeanOptions MeanOutcome NotFinite",
     "publish.hub": "PushResult push_to_hub",
     "publish.push_options": "PushOptions",
     "publish.load": "load_model",

@@ -2,7 +2,8 @@
 
 They are recognised by their structure, since every quantisation has names of its own: a tensor of a dtype that codes
 have, and beside it, in the same module, a smaller tensor that is named as its scale (`weight` and `scale_weight`,
-`qweight` and `scales`) or shares its stem and its dimensions (`up_proj_blocks` and `up_proj_scales`).
+`qweight` and `scales`), or shares its stem and its dimensions (`up_proj_blocks` and `up_proj_scales`), or, beside
+packed integers, has a row or a column for each of theirs and fewer of the other, as blocks have.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _CODES = frozenset({"U8", "I8", "U16", "I16", "U32", "I32", "F8_E4M3", "F8_E5M2"
 _SCALES = frozenset({"F16", "BF16", "F32", "F64", "U8", "F8_E8M0", "F8_E4M3"})
 #: What every quantisation calls a scale in some spelling; bitsandbytes has `absmax` and `SCB`.
 _SCALE = re.compile(r"scale|absmax|SCB")
+_PACKED = frozenset({"U8", "I8", "U16", "I16", "U32", "I32"})
 _MOST_OF_A_STEM = 8  #: scales that are looked at for one stem: names without structure must not cost a square of them
 
 
@@ -36,6 +38,8 @@ def find_scales(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, str]]
                 for scale in by_stem.get(stem, ())
                 if scale != name and (_SCALE.search(_split(scale)[1]) or _fits(tensors[scale], tensors[name]))
             ]
+        if not found and tensors[name].dtype in _PACKED:
+            found = [other for other in by_stem.get(module, ()) if _is_of_blocks(tensors[other], tensors[name])]
         scale = next((s for s in found if tensors[s].parameters <= max(1, tensors[name].parameters)), None)
         if scale is not None:
             yield name, scale
@@ -76,3 +80,11 @@ def _fits(scale: TensorEntry, codes: TensorEntry) -> bool:
     if not scale.shape or scale.parameters >= codes.parameters or len(scale.shape) > len(codes.shape):
         return False
     return all(size and not of % size for size, of in zip(scale.shape, codes.shape, strict=False))
+
+
+def _is_of_blocks(scale: TensorEntry, codes: TensorEntry) -> bool:
+    """Whether a matrix of floats has one number for each block of packed integers: as many rows or columns as they."""
+    if scale.dtype == "U8" or len(scale.shape) != len(codes.shape):
+        return False
+    alike = sum(one == other for one, other in zip(scale.shape, codes.shape, strict=True))
+    return alike >= len(codes.shape) - 1 and 1 < scale.parameters < codes.parameters

@@ -26,14 +26,13 @@ from fedmr_merge.cli.arguments import (
     size_in_bytes,
     warn_adapters,
     warn_left_out,
-    warn_not_finite,
+    warn_mean,
 )
 from fedmr_merge.cli.help import App
 from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
     from fedmr_merge.checkpoint.open import Checkpoint
-    from fedmr_merge.merging.options import MeanOptions
 
 
 def register(app: App) -> None:
@@ -68,56 +67,47 @@ def average(
 
     refuse_unwritable(out)
     options = mean_options(weights, accumulate, out_dtype, max_memory)
-    if exact or rank is not None:
-        if accumulate != "float32" or out_dtype or max_memory or max_shard_size:
-            raise PlanError(
-                "--exact and --rank write one adapter, summed in float64, in the dtype of the first",
-                hint="leave out --accumulate, --out-dtype, --max-memory and --max-shard-size",
-            )
-        _average_adapters(expand(checkpoints), out, options, rank, ignore_config or ())
-        return
+    exact = exact or rank is not None
+    if exact and (accumulate != "float32" or out_dtype or max_memory or max_shard_size):
+        raise PlanError(
+            "--exact and --rank write one adapter, summed in float64, in the dtype of the first",
+            hint="leave out --accumulate, --out-dtype, --max-memory and --max-shard-size",
+        )
     max_shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
 
     def check(opened: Sequence[Checkpoint]) -> None:
         refuse_twice(opened)
-        plan_mean(opened, out, options, max_shard_bytes, ignore_config or ())
+        if exact:
+            from fedmr_merge.merging.exact_adapters import plan_exact  # imports numpy
+
+            plan_exact(opened, out, options, rank, ignore_config or ())
+        else:
+            plan_mean(opened, out, options, max_shard_bytes, ignore_config or ())
 
     with fetching(inputs := expand(checkpoints)) as fetched:
         opened = open_inputs(inputs, check, progress=fetched)
     refuse_twice(opened)
     warn_left_out(opened)
-    warn_adapters(opened)
+    if not exact:
+        warn_adapters(opened)
     with progress.bytes_progress("averaging", opened[0].nbytes if opened else None) as done:
-        found = take_average(
+        outcome = take_average(
             opened,
             out,
             options=options,
             require_finite=require_finite,
             max_shard_bytes=max_shard_bytes,
             ignore_config=ignore_config or (),
+            exact=exact,
+            rank=rank,
             progress=done,
         )
-    warn_not_finite(opened, found)
-    console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
-    _say_next(out)
-
-
-def _average_adapters(
-    inputs: Sequence[str], out: Path, options: MeanOptions, rank: int | None, ignore_config: Sequence[str]
-) -> None:
-    from fedmr_merge.hub.inputs import open_inputs, refuse_twice
-    from fedmr_merge.merging.exact_adapters import average_adapters
-
-    with fetching(inputs) as fetched:
-        opened = open_inputs(inputs, refuse_twice, progress=fetched)
-    refuse_twice(opened)
-    warn_left_out(opened)
-    done = average_adapters(opened, out, weights=options.weights, rank=rank, ignore_config=ignore_config)
-    loss = "exact" if rank is None else f"{done.lost:.2%} of its norm is lost"
-    console.say(f"averaged {console.plural(len(opened), 'adapter')} into {out}, of rank {done.rank}: {loss}")
-    _say_next(out)
-
-
-def _say_next(out: Path) -> None:
+    warn_mean(opened, outcome.not_finite, outcome.kept)
+    if exact:
+        loss = "exact" if rank is None else f"{outcome.lost:.2%} of its norm is lost"
+        console.say(f"averaged {console.plural(len(opened), 'adapter')} into {out}, of rank {outcome.rank}: {loss}")
+    else:
+        console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
     quoted = shlex.quote(str(out))
-    console.say(f"next: fedmr-merge inspect {quoted}   or   fedmr-merge push {quoted} ORG/NAME --dry-run")
+    verify = f"fedmr-merge verify {quoted}   or   " if out.is_dir() else ""
+    console.say(f"next: {verify}fedmr-merge inspect {quoted}   or   fedmr-merge push {quoted} ORG/NAME --dry-run")

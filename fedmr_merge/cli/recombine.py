@@ -29,7 +29,7 @@ from fedmr_merge.cli.arguments import (
     slot_numbers,
     warn_adapters,
     warn_left_out,
-    warn_not_finite,
+    warn_mean,
 )
 from fedmr_merge.cli.help import App
 
@@ -244,7 +244,7 @@ def _write(work: PreparedRecombination) -> None:
 
     with progress.bytes_progress("recombining", work.nbytes) as done:
         outcome = write_recombination(work, progress=done)
-    warn_not_finite(work.parents, outcome.not_finite)
+    warn_mean(work.parents, outcome.not_finite, outcome.kept)
     groups = work.grouping.groups
     console.say(
         f"recombined {console.plural(len(work.parents), 'model')} by rule {work.grouping.rule}: "

@@ -86,6 +86,11 @@ class Lineage:
         return self.parents[slot if shared is None else shared]
 
     @property
+    def exact_adapters(self) -> Mapping[str, Any] | None:
+        """Of the exact mean of adapters: the smaller `rank`, if any, and the share of the norm that it has `lost`."""
+        return (self.mean or {}).get("adapters")
+
+    @property
     def hashed(self) -> bool:
         """Whether the SHA-256 of every output tensor is recorded; of an average, that of every tensor of the mean."""
         if self.operation == AVERAGE:

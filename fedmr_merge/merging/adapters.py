@@ -12,6 +12,7 @@ from typing import Any
 from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.checkpoint.json_reader import named_once
 from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import CheckpointError, PlanError
 
 CONFIG = "adapter_config.json"
@@ -80,6 +81,30 @@ def has_exact_form(checkpoint: Checkpoint) -> bool:
         return bool(read_adapter(checkpoint).modules)
     except (CheckpointError, PlanError):
         return False
+
+
+def factor_of(name: str) -> str | None:
+    """Return the module and the factor, A or B, that a tensor is of PEFT's LoRA; None for any other tensor."""
+    for letter, ends in zip("AB", zip(*FACTORS, strict=True), strict=True):
+        for end in ends:
+            if name.endswith(f".{end}"):
+                return f"factor {letter} of {name.removesuffix(f'.{end}')}"
+    return None
+
+
+def mean_entries(tables: Sequence[Mapping[str, TensorEntry]], rank: int | None) -> dict[str, TensorEntry]:
+    """Return the tensors that the exact mean of adapters has, with the places of slot 0's.
+
+    The rows of A and the columns of B are those of all adapters together, or `rank` where that is fewer.
+    """
+    found = dict(tables[0])
+    for name, entry in tables[0].items():
+        axis = next((axis for axis in (0, 1) if name.endswith(tuple(f".{pair[axis]}" for pair in FACTORS))), None)
+        if axis is not None:
+            full = sum(table[name].shape[axis] for table in tables)
+            size = full if rank is None else min(rank, full)
+            found[name] = entry._replace(shape=(*entry.shape[:axis], size, *entry.shape[axis + 1 :]))
+    return found
 
 
 def refuse_other_scales(checkpoints: Sequence[Checkpoint]) -> None:

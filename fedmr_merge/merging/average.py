@@ -2,7 +2,7 @@
 
 Floats are added up in float32 (in float64 for float64 tensors or on request) in the order of the slots and divided
 once. Every number depends on its own K numbers alone, so that the result is the same bit for bit for any number of
-threads. Integer and bool tensors have no mean: slot 0's copy is kept.
+threads. Integer and bool tensors have no mean: slot 0's copy is kept, and reported where the models differ in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.folder import STANDARD_NAMES, WEIGHTS
@@ -26,18 +26,18 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable, staged_output, write_all
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside
-from fedmr_merge.layers.plan import FORMAT_VERSION as PLAN_VERSION
-from fedmr_merge.lineage.model import AVERAGE, HERE, LINEAGE_FILE
-from fedmr_merge.lineage.parents import describe_parent, recorded_place
+from fedmr_merge.lineage.model import HERE, LINEAGE_FILE
+from fedmr_merge.lineage.parents import recorded_place
 from fedmr_merge.lineage.writer import HASHED_AT_ONCE_BYTES, write_lineage
 from fedmr_merge.merging.adapters import refuse_other_scales
 from fedmr_merge.merging.options import (
     KEPT,
     TORCH_NAMES,
     MeanOptions,
-    NotFinite,
+    MeanOutcome,
     out_dtype,
 )
+from fedmr_merge.merging.record import average_facts, mean_facts
 
 if TYPE_CHECKING:
     from fedmr_merge.merging.number_formats import Array
@@ -51,12 +51,18 @@ def average(
     require_finite: bool = False,
     max_shard_bytes: int | None = None,
     ignore_config: Collection[str] = (),
+    exact: bool = False,
+    rank: int | None = None,
     progress: Progress | None = None,
-) -> list[NotFinite]:
+) -> MeanOutcome:
     """Write the mean of K checkpoints of one architecture.
 
     A folder gets a `lineage.json` that names the inputs and how the mean was taken: `verify` checks the mean by it.
     A single file gets none, because a file and its lineage could not appear at the same moment.
+
+    The means of the factors A and B of LoRA adapters do not multiply to the mean of what the adapters add to their
+    model. `exact` writes that mean, as one adapter with the sum of their ranks, and `rank` the nearest to it of a
+    smaller rank; adapters of other ranks and other `lora_alpha` are rescaled.
 
     Args:
         checkpoints: the K models, slot by slot, as for `recombine`.
@@ -65,26 +71,40 @@ def average(
         require_finite: whether NaN and infinite numbers are refused.
         max_shard_bytes: the largest shard, where the mean is to be sharded anew; as slot 0 if None.
         ignore_config: keys of the configuration that may differ between the models.
+        exact: whether the exact mean of PEFT adapters is taken. It is added up in float64 and written in the dtype of
+            slot 0, so that of the options only the weights may be set.
+        rank: the rank of an adapter that is nearest to the exact mean; implies `exact`.
         progress: called with the number of bytes just written, from several threads.
 
     Returns:
-        The NaN and infinite numbers that were found.
+        What was met: NaN and infinite numbers, tensors of integers that differ between the models and are slot 0's,
+        and for adapters the rank and the share of the norm that was lost.
 
     Raises:
         CheckpointError: a model cannot be read, changed while it was read, or is not finite where that is required.
         HubError: the Hub refused, or could not be reached.
         LayerMismatchError: the models differ in tensors, dtypes, shapes or configuration.
-        PlanError: the weights do not fit, a dtype has no mean, or a memory bound cannot be kept.
+        PlanError: the weights do not fit, a dtype has no mean, a memory bound cannot be kept, or the adapters have no
+            exact mean.
         OutputError: `out` exists, cannot be written or does not fit on the disk.
 
     Examples:
         >>> from fedmr_merge import average
-        >>> average(["a.safetensors", "b.safetensors"], "mean.safetensors")
-        []
+        >>> average(["a.safetensors", "b.safetensors"], "mean.safetensors").not_finite
+        ()
     """
     out = Path(out)
     refuse_unwritable(out)
     options = options or MeanOptions()
+    if exact or rank is not None:
+        from fedmr_merge.merging.exact_adapters import average_adapters  # imports numpy
+
+        if options != MeanOptions(options.weights) or max_shard_bytes is not None:
+            raise PlanError(
+                "the exact mean of adapters is one file, added up in float64, in the dtype of slot 0",
+                hint="give no other options of the mean than weights, and no size of shards",
+            )
+        return average_adapters(checkpoints, out, options, rank=rank, ignore_config=ignore_config, progress=progress)
     plan = partial(plan_mean, out=out, options=options, max_shard_bytes=max_shard_bytes, ignore_config=ignore_config)
     opened = open_inputs(checkpoints, plan)
     model = plan(opened)
@@ -101,24 +121,8 @@ def average(
             if model.nbytes <= HASHED_AT_ONCE_BYTES:
                 hashes = hash_tensors(model.entries(target), SourceWatch([]))
             mean = mean_facts(HERE if target == staging else target.name, options, hashes)
-            write_lineage(staging / LINEAGE_FILE, _facts(opened, out, mean, ignore_config), ())
+            write_lineage(staging / LINEAGE_FILE, average_facts(opened, out, mean, ignore_config), ())
     return found
-
-
-def _facts(
-    parents: Sequence[Checkpoint], out: Path, mean: Mapping[str, Any], ignore_config: Collection[str]
-) -> dict[str, Any]:
-    """Return what the lineage of an average says: as that of a recombination that moves no tensor."""
-    return {
-        "operation": AVERAGE,
-        "ignore_config": list(ignore_config),
-        "sidecars_from": 0,
-        "plan": {"format_version": PLAN_VERSION, "slots": len(parents), "permutations": {}},
-        "groups": {},
-        "sources": (describe_parent(slot, parent, out) for slot, parent in enumerate(parents)),
-        "outputs": [],
-        "global": mean,
-    }
 
 
 def plan_mean(
@@ -196,17 +200,6 @@ def _in_dtype(file: OutputFile, options: MeanOptions) -> OutputFile:
     return replace(file, header=new_header(tensors, file.header.metadata, Path(file.name)))
 
 
-def mean_facts(path: str, options: MeanOptions, hashes: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return what a lineage says of a mean: its place in the output, how it was taken, the SHA-256 of its tensors."""
-    return {
-        "path": path,
-        "weights": options.weights,
-        "accumulate": "float64" if options.double else "float32",
-        "out_dtype": options.out_dtype,
-        "sha256": hashes,
-    }
-
-
 def write_mean(
     checkpoints: Sequence[Checkpoint],
     model: OutputModel,
@@ -216,16 +209,15 @@ def write_mean(
     progress: Progress | None = None,
     *,
     require_finite: bool = False,
-) -> list[NotFinite]:
+) -> MeanOutcome:
     """Write the mean at `target`, laid out as `model`.
 
     Raises CheckpointError for NaN and infinite numbers if `require_finite` is set.
     """
     model.prepare(target)
-    found: list[NotFinite] = []
     entries = [checkpoint.tensors for checkpoint in checkpoints]
-    for file in model.files:
-        found += _write_file(file, entries, model.file_path(target, file), options, watch, progress)
+    met = [_write_file(f, entries, model.file_path(target, f), options, watch, progress) for f in model.files]
+    found = tuple(item for outcome in met for item in outcome.not_finite)
     if found and require_finite:
         place, words = found[0].describe([checkpoint.source for checkpoint in checkpoints])
         raise CheckpointError(
@@ -235,7 +227,7 @@ def write_mean(
             if found[0].slot is None
             else "leave out the model, or run without --require-finite",
         )
-    return found
+    return MeanOutcome(found, tuple(name for outcome in met for name in outcome.kept))
 
 
 def _write_file(
@@ -245,7 +237,7 @@ def _write_file(
     options: MeanOptions,
     watch: SourceWatch,
     progress: Progress | None,
-) -> list[NotFinite]:
+) -> MeanOutcome:
     from fedmr_merge.merging.engine import for_each_piece  # imports numpy
 
     with path.open("xb", buffering=0) as stream:

@@ -22,7 +22,7 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import CheckpointError
 from fedmr_merge.merging.mean import mean_of_large_numbers, weighted_mean
 from fedmr_merge.merging.number_formats import LARGEST, Array, Buffers, accumulator, decode, encode
-from fedmr_merge.merging.options import KEPT, MeanOptions, NotFinite, out_dtype
+from fedmr_merge.merging.options import KEPT, MeanOptions, MeanOutcome, NotFinite, out_dtype
 
 Entries = Sequence[Mapping[str, TensorEntry]]
 
@@ -44,8 +44,8 @@ def for_each_piece(
     options: MeanOptions,
     watch: SourceWatch,
     sink: Callable[[int, Array], None],
-) -> list[NotFinite]:
-    """Take the mean of one file's tensors piece by piece, and return the numbers that are not finite.
+) -> MeanOutcome:
+    """Take the mean of one file's tensors piece by piece, and return what was met.
 
     `entries[slot][tensor]` says where the slot's numbers are. `sink(position in the output file, bytes)` gets every
     piece once, in any order and from several threads; the bytes are overwritten as soon as it returns.
@@ -54,6 +54,7 @@ def for_each_piece(
     weights = _scaled(options.weights, len(entries))
     pieces = _pieces(file, entries, elements, options)
     not_finite: Counter[tuple[str, int | None]] = Counter()
+    kept: set[str] = set()
     lock = threading.Lock()
     is_stopped = False
 
@@ -72,6 +73,8 @@ def for_each_piece(
                     if bad:
                         with lock:
                             not_finite.update({(piece.name, slot): count for slot, count in bad.items()})
+                with lock:
+                    kept.update(worker.kept)
         finally:
             is_stopped = True  # there is nothing left, or another thread's work would be in vain
 
@@ -83,7 +86,8 @@ def for_each_piece(
         finally:
             is_stopped = True
     found = [NotFinite(name, slot, count) for (name, slot), count in not_finite.items()]
-    return sorted(found, key=lambda item: (item.tensor, len(entries) if item.slot is None else item.slot))
+    found.sort(key=lambda item: (item.tensor, len(entries) if item.slot is None else item.slot))
+    return MeanOutcome(tuple(found), tuple(name for name in file.tensors if name in kept))
 
 
 def _scaled(weights: Sequence[float] | None, slots: int) -> Array:
@@ -112,6 +116,7 @@ class _Worker:
     def __init__(self, weights: Array, double: bool, files: OpenFiles) -> None:
         self.weights, self.double, self.files = weights, double, files
         self.buffers = Buffers()
+        self.kept: set[str] = set()  #: integer tensors, not scalars, that are not the same in all models
 
     def mean(self, piece: _Piece) -> tuple[Array, dict[int | None, int]]:
         """Return the bytes of the mean of one piece, and slot → how many of its numbers are not finite.
@@ -119,7 +124,7 @@ class _Worker:
         Under None stands how many of the mean's numbers are not finite though those of the models are.
         """
         if piece.dtype in KEPT:
-            return self._bytes(piece, 0), {}
+            return self._keep(piece), {}
         kind = accumulator(piece.dtype, self.double)
         total, term = (self.buffers.take(purpose, kind, piece.count) for purpose in ("total", "term"))
 
@@ -144,10 +149,22 @@ class _Worker:
                 bad[None] = lost
         return raw, bad
 
-    def _bytes(self, piece: _Piece, slot: int) -> Array:
+    def _keep(self, piece: _Piece) -> Array:
+        """Return slot 0's bytes, after a look at whether those of the other models differ.
+
+        A scalar that differs is a counter, such as `num_batches_tracked`, and of no interest.
+        """
+        kept = self._bytes(piece, 0)
+        if piece.sources[0].parameters > 1 and piece.name not in self.kept:
+            others = [slot for slot in np.flatnonzero(self.weights).tolist() if slot]
+            if not all(np.array_equal(self._bytes(piece, slot, "others' bytes"), kept) for slot in others):
+                self.kept.add(piece.name)
+        return kept
+
+    def _bytes(self, piece: _Piece, slot: int, purpose: str = "bytes") -> Array:
         source = piece.sources[slot]
         size = DTYPE_BITS[source.dtype] // 8
-        raw = self.buffers.take("bytes", np.dtype(np.uint8), piece.count * size)
+        raw = self.buffers.take(purpose, np.dtype(np.uint8), piece.count * size)
         descriptor, at = self.files.descriptor(source.file), 0
         while at < raw.nbytes:
             count = os.preadv(descriptor, [raw.data[at:]], source.start + piece.first * size + at)

@@ -119,6 +119,17 @@ class NotFinite:
         return sources[self.slot], f"tensor {self.tensor!r} holds {self.count} NaN or infinite numbers"
 
 
+@dataclass(frozen=True)
+class MeanOutcome:
+    """What was met while a mean was taken."""
+
+    not_finite: tuple[NotFinite, ...] = ()  #: NaN and infinite numbers
+    #: Tensors of integers that differ between the models, by name: they have no mean, and slot 0's are in it.
+    kept: tuple[str, ...] = ()
+    rank: int | None = None  #: of an exact mean of adapters, the largest of its modules' ranks
+    lost: float = 0.0  #: of such a mean, the share of its norm that a smaller rank has lost
+
+
 def out_dtype(entry: TensorEntry, options: MeanOptions) -> str:
     """Return the dtype that the mean of a tensor is written in."""
     return entry.dtype if entry.dtype in KEPT or options.out_dtype is None else options.out_dtype

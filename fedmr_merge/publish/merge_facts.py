@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import FedmrMergeError, HubError
 from fedmr_merge.hub.listing import CARD_KEYS, HubRef, card_facts, parse_origin
 from fedmr_merge.lineage.model import AVERAGE, HERE, Lineage
 from fedmr_merge.lineage.parents import Parent
 from fedmr_merge.lineage.reader import open_document, read_lineage
 from fedmr_merge.lineage.writer import lineage_lines
+from fedmr_merge.merging.adapters import mean_entries
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.card_merge import metadata_of
 from fedmr_merge.publish.facts import TAGS, read_json, tool_address
@@ -70,12 +72,12 @@ def merge_facts(lineage: Lineage, part: str | None) -> dict[str, Any]:
         ],
         "slots": len(sources),
         "outputs": list(lineage.outputs.values()),
-        "mean": {"weights": None, "out_dtype": None, **lineage.mean, "place": _mean_place(lineage)}
+        "mean": {"weights": None, "out_dtype": None, "adapters": None, **lineage.mean, "place": _mean_place(lineage)}
         if lineage.mean
         else None,
         "hashed": lineage.hashed and (averaged or bool(lineage.tensors)),
         "tensors": len(lineage.tensors) or len(lineage.parents[0].tensors),
-        "parameters": sum(entry.parameters for entry in lineage.parents[0].tensors.values()),
+        "parameters": sum(entry.parameters for entry in _entries(lineage)),
         "made_by": lineage.facts["made_by"],
         "tool": tool_address(),
     }
@@ -196,6 +198,13 @@ def _mean_place(lineage: Lineage) -> str | None:
     """Return the folder of the mean in the output folder; None without one, or where it is the output folder itself."""
     path = str(lineage.mean["path"]) if lineage.mean else HERE
     return None if path == HERE else PurePosixPath(path).parts[0]
+
+
+def _entries(lineage: Lineage) -> Iterable[TensorEntry]:
+    """Return the tensors of one of the output's models."""
+    if lineage.exact_adapters is None:
+        return lineage.parents[0].tensors.values()
+    return mean_entries([parent.tensors for parent in lineage.parents], lineage.exact_adapters["rank"]).values()
 
 
 def _config(model: Path) -> Mapping[str, Any]:

@@ -16,8 +16,9 @@ from fedmr_merge.layers.plan import FORMAT_VERSION as PLAN_VERSION
 from fedmr_merge.lineage.model import LINEAGE_FILE, RECOMBINE, TensorOrigin
 from fedmr_merge.lineage.parents import describe_parent
 from fedmr_merge.lineage.writer import write_lineage
-from fedmr_merge.merging.average import mean_facts, write_mean
-from fedmr_merge.merging.options import NotFinite
+from fedmr_merge.merging.average import write_mean
+from fedmr_merge.merging.options import MeanOutcome, NotFinite
+from fedmr_merge.merging.record import mean_facts
 from fedmr_merge.recombination.layouts.base import StoreReport
 from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 from fedmr_merge.recombination.prepare import PreparedRecombination, prepare_recombination
@@ -32,6 +33,7 @@ class Outcome:
     work: PreparedRecombination = field(repr=False)  #: what was planned
     out: Path
     not_finite: tuple[NotFinite, ...]  #: NaN and infinite numbers that were found while the mean was taken
+    kept: tuple[str, ...]  #: tensors of integers that differ between the models, of which the mean has slot 0's
     store: StoreReport | None  #: what writing into a store cost, if that was the layout
 
 
@@ -86,23 +88,23 @@ def write_recombination(work: PreparedRecombination, *, progress: Progress | Non
     with staged_output(work.out) as staging:
         staging.mkdir()
         written = work.output.layout.write(work, staging, watch, progress)
-        mean, not_finite = _write_global(work, staging, watch, progress)
+        mean, met = _write_global(work, staging, watch, progress)
         watch.check()
         write_lineage(staging / LINEAGE_FILE, _facts(work, mean), _origins(work, written.digests))
-    return Outcome(work, work.out, tuple(not_finite), written.store)
+    return Outcome(work, work.out, met.not_finite, met.kept, written.store)
 
 
 def _write_global(
     work: PreparedRecombination, staging: Path, watch: SourceWatch, progress: Progress | None
-) -> tuple[dict[str, Any] | None, list[NotFinite]]:
-    """Write the global model, if it was asked for. Returns what its lineage says of it, and what was not finite."""
+) -> tuple[dict[str, Any] | None, MeanOutcome]:
+    """Write the global model, if it was asked for. Returns what its lineage says of it, and what was met."""
     if work.mean is None or work.output.mean is None:
-        return None, []
+        return None, MeanOutcome()
     target = staging / GLOBAL
     if not work.mean.is_folder:
         target.mkdir()
         target /= WEIGHTS_FILE
-    not_finite = write_mean(
+    met = write_mean(
         work.parents,
         work.mean,
         target,
@@ -112,7 +114,7 @@ def _write_global(
         require_finite=work.output.require_finite,
     )
     hashes = hash_tensors(work.mean.entries(target), SourceWatch([])) if work.hashes else None
-    return mean_facts(target.relative_to(staging).as_posix(), work.output.mean, hashes), not_finite
+    return mean_facts(target.relative_to(staging).as_posix(), work.output.mean, hashes), met
 
 
 def _origins(work: PreparedRecombination, digests: Mapping[int, Digests]) -> Iterator[TensorOrigin]:

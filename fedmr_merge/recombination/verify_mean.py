@@ -14,9 +14,10 @@ from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.checkpoint.output import OutputFile
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress
-from fedmr_merge.errors import Difference, FedmrMergeError
+from fedmr_merge.errors import CheckpointError, Difference, FedmrMergeError, PlanError
 from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.lineage.model import Lineage
+from fedmr_merge.merging.adapters import factor_of, is_adapter, mean_entries
 from fedmr_merge.merging.options import MeanOptions, out_dtype
 from fedmr_merge.recombination.originals import original_entries
 from fedmr_merge.recombination.verification import Verification
@@ -87,17 +88,45 @@ def check_average(
             raise
         report.warnings.append(f"the inputs have changed since: {error}; the mean is what was written")
         return None
-    wrong = _other_tensors(lineage, inputs) or _first_difference(
-        lineage, mean, [checkpoint.tensors for checkpoint in inputs], inputs
-    )
+    wrong = _other_tensors(lineage, inputs) or _average_difference(lineage, mean, inputs)
     if wrong is None:
-        report.proved.append("it is the mean of the inputs, byte for byte")
+        report.proved.append(f"it is {_meaning(lineage, mean, 'inputs')}")
         return hash_tensors(mean.tensors, SourceWatch([mean])) if is_recorded is None else None
     if is_recorded:
         report.warnings.append(f"the inputs have changed since, or are others: {wrong}; the mean is what was written")
     else:
         report.faults.append(f"{mean.path}: is not the mean of the inputs: {wrong}")
     return None
+
+
+def _average_difference(lineage: Lineage, mean: Checkpoint, inputs: Sequence[Checkpoint]) -> str | None:
+    """Return how an average differs from that of the inputs, None where it does not."""
+    if lineage.exact_adapters is None:
+        return _first_difference(lineage, mean, [checkpoint.tensors for checkpoint in inputs], inputs)
+    from fedmr_merge.recombination.verify_adapters import first_difference  # imports numpy
+
+    try:
+        return first_difference(lineage, mean, inputs, _mean_options(lineage))
+    except (CheckpointError, PlanError) as error:
+        return str(error)
+
+
+def _meaning(lineage: Lineage, mean: Checkpoint, models: str) -> str:
+    """Return what a mean was proved to be: that of adapters' factors is not that of the adapters."""
+    exact = lineage.exact_adapters
+    if exact is not None and exact["rank"] is None:
+        return f"the exact mean of what the {models}' adapters add to their model, their factors A and B stacked"
+    if exact is not None:
+        return (
+            f"the adapter of rank {exact['rank']} nearest to the exact mean of the {models}' adapters, to rounding: "
+            f"{exact['lost']:.2%} of the norm is lost"
+        )
+    if is_adapter(mean):
+        return (
+            f"the mean of the {models}' factors A and B, each apart, byte for byte; that is not the mean of what the "
+            "adapters add to their model"
+        )
+    return f"the mean of the {models}, byte for byte"
 
 
 def _other_tensors(lineage: Lineage, inputs: Sequence[Checkpoint]) -> str | None:
@@ -118,7 +147,9 @@ def _open_mean(lineage: Lineage, report: Verification) -> Checkpoint | None:
         report.faults.append(str(error))
         return None
     options = _mean_options(lineage)
-    first = lineage.parents[0].tensors
+    first: Mapping[str, TensorEntry] = lineage.parents[0].tensors
+    if lineage.exact_adapters is not None:
+        first = mean_entries([parent.tensors for parent in lineage.parents], lineage.exact_adapters["rank"])
     expected = {name: entry._replace(dtype=out_dtype(entry, options)) for name, entry in first.items()}
     differences = tensor_differences(0, expected, mean.tensors)
     report.faults += [shown_difference(path, difference) for difference in differences]
@@ -132,7 +163,10 @@ def _is_recorded(lineage: Lineage, mean: Checkpoint, report: Verification, progr
         return None
     found = hash_tensors(mean.tensors, SourceWatch([mean]), progress)
     wrong = [name for name, sha256 in recorded.items() if found[name] != sha256]
-    report.faults += [f"{mean.path}: tensor {name!r} is not what was written" for name in wrong]
+    for name in wrong:
+        factor = factor_of(name) if lineage.exact_adapters is not None else None
+        what = f"tensor {name!r}" + (f", {factor}," if factor else "")
+        report.faults.append(f"{mean.path}: {what} is not what was written")
     return not wrong
 
 
@@ -149,7 +183,7 @@ def _report_retaken(
 ) -> None:
     wrong = _first_difference(lineage, mean, entries, models)
     if wrong is None:
-        report.proved.append("global is the mean of the models, byte for byte")
+        report.proved.append(f"global is {_meaning(lineage, mean, 'models')}")
     else:
         report.faults.append(f"{mean.path}: is not the mean of the models ({wrong})")
 

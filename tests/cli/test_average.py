@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_checkpoints import floats, model, read, write, write_folder
+from small_checkpoints import LINEAR, floats, model, read, write, write_folder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -92,7 +93,7 @@ def test_not_finite_numbers_are_told_or_refused(run: Run, tmp_path: Path) -> Non
 
 def test_weights_that_are_no_part_of_the_model_are_told(run: Run, tmp_path: Path) -> None:
     for i in range(2):
-        write_folder(tmp_path / f"m{i}", model(i))
+        write_folder(tmp_path / f"m{i}", model(i, LINEAR))
     write(tmp_path / "m1" / "value_head.safetensors", model(2))
     for command in (["recombine", "-o", "out"], ["recombine", "--dry-run"], ["average", "-o", "mean"], ["plan"]):
         code, _, errors = run(*command, "m0", "m1")
@@ -106,7 +107,7 @@ def test_weights_that_are_no_part_of_the_model_are_told(run: Run, tmp_path: Path
 
 def test_files_that_stay_behind_are_told_in_one_line(run: Run, tmp_path: Path) -> None:
     for i in range(2):
-        write_folder(tmp_path / f"m{i}", model(i))
+        write_folder(tmp_path / f"m{i}", model(i, LINEAR))
         for name in ("a.dat", "b.dat", "c.dat", "d.dat", f"e{i}.dat", "README.md", "optimizer.bin"):
             (tmp_path / f"m{i}" / name).write_text("x")
     for command in (["recombine", "-o", "out"], ["recombine", "--dry-run"], ["average", "-o", "mean"], ["plan"]):
@@ -130,3 +131,40 @@ def test_a_key_of_the_configuration_may_differ_where_it_is_named(run: Run, tmp_p
         code, out, _ = run(*command, "m0", "m1", "--ignore-config", "a", "--ignore-config", "heads")
         assert code == 0
     assert "next: fedmr-merge recombine m0 m1 --ignore-config a --ignore-config heads" in out
+
+
+def test_integers_that_differ_are_named_and_not_scalars(run: Run, tmp_path: Path) -> None:
+    layout = {f"q{i:02d}.codes": ("I64", (3, 4)) for i in range(12)} | {"bn.num_batches_tracked": ("I64", ())}
+    for i in range(2):
+        write(tmp_path / f"{i}.safetensors", model(i, layout))
+    for command in (["average", "-o", "mean"], ["recombine", "-o", "out"]):
+        code, _, errors = run(*command, "0.safetensors", "1.safetensors")
+        assert code == 0
+        assert "warning: integers that differ between the models have no mean, slot 0's are in it: q00" in errors
+        assert errors.count(".codes") == 10
+        assert "and 2 more" in errors
+        assert "tracked" not in errors
+
+
+def test_the_exact_mean_of_adapters(run: Run, tmp_path: Path) -> None:
+    module = "base_model.model.q"
+    for i in range(2):
+        names = {f"{module}.lora_A.weight": ("F32", (2, 6)), f"{module}.lora_B.weight": ("F32", (5, 2))}
+        config = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4 + i})
+        folder = write_folder(tmp_path / f"a{i}", model(i, names), {"adapter_config.json": config})
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    code, out, errors = run("average", "a0", "a1", "-o", "exact", "--exact")
+    assert (code, errors) == (0, "")
+    assert out.startswith("averaged 2 adapters into exact, of rank 4: exact")
+    code, out, errors = run("average", "a0", "a1", "-o", "small", "--rank", "3")
+    assert (code, errors) == (0, "")
+    assert "% of its norm is lost" in out
+    for folder, words in (("exact", "exact mean of what"), ("small", "rank 3 nearest to the exact mean")):
+        code, out, errors = run("verify", folder)
+        assert (code, errors) == (0, "")
+        assert words in out
+        assert run("card", folder)[0] == 0
+        assert words in (tmp_path / folder / "README.md").read_text().replace("that is ", "")
+    code, _, errors = run("average", "a0", "a1", "-o", "no", "--exact", "--out-dtype", "F16")
+    assert code == 2
+    assert "--exact and --rank write one adapter" in errors

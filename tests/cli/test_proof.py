@@ -90,6 +90,7 @@ def test_a_source_that_changed_since_is_a_warning(run: Run, sources: list[str], 
     assert f"warning: source {sources[1]} has changed since" in errors
 
 
-def test_quiet_says_nothing(run: Run, sources: list[str]) -> None:
+def test_quiet_says_nothing(run: Run, tmp_path: Path) -> None:
+    sources = [str(write(tmp_path / f"{i}.safetensors", model(i, LINEAR))) for i in range(2)]
     assert run("recombine", *sources, "--quiet") == (0, "", "")
     assert run("verify", "recombined", "--quiet") == (0, "", "")

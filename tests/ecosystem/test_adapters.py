@@ -14,7 +14,8 @@ from fedmr_merge.federated.models._torchvision import torchvision  # noqa: F401
 
 peft = pytest.importorskip("peft")
 
-from fedmr_merge.merging.exact_adapters import average_adapters  # noqa: E402
+from fedmr_merge.merging.average import average  # noqa: E402
+from fedmr_merge.merging.options import MeanOptions  # noqa: E402
 
 
 class Net(nn.Module):
@@ -70,7 +71,7 @@ def test_peft_adds_the_mean_of_what_the_adapters_add(
 ) -> None:
     paths = adapters(tmp_path, settings)
     weights = tuple(range(1, len(paths) + 1)) if weighted else None
-    average_adapters(paths, tmp_path / "out", weights=weights)
+    average(paths, tmp_path / "out", options=MeanOptions(weights), exact=True)
     shares = torch.tensor(weights or [1.0] * len(paths)) / sum(weights or [1.0] * len(paths))
     each = list(zip(*map(outputs, paths), strict=True))
     for found, parts in zip(outputs(tmp_path / "out"), each, strict=True):
@@ -81,7 +82,7 @@ def test_peft_adds_the_mean_of_what_the_adapters_add(
 def test_the_full_rank_of_a_single_adapter_is_kept_by_a_smaller_one(tmp_path: Path) -> None:
     """Two copies of one adapter of rank 3 are nearest to that adapter: nothing is lost at rank 3."""
     path = adapters(tmp_path, [{"r": 3, "lora_alpha": 6}])[0]
-    done = average_adapters([path, path], tmp_path / "out", rank=3)
+    done = average([path, path], tmp_path / "out", rank=3)
     assert done.lost < 1e-6
     for found, expected in zip(outputs(tmp_path / "out"), outputs(path), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -91,4 +92,4 @@ def test_dora_is_refused(tmp_path: Path) -> None:
     model = peft.get_peft_model(base(), peft.LoraConfig(target_modules=["linear"], use_dora=True))
     model.save_pretrained(tmp_path / "0")
     with pytest.raises(Exception, match="DoRA"):
-        average_adapters([tmp_path / "0"] * 2, tmp_path / "out")
+        average([tmp_path / "0"] * 2, tmp_path / "out", exact=True)

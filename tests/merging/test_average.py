@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_checkpoints import MIXED, floats, model, read, tree, write, write_folder, write_sharded
 
+from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError, RuleError
 from fedmr_merge.merging import options as mean_options
@@ -121,7 +123,7 @@ def test_weights_of_any_size(scale: float, tmp_path: Path) -> None:
 def test_half_floats_do_not_overflow_while_they_are_added_up(tmp_path: Path) -> None:
     large = np.full(4, 60000, "<f2").tobytes()
     paths = [write(tmp_path / f"{i}.safetensors", {"w": ("F16", (4,), large)}) for i in range(3)]
-    assert average(paths, tmp_path / "out.safetensors") == []
+    assert average(paths, tmp_path / "out.safetensors").not_finite == ()
     assert read(tmp_path / "out.safetensors")["w"][2] == large
 
 
@@ -193,8 +195,8 @@ def test_not_finite_numbers_are_counted_and_reported(tmp_path: Path) -> None:
         write(tmp_path / f"{i}.safetensors", with_nan(i, values))
         for i, values in enumerate([[1.0], [nan, inf, -inf, 1.0], [inf]])
     ]
-    found = average(paths, tmp_path / "out.safetensors")
-    assert found == [NotFinite("head.bias", 1, 3), NotFinite("head.bias", 2, 1)]
+    found = average(paths, tmp_path / "out.safetensors").not_finite
+    assert found == (NotFinite("head.bias", 1, 3), NotFinite("head.bias", 2, 1))
     mean = np.frombuffer(read(tmp_path / "out.safetensors")["head.bias"][2], "<f4")
     assert np.isnan(mean[0])
     assert mean[1:3].tolist() == [inf, -inf]
@@ -207,7 +209,7 @@ def test_not_finite_numbers_are_counted_and_reported(tmp_path: Path) -> None:
 def test_opposite_infinities_are_seen(tmp_path: Path) -> None:
     inf = float("inf")
     paths = [write(tmp_path / f"{i}.safetensors", {"w": floats([v])}) for i, v in enumerate((inf, -inf))]
-    assert average(paths, tmp_path / "out.safetensors") == [NotFinite("w", 0, 1), NotFinite("w", 1, 1)]
+    assert average(paths, tmp_path / "out.safetensors").not_finite == (NotFinite("w", 0, 1), NotFinite("w", 1, 1))
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F64", "C64", "F16"])
@@ -225,7 +227,7 @@ def test_the_mean_of_the_largest_numbers_is_finite(
     stacked[:, 502] = torch.tensor([top, top, -top], dtype=torch.float64).to(FLOATS[dtype])
     for path, row in zip(paths, stacked, strict=True):
         save_file({"w": row.clone()}, path)
-    assert average(paths, tmp_path / "out.safetensors", options=options, require_finite=True) == []
+    assert average(paths, tmp_path / "out.safetensors", options=options, require_finite=True).not_finite == ()
     found = load_file(tmp_path / "out.safetensors")["w"]
     ends = torch.tensor([top, -top], dtype=FLOATS[dtype])
     torch.testing.assert_close(found[500:502], ends, rtol=1e-15, atol=0)
@@ -244,7 +246,7 @@ def test_a_sum_too_large_beside_what_is_not_finite(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     rows = [[3e38, nan, inf, 3e38, 1.0], [3e38, 3e38, 3e38, -inf, 3.0]]
     paths = [write(tmp_path / f"{i}.safetensors", {"w": floats(row)}) for i, row in enumerate(rows)]
-    assert average(paths, tmp_path / "out.safetensors") == [NotFinite("w", 0, 2), NotFinite("w", 1, 1)]
+    assert average(paths, tmp_path / "out.safetensors").not_finite == (NotFinite("w", 0, 2), NotFinite("w", 1, 1))
     mean = np.frombuffer(read(tmp_path / "out.safetensors")["w"][2], "<f4")
     np.testing.assert_array_equal(mean, np.array([3e38, nan, inf, -inf, 2.0], "<f4"))
 
@@ -257,8 +259,8 @@ def test_a_mean_too_large_for_its_dtype_is_counted_and_refused(dtype: str, out: 
     for path, numbers in zip(paths, (values, values.nan_to_num(nan=0.0)), strict=True):
         save_file({"v": torch.ones(3), "w": numbers}, path)
     options = MeanOptions(out_dtype=out)
-    found = average(paths, tmp_path / "out.safetensors", options=options)
-    assert found == [NotFinite("w", 0, 1), NotFinite("w", None, 2)]
+    found = average(paths, tmp_path / "out.safetensors", options=options).not_finite
+    assert found == (NotFinite("w", 0, 1), NotFinite("w", None, 2))
     with pytest.raises(CheckpointError, match="the mean: tensor 'w' has 2 numbers too large") as caught:
         average([paths[1]] * 2, tmp_path / "other.safetensors", options=options, require_finite=True)
     assert "--out-dtype" in str(caught.value.hint)
@@ -268,8 +270,8 @@ def test_a_mean_too_large_for_its_dtype_is_counted_and_refused(dtype: str, out: 
 def test_what_the_largest_8_bit_float_stands_for_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", {"w": floats([464.0, -464.5, 1000.0, 448.0])})
     same = shutil.copy(path, tmp_path / "b.safetensors")
-    found = average([path, same], tmp_path / "out.safetensors", options=MeanOptions(out_dtype="F8_E4M3"))
-    assert found == [NotFinite("w", None, 2)]
+    found = average([path, same], tmp_path / "out.safetensors", options=MeanOptions(out_dtype="F8_E4M3")).not_finite
+    assert found == (NotFinite("w", None, 2),)
 
 
 @pytest.mark.parametrize("zero", [0, 1])
@@ -277,7 +279,7 @@ def test_a_model_of_weight_0_adds_nothing_and_is_looked_at(zero: int, tmp_path: 
     values = {zero: [float("nan"), float("inf"), 3.0], 1 - zero: [1.0, 2.0, -0.0]}
     paths = [write(tmp_path / f"{i}.safetensors", {"w": floats(values[i])}) for i in range(2)]
     options = MeanOptions(weights=(1.0 * zero, 1.0 - zero))
-    assert average(paths, tmp_path / "out.safetensors", options=options) == [NotFinite("w", zero, 2)]
+    assert average(paths, tmp_path / "out.safetensors", options=options).not_finite == (NotFinite("w", zero, 2),)
     assert read(tmp_path / "out.safetensors") == read(paths[1 - zero])
 
 
@@ -355,6 +357,7 @@ def test_codes_have_no_mean_but_are_recombined_with_their_scales(
         {"fc.weight": ("F8_E4M3", (4, 4)), "fc.bias": ("F8_E4M3", (4,)), "logit_scale": ("F32", ())},
         {"attn.relative_position_index": ("I64", (4, 4)), "attn.relative_position_bias_table": ("F32", (4, 2))},
         {"ids": ("I32", (4,)), "layer_scale.gamma": ("F32", (4,)), "scale": ("F32", ())},
+        {"emb.position_ids": ("I32", (1, 8)), "emb.weight": ("F32", (30, 8)), "emb.bias": ("F32", (8,))},
     ],
 )
 def test_integers_that_are_no_codes_do_not_hinder_a_mean(
@@ -384,3 +387,80 @@ def test_scalars_and_empty_tensors_have_means(tmp_path: Path) -> None:
     assert {n: (d, s) for n, (d, s, _) in found.items()} == dict(MIXED)
     scales = [np.frombuffer(read(p)["scale"][2], "<f8")[0] for p in (*paths, tmp_path / "out.safetensors")]
     assert scales[2] == (scales[0] + scales[1]) / 2
+
+
+#: What each quantisation writes for one linear layer of 64 inputs and 32 outputs: the codes first.
+QUANTISED: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
+    "GPTQ": {
+        "q.qweight": ("I32", (8, 32)),
+        "q.qzeros": ("I32", (2, 4)),
+        "q.scales": ("F16", (2, 32)),
+        "q.g_idx": ("I32", (64,)),
+    },
+    "AWQ": {"q.qweight": ("I32", (64, 4)), "q.qzeros": ("I32", (2, 4)), "q.scales": ("F16", (2, 32))},
+    "bitsandbytes, 4 bits": {
+        "q.weight": ("U8", (1024, 1)),
+        "q.weight.absmax": ("U8", (32,)),
+        "q.weight.quant_map": ("F32", (16,)),
+        "q.weight.quant_state.bitsandbytes__nf4": ("U8", (80,)),
+    },
+    "bitsandbytes, 8 bits": {"q.weight": ("I8", (32, 64)), "q.SCB": ("F32", (32,)), "q.weight_format": ("U8", ())},
+    "HQQ": {"q.W_q": ("U8", (16, 64)), "q.scale": ("F16", (32, 1)), "q.zero": ("F16", (32, 1))},
+    "compressed-tensors": {
+        "q.weight_packed": ("I32", (32, 8)),
+        "q.weight_scale": ("BF16", (32, 2)),
+        "q.weight_shape": ("I64", (2,)),
+    },
+    "NVFP4": {"q.weight_packed": ("U8", (32, 32)), "q.weight_scale": ("F8_E4M3", (32, 4)), "q.g": ("F32", (1,))},
+    "DeepSeek's fp8": {"q.weight": ("F8_E4M3", (32, 64)), "q.weight_scale_inv": ("F32", (1, 1))},
+    "MXFP4": {"e.up_proj_blocks": ("U8", (2, 32, 2, 16)), "e.up_proj_scales": ("U8", (2, 32, 2))},
+    "scaled fp8": {"q.weight": ("F8_E4M3", (32, 64)), "q.scale_weight": ("F32", ()), "scaled_fp8": ("F8_E4M3", (2,))},
+    "quanto": {"q.weight._data": ("I8", (32, 64)), "q.weight._scale": ("BF16", (32, 1))},
+    "torchao": {"q._weight_qdata": ("I8", (32, 64)), "q._weight_scale": ("BF16", (32, 1))},
+    "AQLM": {
+        "q.codes": ("I16", (4, 8, 1)),
+        "q.codebooks": ("F16", (1, 16, 1, 8)),
+        "q.scales": ("F16", (4, 1, 1, 1)),
+    },
+    "VPTQ": {
+        "q.indices": ("I32", (1, 32, 4)),
+        "q.centroids.weight": ("F16", (1, 16)),
+        "q.weight_scale": ("F16", (64,)),
+    },
+    "EETQ": {"q.weight": ("I8", (64, 32)), "q.weight_scales": ("F16", (32,))},
+    "BitNet": {"q.weight": ("U8", (8, 64)), "q.weight_scale": ("BF16", (1,))},
+    "HIGGS": {"q.weight": ("I16", (32, 16)), "q.scales": ("F16", (2, 32)), "q.tables": ("F16", (16, 2))},
+    "one without names": {"q.a": ("I32", (32, 8)), "q.b": ("F16", (32, 2))},
+    "another": {"q.w": ("U8", (32, 64)), "q.per_block": ("BF16", (2, 64))},
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_every_known_quantisation_is_refused(kind: str, tmp_path: Path) -> None:
+    layout = QUANTISED[kind]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path in paths:
+        write(path, {n: (d, s, bytes(DTYPE_BITS[d] // 8 * prod(s))) for n, (d, s) in layout.items()})
+    with pytest.raises(PlanError, match=rf"{next(iter(layout))}: .* numbers are codes, .* have no mean"):
+        average(paths, tmp_path / "out")
+
+
+def test_integers_that_differ_are_kept_and_reported_by_name(tmp_path: Path) -> None:
+    """Codes whose scales cannot be recognised: the mean holds slot 0's, which nobody may take for a mean."""
+    layout = {
+        "q.codes": ("I64", (6, 40)),
+        "q.same": ("I64", (3, 3)),
+        "bn.num_batches_tracked": ("I64", ()),
+        "prune.mask": ("BOOL", (9, 9)),
+        "w": ("F32", (3,)),
+    }
+    models = [model(i, layout) for i in range(3)]
+    for other in models[1:]:
+        other["q.same"] = models[0]["q.same"]
+    models[1]["q.codes"] = models[2]["q.codes"] = models[0]["q.codes"]
+    models[2]["q.codes"] = (*models[0]["q.codes"][:2], models[0]["q.codes"][2][:-1] + b"\1")
+    paths = [write(tmp_path / f"{i}.safetensors", tensors) for i, tensors in enumerate(models)]
+    assert average(paths, tmp_path / "mean.safetensors").kept == ("q.codes", "prune.mask")
+    assert read(tmp_path / "mean.safetensors")["q.codes"] == models[0]["q.codes"]
+    assert average(paths[:2], tmp_path / "two.safetensors").kept == ("prune.mask",)
+    assert recombine(paths, tmp_path / "out").kept == ("q.codes", "prune.mask")

@@ -1,4 +1,6 @@
-"""The exact mean of adapters: the factors that are written multiply to the mean of what the adapters add."""
+"""The exact mean of adapters: the factors that are written multiply to the mean of what the adapters add, and `verify`
+proves it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from small_checkpoints import floats, read, tree, write
 
-from fedmr_merge.errors import CheckpointError, PlanError
+from fedmr_merge.checkpoint.open import open_checkpoint
+from fedmr_merge.errors import CheckpointError, OutputError, PlanError, VerificationError
 from fedmr_merge.merging.average import average
-from fedmr_merge.merging.exact_adapters import average_adapters
+from fedmr_merge.merging.options import MeanOptions
 from fedmr_merge.recombination.options import PlanOptions
 from fedmr_merge.recombination.recombine import recombine
+from fedmr_merge.recombination.verify import verify
 
 MODULES = {"base_model.model.h.0.q": (6, 5), "base_model.model.h.1.q": (4, 7)}
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "use_rslora": False, "base_model_name_or_path": "tiny"}
@@ -56,7 +60,7 @@ def test_is_the_mean_of_what_is_added(
         adapter(tmp_path / str(i), i, rank, lora_alpha=alpha, use_rslora=rslora)
         for i, (rank, alpha) in enumerate(settings)
     ]
-    done = average_adapters(paths, tmp_path / "out", weights=weights)
+    done = average(paths, tmp_path / "out", options=MeanOptions(weights), exact=True)
     assert done.rank == sum(rank for rank, _ in settings)
     assert done.lost == 0
     found = added(tmp_path / "out")
@@ -73,7 +77,7 @@ def test_is_the_mean_of_what_is_added(
 @pytest.mark.parametrize("rank", [1, 3, 5])
 def test_a_smaller_rank_is_the_nearest_and_its_loss_is_reported(rank: int, tmp_path: Path) -> None:
     paths = [adapter(tmp_path / str(i), i) for i in range(3)]
-    done = average_adapters(paths, tmp_path / "out", rank=rank)
+    done = average(paths, tmp_path / "out", rank=rank)
     found = added(tmp_path / "out")
     lost = norm = 0.0
     for module in MODULES:
@@ -91,7 +95,7 @@ def test_whole_modules_beside_the_factors_are_averaged(tmp_path: Path) -> None:
         adapter(tmp_path / str(i), i, extra={"base_model.model.score.weight": floats([[2.0 * i, 1.0]])})
         for i in range(2)
     ]
-    average_adapters(paths, tmp_path / "out", weights=(1, 3))
+    average(paths, tmp_path / "out", options=MeanOptions((1, 3)), exact=True)
     raw = read(tmp_path / "out" / "adapter_model.safetensors")["base_model.model.score.weight"][2]
     assert np.frombuffer(raw, "<f4").tolist() == [1.5, 1.0]
 
@@ -113,7 +117,7 @@ def test_what_has_no_exact_mean_is_refused_by_name(
     paths = [adapter(tmp_path / str(i), i, extra=extra, **config) for i in range(2)]
     before = tree(tmp_path)
     with pytest.raises(PlanError, match=words):
-        average_adapters(paths, tmp_path / "out")
+        average(paths, tmp_path / "out", exact=True)
     assert tree(tmp_path) == before
 
 
@@ -125,11 +129,11 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
         ("d", {"alpha_pattern": {"(": 1}}, "alpha_pattern: "),
     ):
         with pytest.raises((PlanError, CheckpointError), match=words):
-            average_adapters([first, adapter(tmp_path / name, 1, **config)], tmp_path / "out")
+            average([first, adapter(tmp_path / name, 1, **config)], tmp_path / "out", exact=True)
     with pytest.raises(PlanError, match="--rank 4: the exact mean has rank 4"):
-        average_adapters([first, first], tmp_path / "out", rank=4)
+        average([first, first], tmp_path / "out", rank=4)
     with pytest.raises(PlanError, match=r"in folders with their adapter_config\.json"):
-        average_adapters([first / "adapter_model.safetensors"] * 2, tmp_path / "out")
+        average([first / "adapter_model.safetensors"] * 2, tmp_path / "out", exact=True)
 
 
 def test_factors_of_different_scale_are_neither_averaged_apart_nor_exchanged(tmp_path: Path) -> None:
@@ -138,3 +142,112 @@ def test_factors_of_different_scale_are_neither_averaged_apart_nor_exchanged(tmp
         average(paths, tmp_path / "out", ignore_config=["lora_alpha"])
     with pytest.raises(PlanError, match="sets lora_alpha to 9, that of slot 0 to 8"):
         recombine(paths, tmp_path / "out", PlanOptions("layer", ignore_config=("lora_alpha",)))
+
+
+EXACT = "it is the exact mean of what the inputs' adapters add to their model, their factors A and B stacked"
+
+
+def flip(folder: Path, tensor: str) -> None:
+    entry = open_checkpoint(folder).tensors[tensor]
+    raw = bytearray(entry.file.read_bytes())
+    raw[entry.start + 2] ^= 64
+    entry.file.write_bytes(bytes(raw))
+
+
+def edit(path: Path, change: dict[str, Any], inside: str | None = None) -> None:
+    content = json.loads(path.read_text())
+    (content[inside] if inside else content).update(change)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    extra = {"base_model.model.score.weight": floats([[1.0, 2.0]])}
+    return [adapter(tmp_path / str(i), i, rank=2 + i, extra=extra, lora_alpha=8 + i) for i in range(3)]
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 3.0, 0.5)])
+def test_an_exact_mean_is_proved(weights: tuple[float, ...] | None, paths: list[Path], tmp_path: Path) -> None:
+    average(paths, tmp_path / "out", options=MeanOptions(weights), exact=True)
+    content = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert content["global"]["adapters"] == {"rank": None, "lost": 0.0}
+    for against in (None, paths):
+        report = verify(tmp_path / "out", against)
+        assert (report.faults, report.skipped, report.warnings) == ([], [], [])
+        assert report.proved == ["every tensor has the SHA-256 that was recorded", EXACT]
+    edit(tmp_path / "out" / "lineage.json", {"sha256": None}, "global")
+    assert verify(tmp_path / "out").proved[0] == EXACT
+    assert json.loads((tmp_path / "out" / "lineage.json").read_text()) == content
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_a_mean_of_a_smaller_rank_is_proved(rank: int, paths: list[Path], tmp_path: Path) -> None:
+    lost = average(paths, tmp_path / "out", rank=rank).lost
+    report = verify(tmp_path / "out")
+    assert (report.faults, report.skipped, report.warnings) == ([], [], [])
+    assert f"the adapter of rank {rank} nearest to the exact mean" in report.proved[-1]
+    assert f"{lost:.2%} of the norm is lost" in report.proved[-1]
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_damage_is_found_and_the_factor_is_named(rank: int | None, paths: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    average(paths, out, exact=True, rank=rank)
+    flip(out, "base_model.model.h.1.q.lora_B.weight")
+    written, retaken = verify(out).faults
+    assert "factor B of base_model.model.h.1.q, is not what was written" in written
+    assert "base_model.model.h.1.q" in retaken
+    edit(out / "lineage.json", {"sha256": None}, "global")
+    (fault,) = verify(out).faults
+    assert "base_model.model.h.1.q" in fault
+    assert "is not the mean of the inputs" in fault
+    paths[0].rename(tmp_path / "gone")
+    (fault,) = verify(out).faults
+    assert "nothing vouches for the bytes" in fault
+
+
+def test_a_scale_that_was_changed_is_found(paths: list[Path], tmp_path: Path) -> None:
+    average(paths, tmp_path / "out", exact=True)
+    edit(tmp_path / "out" / "lineage.json", {"sha256": None}, "global")
+    edit(tmp_path / "out" / "adapter_config.json", {"lora_alpha": 9})
+    (fault,) = verify(tmp_path / "out").faults
+    assert "sets lora_alpha to 9, it must be 8" in fault
+
+
+def test_inputs_that_changed_since_are_a_warning(paths: list[Path], tmp_path: Path) -> None:
+    average(paths, tmp_path / "out", exact=True)
+    edit(paths[1] / "adapter_config.json", {"lora_alpha": 20})
+    report = verify(tmp_path / "out")
+    assert report.ok
+    assert "factor B of base_model.model.h.0.q is not what the inputs' are stacked to" in report.warnings[0]
+    edit(paths[1] / "adapter_config.json", {"use_dora": True})
+    assert "DoRA" in verify(tmp_path / "out").warnings[0]
+
+
+@pytest.mark.parametrize(
+    "adapters", [{}, {"rank": 0, "lost": 0.0}, {"rank": None, "lost": 2}, {"rank": True, "lost": 0}, []]
+)
+def test_a_damaged_record_is_refused(adapters: Any, paths: list[Path], tmp_path: Path) -> None:
+    average(paths, tmp_path / "out", exact=True)
+    edit(tmp_path / "out" / "lineage.json", {"adapters": adapters}, "global")
+    with pytest.raises(VerificationError, match=r"lineage\.json: "):
+        verify(tmp_path / "out")
+
+
+def test_verify_says_that_factors_were_averaged_apart(tmp_path: Path) -> None:
+    paths = [adapter(tmp_path / str(i), i) for i in range(2)]
+    average(paths, tmp_path / "mean")
+    recombine(paths, tmp_path / "out", PlanOptions("module"))
+    for out, start in (("mean", "it is the mean of the inputs'"), ("out", "global is the mean of the models'")):
+        (line,) = [line for line in verify(tmp_path / out).proved if line.startswith(start)]
+        assert "factors A and B, each apart, byte for byte; that is not the mean of what the adapters add" in line
+
+
+def test_what_an_exact_mean_does_not_take(paths: list[Path], tmp_path: Path) -> None:
+    for options in (MeanOptions(out_dtype="F16"), MeanOptions(double=True)):
+        with pytest.raises(PlanError, match="added up in float64, in the dtype of slot 0"):
+            average(paths, tmp_path / "out", options=options, exact=True)
+    with pytest.raises(OutputError, match="names one file, and an adapter is a folder"):
+        average(paths, tmp_path / "out.safetensors", rank=2)
+    with pytest.raises(PlanError, match="two models or more, found 1"):
+        average(paths[:1], tmp_path / "out", exact=True)
