@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedmr_merge"
-FOUNDATION = ("errors", "seeds", "options", "option_docs", "plugins", "resources", "yaml_reader", "__init__")
+FOUNDATION = (
+    *("errors", "seeds", "options", "option_docs", "plugins", "own_code", "resources", "yaml_reader", "__init__"),
+)
 LAYERS = (
     *("checkpoint", "hub", "layers", "lineage", "merging", "recombination"),
     *("federated", "runs", "report", "publish", "recipe", "cli"),

@@ -116,7 +116,7 @@ def list_plugins(
     Example: fedmr-merge list methods
     """
     with progress.waiting("loading torch"):
-        from fedmr_merge.recipe.described import KINDS
+        from fedmr_merge.recipe.described import KINDS, broken_plugins
 
     for title in [kind] if kind else list(KINDS):
         console.say(f"{title}:" if kind is None else "")
@@ -125,6 +125,8 @@ def list_plugins(
             for option in found.options:
                 meaning = f"  {option.doc}" if option.doc else ""
                 console.say(f"      {option.name}: {option.type} [{option.default}]{meaning}")
+    for line in broken_plugins():
+        console.complain("warning", line)
 
 
 def docs(

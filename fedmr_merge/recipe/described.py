@@ -26,12 +26,16 @@ class Described:
 def _of(catalogue: Catalogue[Any]) -> Callable[[], list[Described]]:
     def describe() -> list[Described]:
         found = []
-        for name in catalogue.names():
-            cls = catalogue.find(name)
+        for name, cls in catalogue.usable():
             found.append(Described(name, summary(cls), tuple(describe_options(cls))))
         return found
 
     return describe
+
+
+def broken_plugins() -> list[str]:
+    """Return a line for every plug-in of an installed package that cannot be used."""
+    return [line for catalogue in (ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS) for line in catalogue.broken()]
 
 
 def _rules() -> list[Described]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmr_merge.errors import RecipeError, RunError
+from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.schema import Recipe, parse_recipe
 from fedmr_merge.recipe.stages import Evaluate, Publish, TrainingStage
 from fedmr_merge.runs.logs import damaged, read_log_prefix
@@ -119,7 +120,7 @@ def require_agreement(run: Path, recipe: Recipe, *, extend: bool) -> None:
 def _recipe_of(run: Path) -> Recipe:
     record = read_run(run)
     try:
-        return parse_recipe(record.recipe, str(run / RECIPE))
+        return parse_recipe(record.recipe, str(run / RECIPE), Own(imported=False))
     except RecipeError as error:
         raise damaged(run / RECIPE, "; ".join(map(str, error.faults[:3]))) from error
 

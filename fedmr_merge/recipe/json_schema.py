@@ -68,22 +68,36 @@ def _choice(
 ) -> dict[str, Any]:
     """Return the schema of a mapping whose `key` names a plug-in and whose other keys are that plug-in's options."""
     found = []
-    for name in catalogue.names():
-        cls = catalogue.find(name)
+    for name, cls in catalogue.usable():
         plugin, _, argument = name.partition(":")
         named = {"pattern": f"^{plugin}:.+$"} if argument else {"const": name}
         options = _options((cls,), definitions)
         properties = {key: {"type": "string", **named}, **options["properties"], **(more or {})}
         one = _object(properties, [key, *options["required"], *required])
         found.append({"title": name, "description": summary(cls), **one})
+    own = {key: {"type": "string", "pattern": _own_code(catalogue)}, **(more or {})}
+    found.append(
+        {
+            "title": "package.module:Name",
+            "description": "code of your own, by its import path; the other keys are what it is called with",
+            **_object(own, [key, *required]),
+            "additionalProperties": True,
+        }
+    )
     return {"oneOf": found}
 
 
 def _stage(definitions: dict[str, Any]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
-    for name in ALGORITHMS.names():
-        cls = ALGORITHMS.find(name)
+    for name, cls in ALGORITHMS.usable():
         properties[name] = {**_options((Length, Rates, cls), definitions), "description": summary(cls)}
     for name, stage in OTHER_STAGES.items():
         properties[name] = {**_options((stage,), definitions), "description": summary(stage)}
-    return {**_object(properties, []), "minProperties": 1, "maxProperties": 1}
+    own = {_own_code(ALGORITHMS): {"type": "object", "description": "a method of your own, by its import path"}}
+    return {**_object(properties, []), "patternProperties": own, "minProperties": 1, "maxProperties": 1}
+
+
+def _own_code(catalogue: Catalogue[Any]) -> str:
+    """Return the pattern of import paths; plug-ins whose names have an argument look alike."""
+    taken = "".join(f"(?!{name}:)" for name in sorted(catalogue.arguments))
+    return f"^{taken}[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$"

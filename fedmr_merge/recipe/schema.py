@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from annotated_types import Ge, Le
 
-from fedmr_merge.errors import RecipeError, shown
+from fedmr_merge.errors import RecipeError
 from fedmr_merge.federated.algorithms._averaging import Averaging
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
 from fedmr_merge.federated.data.datasets.base import DataSet
@@ -34,7 +34,9 @@ from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.federated.training.options import Training
-from fedmr_merge.options import Faults, check_options, mapping, show_value
+from fedmr_merge.options import Faults, mapping, show_value
+from fedmr_merge.own_code import is_import_path
+from fedmr_merge.recipe.own import OWN, Own, make, make_plugin
 from fedmr_merge.recipe.stages import OTHER_STAGES, Evaluate, Length, Publish, Rates, Recalibrate, Stage, TrainingStage
 from fedmr_merge.recipe.text import apply_setting, read_recipe_text
 
@@ -99,16 +101,22 @@ class Recipe:
         return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=120)
 
 
-def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, changed by `--set` settings. Raises RecipeError with every fault."""
+def read_recipe(path: str | Path, settings: Sequence[str] = (), own: Own | None = None) -> Recipe:
+    """Read a recipe file, changed by `--set` settings. Raises RecipeError with every fault.
+
+    Without `own`, code of the user's own is looked for in the folder of the file and in the current one.
+    """
     raw = read_recipe_text(Path(path))
     for setting in settings:
         apply_setting(raw, setting)
-    return parse_recipe(raw, str(path))
+    return parse_recipe(raw, str(path), own or Own((Path(path).parent, Path.cwd())))
 
 
-def parse_recipe(raw: Any, source: str) -> Recipe:
-    """Check a recipe's parsed YAML; `source` is what messages call it. Raises RecipeError with every fault."""
+def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
+    """Check a recipe's parsed YAML; `source` is what messages call it. Raises RecipeError with every fault.
+
+    `own` says where code of the user's own comes from.
+    """
     faults = Faults()
     top = mapping(raw, "", faults)
     known = ("name", "seed", "data", "model", "training", "stages")
@@ -116,7 +124,7 @@ def parse_recipe(raw: Any, source: str) -> Recipe:
         if key not in known:
             faults.unknown(key, key, known, "option")
     for key in ("name", "data", "model", "stages"):
-        if key not in top:
+        if key not in top and not (key == "model" and own.model):
             faults.add(key, "is missing")
     name, seed = top.get("name", ""), top.get("seed", 0)
     if "name" in top and not (isinstance(name, str) and _NAME.match(name)):
@@ -127,14 +135,14 @@ def parse_recipe(raw: Any, source: str) -> Recipe:
 
     data_options = mapping(top.get("data"), "data", faults) if "data" in top else {}
     partition = _plugin(
-        PARTITIONS, data_options.pop("partition", None), "data.partition", "kind", faults, "data" in top
+        PARTITIONS, data_options.pop("partition", None), "data.partition", "kind", faults, "data" in top, own
     )
-    data = _plugin(DATA_SETS, data_options, "data", "name", faults, "data" in top)
+    data = _plugin(DATA_SETS, data_options, "data", "name", faults, "data" in top, own)
     model_options = mapping(top.get("model"), "model", faults) if "model" in top else {}
     init = _init(model_options.pop("init", None), faults)
-    model = _plugin(ARCHITECTURES, model_options, "model", "name", faults, "model" in top)
+    model = own.model or _plugin(ARCHITECTURES, model_options, "model", "name", faults, "model" in top, own)
     training, running = _training(top.get("training"), faults)
-    stages = _stages(top.get("stages"), faults) if "stages" in top else ()
+    stages = _stages(top.get("stages"), faults, own) if "stages" in top else ()
     if faults or data is None or partition is None or model is None or training is None:
         raise RecipeError(
             source, faults, hint="`fedmr-merge docs train` explains recipes; `fedmr-merge list` shows the options"
@@ -142,7 +150,9 @@ def parse_recipe(raw: Any, source: str) -> Recipe:
     return Recipe(name, seed, data, partition, model, init, training, running, stages)
 
 
-def _plugin(catalogue: Catalogue[P], raw: Any, path: str, key: str, faults: Faults, present: bool) -> P | None:
+def _plugin(
+    catalogue: Catalogue[P], raw: Any, path: str, key: str, faults: Faults, present: bool, own: Own
+) -> P | None:
     """Return the plug-in that `raw[key]` names, with its options; None with the faults noted."""
     if not present:
         return None
@@ -151,11 +161,7 @@ def _plugin(catalogue: Catalogue[P], raw: Any, path: str, key: str, faults: Faul
     if name is None:
         faults.add(f"{path}.{key}", f"is missing, known are {', '.join(catalogue.names())}")
         return None
-    if name not in catalogue:
-        faults.unknown(f"{path}.{key}", name, catalogue.names(), f"name {shown(str(name))!r}")
-        return None
-    found: P | None = _make(catalogue.find(name), options, path, faults)
-    return found
+    return make_plugin(catalogue, name, options, (path, f"{path}.{key}"), faults, own)
 
 
 def _init(raw: Any, faults: Faults) -> tuple[str, ...]:
@@ -168,62 +174,54 @@ def _init(raw: Any, faults: Faults) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _make(cls: type[Any], options: dict[str, Any], path: str, faults: Faults) -> Any:
-    before = len(faults)
-    values = check_options(cls, options, path, faults)
-    return cls(**values) if len(faults) == before else None
-
-
 def _training(raw: Any, faults: Faults) -> tuple[Training | None, Running]:
     options = mapping(raw, "training", faults)
     about_run = {f.name: options.pop(f.name) for f in fields(Running) if f.name in options}
-    running = _make(Running, about_run, "training", faults) or Running()
+    running = make(Running, about_run, "training", faults) or Running()
     known = [f.name for part in (Training, Running) for f in fields(part)]
     for key in [key for key in options if key not in known]:
         faults.unknown(f"training.{key}", key, known, "option")
         del options[key]
-    return _make(Training, options, "training", faults), running
+    return make(Training, options, "training", faults), running
 
 
-def _stages(raw: Any, faults: Faults) -> tuple[Stage, ...]:
+def _stages(raw: Any, faults: Faults, own: Own) -> tuple[Stage, ...]:
     if not isinstance(raw, list) or not raw:
         faults.add("stages", "expected a list of stages, e.g. `- fedmr: {rounds: 30}`")
         return ()
-    found = [_stage(stage, f"stages[{position}]", faults) for position, stage in enumerate(raw)]
+    found = [_stage(stage, f"stages[{position}]", faults, own) for position, stage in enumerate(raw)]
     if isinstance(found[0], Recalibrate | Evaluate | Publish):
         faults.add(f"stages[0].{found[0].name}", "no training stage comes before it")
     return tuple(stage for stage in found if stage is not None)
 
 
-def _stage(raw: Any, path: str, faults: Faults) -> Stage | None:
+def _stage(raw: Any, path: str, faults: Faults, own: Own) -> Stage | None:
     if not isinstance(raw, dict) or len(raw) != 1:
         faults.add(path, "a stage is one name with its options, e.g. `fedmr: {rounds: 30}`")
         return None
     name = next(iter(raw))
     path, options = f"{path}.{name}", mapping(raw[name], f"{path}.{name}", faults)
     if name in OTHER_STAGES:
-        stage: Stage | None = _make(OTHER_STAGES[name], options, path, faults)
+        stage: Stage | None = make(OTHER_STAGES[name], options, path, faults)
         if isinstance(stage, Publish) and stage.repo is None:
             for option in [option for option in ("private", "every") if getattr(stage, option)]:
                 faults.add(f"{path}.{option}", "is about a push, which needs repo")
         return stage
-    if name not in ALGORITHMS:
+    if name not in ALGORITHMS and not is_import_path(name):
         faults.unknown(path, name, (*ALGORITHMS.names(), *OTHER_STAGES), "stage")
         return None
     length, rates = (
-        _make(
-            cls, {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}, path, faults
-        )
+        make(cls, {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}, path, faults)
         for cls in (Length, Rates)
     )
-    cls = ALGORITHMS.find(name)
-    if "server_optimizer" in options and not issubclass(cls, Averaging):
+    if "server_optimizer" in options and name in ALGORITHMS and not issubclass(ALGORITHMS.find(name), Averaging):
         reason = "which methods have that average into one global model and take no server step of their own"
         faults.add(f"{path}.server_optimizer", f"{name} has no server optimizer, {reason}")
         del options["server_optimizer"]
-    method = _make(cls, options, path, faults)
-    whole = method is not None and length is not None and rates is not None
-    return TrainingStage(method, length, rates) if whole else None
+    method = make_plugin(ALGORITHMS, name, options, (path, path), faults, own)
+    if method is None or length is None or rates is None:
+        return None
+    return TrainingStage(method, length, rates)
 
 
 def _plain(value: Any) -> Any:
