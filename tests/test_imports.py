@@ -15,7 +15,7 @@ LAYERS = (
     *("checkpoint", "hub", "layers", "lineage", "merging", "recombination"),
     *("federated", "runs", "report", "publish", "recipe", "cli"),
 )
-PLUGIN_FOLDERS = ("algorithms", "data/datasets", "models", "data/partitions")
+PLUGIN_FOLDERS = ("algorithms", "data/datasets", "models", "data/partitions", "tasks")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -105,9 +105,11 @@ def schema() -> None:
 
 def list_plugins(
     kind: Annotated[
-        Literal["methods", "models", "data", "partitions", "rules"] | None,
+        Literal["methods", "models", "data", "tasks", "partitions", "rules"] | None,
         typer.Argument(
-            metavar="KIND", help="methods, models, data, partitions or rules; by default all.", show_default=False
+            metavar="KIND",
+            help="methods, models, data, tasks, partitions or rules; by default all.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -146,7 +148,7 @@ def docs(
     if name is None:
         for page, path in pages.items():
             console.say(f"{page}: {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
-        console.say(f"{_REFERENCE}: Methods, models, data sets, partitions and rules, with their options")
+        console.say(f"{_REFERENCE}: Methods, models, data sets, tasks, partitions and rules, with their options")
         return
     wanted = name.removeprefix("docs/").removesuffix(".md")
     if wanted == _REFERENCE:

@@ -1,4 +1,4 @@
-"""The methods, data sets, partitions and models by name: those of this package, and those of installed packages."""
+"""Methods, data sets, partitions, tasks and models by name: those of this package, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin, named, with_argument
+from fedmr_merge.federated.tasks.base import Task
 from fedmr_merge.options import Faults
 from fedmr_merge.plugins import installed_plugins, load_installed, load_plugin, plugin_names
 
@@ -104,4 +105,5 @@ class Catalogue(Generic[P]):
 ALGORITHMS = Catalogue("fedmr_merge.federated.algorithms", Algorithm, "fedmr_merge.methods")
 DATA_SETS = Catalogue("fedmr_merge.federated.data.datasets", DataSet, "fedmr_merge.datasets", {"hub": "ORG/NAME"})
 PARTITIONS = Catalogue("fedmr_merge.federated.data.partitions", PartitionMethod, "fedmr_merge.partitions")
+TASKS = Catalogue("fedmr_merge.federated.tasks", Task, "fedmr_merge.tasks")
 ARCHITECTURES = Catalogue("fedmr_merge.federated.models", Architecture, "fedmr_merge.models", {"torchvision": "NAME"})

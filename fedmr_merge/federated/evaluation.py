@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Weights
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Inputs, Part
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.precision import float32_products
 
 _BATCH_SIZE = 200
@@ -27,76 +25,60 @@ _STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The accuracy and loss of a model on the test images."""
+    """How good a model is on some examples."""
 
-    accuracy: float  #: share of examples whose largest logit is the label's, 0 to 1
-    loss: float  #: mean cross-entropy
+    metrics: Mapping[str, float]  #: the metrics of the task by name, `loss` among them
     examples: int
+    details: Mapping[str, Any] = field(default_factory=dict)  #: what the task says besides, where it was asked for
 
 
-@dataclass(frozen=True)
-class ClassEvaluation(Evaluation):
-    """The accuracy and loss of a model on the test images, class by class."""
+def evaluate(
+    federation: Federation,
+    weights: Weights,
+    part: Part = "test",
+    indices: Tensor | None = None,
+    *,
+    in_detail: bool = False,
+) -> Evaluation:
+    """Evaluate a model on a part of the data, or on these of its examples.
 
-    confusion: tuple[tuple[int, ...], ...]
-    """`confusion[label][predicted]`: how many examples of a class were taken for which; the rows are the labels."""
-
-    @property
-    def class_examples(self) -> tuple[int, ...]:
-        """The number of test examples of every class."""
-        return tuple(sum(row) for row in self.confusion)
-
-    @property
-    def class_accuracy(self) -> tuple[float | None, ...]:
-        """The accuracy on every class, 0 to 1; None for a class without test examples."""
-        return tuple(row[label] / sum(row) if sum(row) else None for label, row in enumerate(self.confusion))
-
-
-def evaluate(forward: Forward, weights: Weights, data: ImageData) -> Evaluation:
-    """Evaluate a model on the test images; `forward` must be in evaluation mode."""
-    correct = torch.zeros((), dtype=torch.int64, device=data.device)
-    loss = torch.zeros((), dtype=torch.float64, device=data.device)
+    Args:
+        federation: Whose task and data it is evaluated on.
+        weights: The model, on the federation's device.
+        part: The part of the data.
+        indices: If given, which examples of the part, int64 [examples].
+        in_detail: Also return what the task says besides its metrics, e.g. the accuracy on each class.
+    """
+    task, data = federation.task, federation.data
+    totals: Tensor | None = None
+    tally: Tensor | None = None
+    examples = data.examples(part) if indices is None else len(indices)
     with float32_products():
-        for part in _predict(forward, weights, data):
-            correct += (part.predicted == part.labels).sum()
-            loss += part.loss
-    examples = len(data.test_labels)
-    # One copy from a GPU, which is waited for; a number of examples is exact in float64.
-    right, total = torch.stack([correct.double(), loss]).tolist()
-    return Evaluation(accuracy=right / examples, loss=total / examples, examples=examples)
+        for outputs, targets in _predict(federation, weights, part, indices):
+            added = task.totals(outputs, targets, data)
+            totals = added if totals is None else totals + added
+            counted = task.tally(outputs, targets, data) if in_detail else None
+            tally = counted if tally is None or counted is None else tally + counted
+    assert totals is not None
+    # One copy from a GPU, which is waited for.
+    metrics = task.summary(totals.tolist(), examples, data)
+    return Evaluation(metrics, examples, task.details(tally, data) if in_detail else {})
 
 
-def evaluate_by_class(forward: Forward, weights: Weights, data: ImageData) -> ClassEvaluation:
-    """Evaluate a model on the test images and count which class is taken for which; see `evaluate`."""
-    counts = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
-    loss = torch.zeros((), dtype=torch.float64, device=data.device)
-    with float32_products():
-        for part in _predict(forward, weights, data):
-            pairs = part.labels.cpu() * data.num_classes + part.predicted.cpu()
-            counts += torch.bincount(pairs, minlength=counts.numel()).view_as(counts)
-            loss += part.loss
-    examples = len(data.test_labels)
-    return ClassEvaluation(
-        accuracy=int(counts.diagonal().sum()) / examples,
-        loss=float(loss) / examples,
-        examples=examples,
-        confusion=tuple(tuple(row) for row in counts.tolist()),
+def _predict(
+    federation: Federation, weights: Weights, part: Part, indices: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the outputs of a model and the targets, batch by batch."""
+    data, forward = federation.data, federation.evaluation_forward
+    targets = data.targets(part)
+    wheres: Iterable[Tensor | slice] = (
+        torch.split(indices, _BATCH_SIZE)
+        if indices is not None
+        else (slice(start, start + _BATCH_SIZE) for start in range(0, len(targets), _BATCH_SIZE))
     )
-
-
-class _Part(NamedTuple):
-    labels: Tensor
-    predicted: Tensor
-    loss: Tensor  #: summed over the examples
-
-
-def _predict(forward: Forward, weights: Weights, data: ImageData) -> Iterator[_Part]:
-    for images, labels in zip(
-        torch.split(data.test_images, _BATCH_SIZE), torch.split(data.test_labels, _BATCH_SIZE), strict=True
-    ):
+    for where in wheres:
         with torch.inference_mode():
-            logits = forward(weights, forward.laid_out(data.normalise(images)))
-            yield _Part(labels, logits.argmax(dim=1), F.cross_entropy(logits.float(), labels, reduction="sum"))
+            yield forward(weights, forward.laid_out(data.inputs(part, where))), targets[where]
 
 
 def require_recalibration_batches(federation: Federation, batches: int) -> None:
@@ -109,8 +91,8 @@ def require_recalibration_batches(federation: Federation, batches: int) -> None:
         )
 
 
-def recalibration_batches(federation: Federation, batches: int) -> Iterator[Tensor]:
-    """Yield so many batches of the clients' training images, normalised and not augmented, in an order of their own.
+def recalibration_batches(federation: Federation, batches: int) -> Iterator[Inputs]:
+    """Yield so many batches of the clients' training examples, not augmented, in an order of their own.
 
     Each holds `training.batch_size` examples of all clients together. Raises TrainingError when there are fewer.
     """
@@ -120,11 +102,11 @@ def recalibration_batches(federation: Federation, batches: int) -> Iterator[Tens
     order = federation.generator("recalibration").permutation(examples)[: batches * size]
     data = federation.data
     for indices in torch.split(torch.from_numpy(order).to(data.device), size):
-        yield data.normalise(data.train_images[indices])
+        yield data.inputs("train", indices)
 
 
-def recalibrate(module: nn.Module, weights: Weights, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Estimate the statistics of a model's batch normalisations anew, as means over batches of normalised images.
+def recalibrate(module: nn.Module, weights: Weights, batches: Iterable[Inputs]) -> dict[str, Tensor]:
+    """Estimate the statistics of a model's batch normalisations anew, as means over batches of examples.
 
     The mean of several models has weights that none of them had, and the mean of their statistics describes no
     network's activations. Everything else stays as it is; so does the model without such statistics.
@@ -142,10 +124,13 @@ def recalibrate(module: nn.Module, weights: Weights, batches: Iterable[Tensor]) 
     totals = {name: torch.zeros_like(weights[name], dtype=torch.float64) for name in names}
     count = 0
     with torch.inference_mode(), float32_products():
-        for images in batches:
+        for inputs in batches:
             # With a momentum of 1 a batch's statistics replace those before, so that each batch counts alike.
             passed = {name: tensor.clone() for name, tensor in weights.items()}
-            torch.func.functional_call(training, passed, (images,))
+            if isinstance(inputs, Tensor):
+                torch.func.functional_call(training, passed, (inputs,))
+            else:
+                torch.func.functional_call(training, passed, (), dict(inputs))
             for name in names:
                 totals[name] += passed[name]
             count += 1

@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmr_merge.errors import DataError, TrainingError
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
-from fedmr_merge.federated.models.base import Architecture, Classifier
+from fedmr_merge.federated.models.base import Architecture
+from fedmr_merge.federated.tasks.base import Task
+from fedmr_merge.federated.tasks.image_classification import ImageClassification
 from fedmr_merge.federated.training.batches import (
     batch_sizes,
     clients_with_a_lone_example,
     trains_on_one_example,
 )
 from fedmr_merge.federated.training.forward import Forward
-from fedmr_merge.federated.training.loss import CrossEntropy
 from fedmr_merge.federated.training.options import Training, require_options_that_fit
 from fedmr_merge.federated.training.privacy import require_accountant, require_no_statistics
 from fedmr_merge.federated.training.secret import Secret
@@ -37,13 +38,14 @@ class Federation:
     """The clients, their data and the model they train. Made by `open_federation`."""
 
     architecture: Architecture
-    data: ImageData  #: on `device`
+    data: Data  #: on `device`
     partition: Partition
     training: Training
     seed: int
     device: torch.device
-    module: Classifier  #: on `device`, with the initial weights; a template that no training changes
+    module: nn.Module  #: on `device`, with the initial weights; a template that no training changes
     cores: int  #: of a CPU, to train as many clients side by side
+    task: Task  #: what the model is to predict, its loss and its metrics
 
     @property
     def slots(self) -> int:
@@ -81,7 +83,7 @@ class Federation:
     def lone_clients(self) -> tuple[int, ...]:
         """The clients whose epochs would end with a batch of one example that the model cannot train on."""
         found = clients_with_a_lone_example(self.partition.sizes, self.training.batch_size)
-        if found and trains_on_one_example(self.module, self.data.normalise(self.data.train_images[:1])):
+        if found and trains_on_one_example(self.module, self.data.inputs("train", slice(0, 1))):
             return ()
         return found
 
@@ -92,18 +94,33 @@ class Federation:
 
     def new_training_forward(self) -> Forward:
         """Return one that shares no memory with others: a forward runs in one thread at a time."""
-        return Forward(deepcopy(self.module).train(), frozen=Forward(deepcopy(self.module).eval()), loss=self._loss())
-
-    def _loss(self) -> CrossEntropy:
-        weights = self.training.class_weights
-        return CrossEntropy(
-            self.training.label_smoothing, None if weights is None else torch.tensor(weights, device=self.device)
-        )
+        loss = self.task.loss(self.data, self.training)
+        return Forward(deepcopy(self.module).train(), frozen=Forward(deepcopy(self.module).eval()), loss=loss)
 
     @cached_property
     def evaluation_forward(self) -> Forward:
         """The model in evaluation mode."""
         return Forward(deepcopy(self.module).eval())
+
+    def require_head(self, method: str, reason: str, *, classes: bool = False) -> None:
+        """Raise TrainingError unless the model is a head on top of features, which a method needs for this reason.
+
+        With `classes`, the head's outputs must be logits of classes, one for each.
+        """
+        if classes and not self.data.num_classes:
+            raise TrainingError(
+                f"{method} {reason}, and the targets of these data are not classes", hint="choose another method"
+            )
+        if not self.evaluation_forward.has_head:
+            raise TrainingError(
+                f"{method} {reason}, and model {self.architecture.name} does not say what its features and head are",
+                hint="choose another method, or a model whose module is a Classifier, with features() and head()",
+            )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` of a model says of the task and the data."""
+        return self.task.config(self.data)
 
     @cached_property
     def secret(self) -> Secret:
@@ -126,13 +143,14 @@ class Federation:
 
 def open_federation(
     architecture: Architecture,
-    data: ImageData,
+    data: Data,
     partition: Partition,
     training: Training,
     *,
     seed: int,
     device: torch.device | str = "cpu",
     cores: int | None = None,
+    task: Task = ImageClassification(),  # noqa: B008 - a frozen value
 ) -> Federation:
     """Put the parts of a federation together on a device, with a freshly initialised module.
 
@@ -142,10 +160,11 @@ def open_federation(
     selects or an option cannot apply to this device, engine or model.
     """
     require_options_that_fit(training)
+    task.check(data, training)
     last = max(int(indices[-1]) for indices in partition.clients)
-    if last >= len(data.train_labels):
+    if last >= data.examples("train"):
         raise DataError(
-            f"the partition names training example {last}, but there are only {len(data.train_labels)}, counted from 0",
+            f"the partition names training example {last}, but there are only {data.examples('train')}, counted from 0",
             hint="was it made for another data set?",
         )
     if training.clients_per_round > len(partition):
@@ -154,7 +173,7 @@ def open_federation(
             hint="lower training.clients_per_round or raise the partition's number of clients",
         )
     device = torch.device(device)
-    module = _initialise(architecture, data, seed)
+    module = _initialise(architecture, data, task, seed)
     federation = Federation(
         architecture=architecture,
         data=data.to(device),
@@ -164,24 +183,23 @@ def open_federation(
         device=device,
         module=module.to(device),
         cores=cores or _CORES,
+        task=task,
     )
     _refuse_what_cannot_apply(federation)
     return federation
 
 
-def _initialise(architecture: Architecture, data: ImageData, seed: int) -> Classifier:
-    """Build the module. Raises TrainingError when it, or what is to build it, is a module of another kind."""
-    hint = (
-        "derive the module from fedmr_merge.federated.models.base.Classifier, with the methods features(images) and "
-        "head(features), and build it in an Architecture of the same file"
-    )
+def _initialise(architecture: Architecture, data: Data, task: Task, seed: int) -> nn.Module:
+    """Build the module. Raises TrainingError when it, or what is to build it, is of another kind."""
+    hint = "build the module in an Architecture of the same file"
     if not isinstance(architecture, Architecture):
         kind = type(architecture).__name__
         raise TrainingError(f"the model to train must be an Architecture, {kind} is not one", hint=hint)
-    module = architecture.initialise(data.image_shape, data.num_classes, seed)
-    if not isinstance(module, Classifier):
+    architecture.require_kind(data.kind)
+    module = architecture.initialise(data.example_shape, task.outputs(data), seed)
+    if not isinstance(module, nn.Module):
         kind = type(module).__name__
-        raise TrainingError(f"model {architecture.name} builds a {kind}, which is not a Classifier", hint=hint)
+        raise TrainingError(f"model {architecture.name} builds a {kind}, which is not a torch module", hint=hint)
     return module
 
 
@@ -197,12 +215,6 @@ def _refuse_what_cannot_apply(federation: Federation) -> None:
             hint="set training.engine to vmap, or leave cohort_chunk out",
         )
     _refuse_lone_examples(federation)
-    weights, classes = training.class_weights, federation.data.num_classes
-    if weights is not None and len(weights) != classes:
-        raise TrainingError(
-            f"training.class_weights has {len(weights)} weights, and the data has {classes} classes",
-            hint="give one weight for each class, in the order of their numbers",
-        )
     if training.privacy is not None:
         require_accountant()
         _ = federation.secret  # a key file that is of no use is reported before the first round

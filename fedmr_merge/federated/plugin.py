@@ -11,7 +11,7 @@ P = TypeVar("P", bound="Plugin")
 
 
 class Plugin:
-    """Base of the frozen dataclasses in `algorithms/`, `datasets/`, `models/` and `partitions/`."""
+    """Base of the frozen dataclasses in `algorithms/`, `datasets/`, `models/`, `partitions/` and `tasks/`."""
 
     argument: ClassVar[str] = ""
     """What follows the colon in the name, as in `torchvision:resnet18`; set by the catalogue."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedmr_merge.federated.cohort import Cohort, Weights
+from fedmr_merge.federated.data.examples import Inputs
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.layers.plan import RecombinationPlan
 
@@ -61,8 +62,8 @@ class State:
 class Batch(NamedTuple):
     """The examples of one local step."""
 
-    images: Tensor  #: float32 [batch, channels, height, width], normalised
-    labels: Tensor  #: int64 [batch]
+    inputs: Inputs  #: what the model is fed with, e.g. float32 [batch, channels, height, width], normalised
+    targets: Tensor  #: [batch, ...]: what it is to predict; int64 [batch] where these are classes
     indices: Tensor  #: int64 [batch]: which training examples they are
 
 

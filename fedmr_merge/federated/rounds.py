@@ -43,9 +43,10 @@ class RoundResult:
     """The result of a round.
 
     `metrics` holds `train_loss` (mean over examples, without diverged clients; absent where no client took a step),
-    `test_accuracy` and `test_loss` (of the global model), `lr` (where it follows a schedule), `bytes_down` and
-    `bytes_up` (sent to all clients, and sent back by them), `similarity` (mean pairwise cosine of the trained models;
-    with two clients or more) and, with `training.privacy`, `epsilon` (spent since the run began).
+    the metrics of the task (of the global model; for classification these are `test_accuracy` and `test_loss`), `lr`
+    (where it follows a schedule), `bytes_down` and `bytes_up` (sent to all clients, and sent back by them),
+    `similarity` (mean pairwise cosine of the trained models; with two clients or more) and, with `training.privacy`,
+    `epsilon` (spent since the run began).
     """
 
     round: int
@@ -141,11 +142,11 @@ def _run_round(
     if engine.fitting is not None:
         state = replace(state, facts={**state.facts, _FITTING: engine.fitting})
     # As in the paper, FedMR's global model is the mean of the trained models, not one of the recombined models.
-    test = evaluate(federation.evaluation_forward, state.global_weights, federation.data)
+    test = evaluate(federation, state.global_weights)
     metrics: dict[str, float] = {}
     if any(trained.steps):
         metrics["train_loss"] = _train_loss(trained)
-    metrics |= {"test_accuracy": test.accuracy, "test_loss": test.loss}
+    metrics |= {metric.key: test.metrics[metric.name] for metric in federation.task.metrics}
     if rates.schedule is not None:
         metrics["lr"] = task.learning_rate
     metrics |= {"bytes_down": traffic.down, "bytes_up": traffic.up}

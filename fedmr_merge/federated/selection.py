@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from fedmr_merge.federated.cohort import Weights
+from fedmr_merge.federated.evaluation import evaluate
 from fedmr_merge.federated.federation import Federation
 
 Selection = Callable[[Federation, Weights, int], tuple[int, ...]]
 """(federation, global model, round) → K different clients in random order."""
 
 _CANDIDATES = 2  # of `by_loss`, per client that is selected: d = 2K
-_BATCH_SIZE = 500
 
 
 def uniform(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
@@ -65,13 +63,5 @@ def _by_size(federation: Federation, count: int, rng: np.random.Generator) -> tu
 
 
 def _loss(federation: Federation, weights: Weights, client: int) -> float:
-    """Return a model's mean cross-entropy over a client's training examples."""
-    data, indices = federation.data, federation.client_indices[client]
-    forward = federation.evaluation_forward
-    total = torch.zeros((), dtype=torch.float64, device=federation.device)
-    with torch.inference_mode():
-        for batch in torch.split(indices, _BATCH_SIZE):
-            images = data.normalise(data.train_images.index_select(0, batch))
-            logits = forward(weights, forward.laid_out(images))
-            total += F.cross_entropy(logits, data.train_labels[batch], reduction="sum")
-    return float(total) / len(indices)
+    """Return a model's mean loss over a client's training examples."""
+    return evaluate(federation, weights, "train", federation.client_indices[client]).metrics["loss"]

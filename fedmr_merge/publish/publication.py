@@ -22,7 +22,7 @@ import yaml
 from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.checkpoint.tensors import save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
-from fedmr_merge.federated.evaluation import evaluate, evaluate_by_class
+from fedmr_merge.federated.evaluation import evaluate
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
@@ -76,31 +76,20 @@ def write_publication(
 
 def evaluation_json(federation: Federation, state: State, round: int) -> dict[str, Any]:
     """Measure a state's global model on the held-out data; return what `evaluation.json` holds."""
-    data = federation.data
     weights = state.to(federation.device).global_weights  # one that was read from a checkpoint is on the CPU
-    found = evaluate_by_class(federation.evaluation_forward, weights, data)
-    return {
-        "round": round,
-        "split": "test",
-        "examples": found.examples,
-        "accuracy": found.accuracy,
-        "loss": found.loss,
-        "class_names": list(data.class_names),
-        "class_examples": list(found.class_examples),
-        "class_accuracy": list(found.class_accuracy),
-        "confusion": [list(row) for row in found.confusion],
-    }
+    found = evaluate(federation, weights, in_detail=True)
+    return {"round": round, "split": "test", "examples": found.examples, **found.metrics, **found.details}
 
 
 def slots_json(federation: Federation, state: State, round: int) -> dict[str, Any]:
     """Measure every model of a cohort on the held-out data; return what `slots.json` holds."""
-    data, cohort = federation.data, state.to(federation.device).cohort
-    found = [evaluate(federation.evaluation_forward, cohort.slot(slot), data) for slot in range(cohort.slots)]
+    cohort = state.to(federation.device).cohort
+    found = [evaluate(federation, cohort.slot(slot)) for slot in range(cohort.slots)]
     return {
         "round": round,
         "split": "test",
         "examples": found[0].examples,
-        "slots": [{"accuracy": one.accuracy, "loss": one.loss} for one in found],
+        "slots": [dict(one.metrics) for one in found],
     }
 
 
@@ -113,7 +102,7 @@ def _write_models(folder: Path, federation: Federation, state: State, what: What
     for place, weights in models.items():
         place.mkdir(exist_ok=True)
         save_tensors(place / WEIGHTS_FILE, weights, metadata)
-        write_json(place / CONFIG_FILE, model_config(federation.architecture, federation.data))
+        write_json(place / CONFIG_FILE, model_config(federation.architecture, federation.config))
 
 
 def _copy_facts(run: Path, folder: Path, *, client_information: bool) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedmr_merge.errors import CheckpointError, FedmrMergeError
 from fedmr_merge.federated.catalogue import ARCHITECTURES
-from fedmr_merge.federated.models.base import Architecture, Classifier, image_shape_of
+from fedmr_merge.federated.models.base import Architecture, image_shape_of
 from fedmr_merge.options import Faults, check_options
 
 _MAX_SIDE = 4096
@@ -20,7 +21,7 @@ _MAX_CLASSES = 1_000_000
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def rebuild(config: Mapping[str, Any], shapes: Shapes, file: str) -> Classifier:
+def rebuild(config: Mapping[str, Any], shapes: Shapes, file: str) -> nn.Module:
     """Build the module that a `config.json` describes, with random weights; `file` names it in messages.
 
     `shapes` are those of the tensors that it is to hold. A config that describes other ones is refused before any

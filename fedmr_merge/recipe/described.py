@@ -1,4 +1,4 @@
-"""What a recipe can name: methods, models, data sets, partitions, rules and stages, with their options.
+"""What a recipe can name: methods, models, data sets, tasks, partitions, rules and stages, with their options.
 
 Everything is read from the plug-ins themselves.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
+from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, TASKS, Catalogue
 from fedmr_merge.layers.rules import describe_rules
 from fedmr_merge.option_docs import OptionDoc, describe_options, summary
 
@@ -46,6 +46,7 @@ KINDS: dict[str, Callable[[], list[Described]]] = {
     "methods": _of(ALGORITHMS),
     "models": _of(ARCHITECTURES),
     "data": _of(DATA_SETS),
+    "tasks": _of(TASKS),
     "partitions": _of(PARTITIONS),
     "rules": _rules,
 }

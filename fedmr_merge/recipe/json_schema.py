@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
+from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, TASKS, Catalogue
 from fedmr_merge.federated.training.options import Training
 from fedmr_merge.option_docs import describe_options, summary
 from fedmr_merge.options import json_schema
@@ -28,6 +28,7 @@ def recipe_schema() -> dict[str, Any]:
         "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "decides every random draw"},
         "data": data,
         "model": _choice(ARCHITECTURES, "name", definitions, {"init": init}),
+        "task": _choice(TASKS, "name", definitions),
         "training": _options((Training, Running), definitions),
         "stages": {"type": "array", "minItems": 1, "items": _stage(definitions), "description": "done in this order"},
     }

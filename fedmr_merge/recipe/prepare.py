@@ -60,18 +60,21 @@ def prepare(recipe: Recipe, partition: Partition | None = None) -> Federation:
         seed=recipe.seed,
         device=device,
         cores=recipe.running.threads,
+        task=recipe.task,
     )
 
 
 def partition_json(federation: Federation) -> dict[str, Any]:
-    """Return the partition, and how many examples of each class every client has."""
-    data = federation.data
-    counts = federation.partition.class_counts(data.train_labels.cpu().numpy(), data.num_classes)
-    return {
-        **federation.partition.to_json(),
-        "class_names": list(data.class_names),
-        "class_counts": counts.tolist(),
-    }
+    """Return the partition, and how many examples of each class every client has.
+
+    Where targets are not classes, all examples count as one.
+    """
+    data, partition = federation.data, federation.partition
+    if not data.num_classes:
+        counts = [[size] for size in partition.sizes]
+        return {**partition.to_json(), "class_names": ["all examples"], "class_counts": counts}
+    found = partition.class_counts(data.targets("train").cpu().numpy(), data.num_classes)
+    return {**partition.to_json(), "class_names": list(data.class_names), "class_counts": found.tolist()}
 
 
 def sensible_threads(federation: Federation) -> int:
@@ -80,9 +83,10 @@ def sensible_threads(federation: Federation) -> int:
     1 for models whose batches are done before threads have woken up, otherwise as many as there are cores.
     """
     batch = min(federation.training.batch_size, max(federation.partition.sizes))
-    images = federation.data.train_images[:1].repeat(batch, 1, 1, 1)
+    # One example so many times: there may be fewer in the data.
+    inputs = federation.data.inputs("train", torch.zeros(batch, dtype=torch.int64, device=federation.device))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        federation.evaluation_forward(federation.module.state_dict(), federation.data.normalise(images))
+        federation.evaluation_forward(federation.module.state_dict(), inputs)
     return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else federation.cores
 
 

@@ -9,6 +9,10 @@ _HEADINGS = {
     "methods": ("Methods", "A stage of a recipe names a method and its options: `- fedprox: {rounds: 50, mu: 0.1}`."),
     "models": ("Models", "`model: {name: resnet20}`, with the options beside the name."),
     "data": ("Data sets", "`data: {name: cifar10, …}`, with the options beside the name."),
+    "tasks": (
+        "Tasks",
+        "`task: {name: image-classification}`. A data set has a task of its own, so that a recipe seldom names one.",
+    ),
     "partitions": (
         "Partitions",
         "`data: {…, partition: {kind: dirichlet, alpha: 0.5}}` deals the examples to clients.",
@@ -20,7 +24,7 @@ _HEADINGS = {
 def reference_page() -> str:
     """Return the page, in Markdown."""
     parts = [
-        "# Methods, models, data sets, partitions and rules",
+        "# Methods, models, data sets, tasks, partitions and rules",
         "Everything that a recipe can name, with its options, their types, defaults and meaning. "
         "`fedmr-merge list` shows the same in a terminal.",
     ]

@@ -11,7 +11,7 @@
       - evaluate: {}
       - publish: {}
 
-Data sets, partitions, models and training methods are plug-ins: their names are the files of `federated/`, their
+Data sets, partitions, models, tasks and training methods are plug-ins: their names are the files of `federated/`, their
 options the fields of the dataclasses there.
 """
 
@@ -28,11 +28,12 @@ from annotated_types import Ge, Le
 
 from fedmr_merge.errors import RecipeError
 from fedmr_merge.federated.algorithms._averaging import Averaging
-from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, Catalogue
+from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, TASKS, Catalogue
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin
+from fedmr_merge.federated.tasks.base import Task
 from fedmr_merge.federated.training.options import Training
 from fedmr_merge.options import Faults, mapping, show_value
 from fedmr_merge.own_code import is_import_path
@@ -70,6 +71,7 @@ class Recipe:
     training: Training
     running: Running
     stages: tuple[Stage, ...]
+    task: Task
 
     @property
     def rounds(self) -> int:
@@ -79,6 +81,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Return the recipe with every option spelled out, as plain values."""
         partition = {"kind": self.partition.name, **self.partition.options()}
+        task = {"name": self.task.name, **self.task.options()}
         training = {f.name: getattr(part, f.name) for part in (self.training, self.running) for f in fields(part)}
         resolved: dict[str, Any] = _plain(
             {
@@ -90,6 +93,8 @@ class Recipe:
                     **self.model.options(),
                     **({"init": self.init} if self.init else {}),
                 },
+                # Left out where it is that of the data, as in the recipes of earlier versions.
+                **({} if self.task == _task_of(self.data, Faults()) else {"task": task}),
                 "training": training,
                 "stages": [{stage.name: stage.to_json()} for stage in self.stages],
             }
@@ -119,7 +124,7 @@ def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
     """
     faults = Faults()
     top = mapping(raw, "", faults)
-    known = ("name", "seed", "data", "model", "training", "stages")
+    known = ("name", "seed", "data", "model", "task", "training", "stages")
     for key in top:
         if key not in known:
             faults.unknown(key, key, known, "option")
@@ -141,13 +146,16 @@ def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
     model_options = mapping(top.get("model"), "model", faults) if "model" in top else {}
     init = _init(model_options.pop("init", None), faults)
     model = own.model or _plugin(ARCHITECTURES, model_options, "model", "name", faults, "model" in top, own)
+    task = _task_of(data, faults)
+    if "task" in top:
+        task = _plugin(TASKS, top["task"], "task", "name", faults, True, own)
     training, running = _training(top.get("training"), faults)
     stages = _stages(top.get("stages"), faults, own) if "stages" in top else ()
-    if faults or data is None or partition is None or model is None or training is None:
+    if faults or data is None or partition is None or model is None or training is None or task is None:
         raise RecipeError(
             source, faults, hint="`fedmr-merge docs train` explains recipes; `fedmr-merge list` shows the options"
         )
-    return Recipe(name, seed, data, partition, model, init, training, running, stages)
+    return Recipe(name, seed, data, partition, model, init, training, running, stages, task)
 
 
 def _plugin(
@@ -162,6 +170,13 @@ def _plugin(
         faults.add(f"{path}.{key}", f"is missing, known are {', '.join(catalogue.names())}")
         return None
     return make_plugin(catalogue, name, options, (path, f"{path}.{key}"), faults, own)
+
+
+def _task_of(data: DataSet | None, faults: Faults) -> Task | None:
+    """Return the task that a data set has by itself; None, with the fault noted, where it is not known."""
+    if data is None:
+        return None
+    return make_plugin(TASKS, data.task, {}, ("task", "task"), faults, OWN)
 
 
 def _init(raw: Any, faults: Faults) -> tuple[str, ...]:

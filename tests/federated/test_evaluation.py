@@ -10,9 +10,7 @@ from small_federation import Normalised, make_federation
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated import evaluation
 from fedmr_merge.federated.evaluation import (
-    ClassEvaluation,
     evaluate,
-    evaluate_by_class,
     recalibrate,
     recalibration_batches,
 )
@@ -22,43 +20,53 @@ def test_accuracy_and_loss_are_those_of_the_whole_test_part(monkeypatch):
     federation = make_federation()
     weights = {name: torch.randn_like(tensor) * 0.1 for name, tensor in federation.module.state_dict().items()}
     monkeypatch.setattr(evaluation, "_BATCH_SIZE", 7)  # 20 test images: two batches and a rest
-    found = evaluate(federation.evaluation_forward, weights, federation.data)
+    found = evaluate(federation, weights)
     federation.module.load_state_dict(weights)
     with torch.no_grad():
         logits = federation.module(federation.data.normalise(federation.data.test_images))
     labels = federation.data.test_labels
     assert found.examples == 20
-    assert found.accuracy == (logits.argmax(1) == labels).sum().item() / 20
-    assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert found.metrics["accuracy"] == (logits.argmax(1) == labels).sum().item() / 20
+    assert found.metrics["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 def test_a_model_that_knows_nothing_has_the_loss_of_guessing():
     federation = make_federation()
-    found = evaluate(federation.evaluation_forward, federation.module.state_dict(), federation.data)
-    assert found.loss == pytest.approx(math.log(3), rel=1e-6)
+    found = evaluate(federation, federation.module.state_dict())
+    assert found.metrics["loss"] == pytest.approx(math.log(3), rel=1e-6)
 
 
 def test_by_class_is_the_same_and_counts_which_class_is_taken_for_which(monkeypatch):
     federation = make_federation()
     weights = {name: torch.randn_like(tensor) * 0.1 for name, tensor in federation.module.state_dict().items()}
     monkeypatch.setattr(evaluation, "_BATCH_SIZE", 7)
-    whole = evaluate(federation.evaluation_forward, weights, federation.data)
-    found = evaluate_by_class(federation.evaluation_forward, weights, federation.data)
-    assert (found.accuracy, found.loss, found.examples) == (whole.accuracy, whole.loss, whole.examples)
+    whole = evaluate(federation, weights)
+    found = evaluate(federation, weights, in_detail=True)
+    assert (found.metrics, found.examples) == (whole.metrics, whole.examples)
+    assert not whole.details
     federation.module.load_state_dict(weights)
     with torch.no_grad():
         predicted = federation.module(federation.data.normalise(federation.data.test_images)).argmax(1)
     labels = federation.data.test_labels
     for label in range(3):
         for other in range(3):
-            assert found.confusion[label][other] == ((labels == label) & (predicted == other)).sum()
-    assert found.class_examples == tuple(torch.bincount(labels, minlength=3).tolist())
+            assert found.details["confusion"][label][other] == ((labels == label) & (predicted == other)).sum()
+    assert found.details["class_examples"] == torch.bincount(labels, minlength=3).tolist()
 
 
-def test_class_accuracy_by_hand():
-    found = ClassEvaluation(accuracy=0.5, loss=1.0, examples=6, confusion=((2, 1, 0), (1, 1, 1), (0, 0, 0)))
-    assert found.class_examples == (3, 3, 0)
-    assert found.class_accuracy == (2 / 3, 1 / 3, None)
+def test_chosen_examples_of_a_part_are_evaluated_alone(monkeypatch):
+    federation = make_federation()
+    weights = {name: torch.randn_like(tensor) * 0.1 for name, tensor in federation.module.state_dict().items()}
+    chosen = torch.tensor([3, 30, 7])
+    monkeypatch.setattr(evaluation, "_BATCH_SIZE", 2)
+    found = evaluate(federation, weights, "train", chosen)
+    federation.module.load_state_dict(weights)
+    with torch.no_grad():
+        logits = federation.module(federation.data.normalise(federation.data.train_images[chosen]))
+    labels = federation.data.train_labels[chosen]
+    assert found.examples == 3
+    assert found.metrics["accuracy"] == (logits.argmax(1) == labels).sum().item() / 3
+    assert found.metrics["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 class TestRecalibration:

@@ -4,14 +4,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_federation import Normalised, make_data, make_federation
 from torch import nn
 
 from fedmr_merge.errors import DataError, TrainingError
+from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.federation import Training, describe_last_batches, open_federation
 from fedmr_merge.federated.models.base import Architecture, Classifier
 from fedmr_merge.federated.models.cnn import Cnn
+from fedmr_merge.federated.protocol import initial_state
+from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.options import Faults, check_options
 
 
@@ -148,13 +152,13 @@ def test_what_no_choice_of_last_batch_can_train_is_refused():
 @dataclass(frozen=True)
 class Foreign(Architecture):
     def build(self, image_shape, num_classes):
-        return nn.Linear(16, num_classes)
+        return F.relu
 
 
 def test_a_module_of_another_kind_is_refused_in_one_line():
-    with pytest.raises(TrainingError, match="builds a Linear, which is not a Classifier") as caught:
+    with pytest.raises(TrainingError, match="builds a function, which is not a torch module") as caught:
         make_federation(Foreign())
-    assert "fedmr_merge.federated.models.base.Classifier" in caught.value.hint
+    assert "Architecture" in caught.value.hint
     with pytest.raises(TrainingError, match="must be an Architecture, Linear is not one"):
         make_federation(nn.Linear(16, 3))
 
@@ -171,3 +175,42 @@ def test_values_without_sense_are_refused():
 def test_class_weights_are_as_many_as_classes():
     with pytest.raises(TrainingError, match=r"training\.class_weights has 2 weights, and the data has 3 classes"):
         make_federation(class_weights=(1.0, 2.0))
+
+
+class _Headless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+
+@dataclass(frozen=True)
+class Headless(Architecture):
+    """Says nothing of features and a head."""
+
+    def build(self, shape, outputs):
+        return _Headless()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS.names())
+def test_a_model_without_features_and_head_is_trained_by_all_methods_that_need_none(name):
+    federation = make_federation(Headless())
+    method = ALGORITHMS.find(name)()
+    if name in ("moon", "fedgen"):
+        with pytest.raises(TrainingError, match=rf"^{name} .*model test-federation does not say what its features"):
+            method.start(federation, initial_state(federation))
+        return
+    state = method.start(federation, initial_state(federation))
+    (result,) = run_rounds(federation, method, state, first_round=1, rounds=1)
+    assert result.metrics["test_loss"] > 0
+
+
+def test_a_model_for_other_examples_is_refused():
+    @dataclass(frozen=True)
+    class ForTokens(Headless):
+        takes = "tokens"
+
+    with pytest.raises(TrainingError, match="takes tokens, and these data are images"):
+        make_federation(ForTokens())

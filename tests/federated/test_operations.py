@@ -14,7 +14,7 @@ from fedmr_merge.federated.algorithms.fedgen import FedGen
 from fedmr_merge.federated.algorithms.fedmr import FedMR
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES
 from fedmr_merge.federated.data.augmentation import Augmentation
-from fedmr_merge.federated.evaluation import evaluate_by_class, recalibrate, recalibration_batches
+from fedmr_merge.federated.evaluation import evaluate, recalibrate, recalibration_batches
 from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.runs.host_copy import HostCopier
@@ -129,7 +129,7 @@ def test_changed_images_recalibration_and_classes_are_on_the_device():
     weights = run_one_round(federation, FedAvg()).global_weights
     with counting() as counts:
         recalibrate(federation.module, weights, recalibration_batches(federation, 2))
-        evaluate_by_class(federation.evaluation_forward, weights, federation.data)
+        evaluate(federation, weights, in_detail=True)
     assert not counts.mixed
 
 

@@ -69,7 +69,7 @@ class Algorithm(Plugin):
         It may use only operations that `torch.func.vmap` can map: no branch on the value of a tensor, no `.item()`, no
         random draw.
         """
-        return forward.loss(forward(weights, batch.images), batch.labels)
+        return forward.loss(forward(weights, batch.inputs), batch.targets)
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Return the next state, made from what the clients of a round trained."""

@@ -43,11 +43,11 @@ class FedGen(Averaging):
 
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model, with a newly initialised generator."""
-        images = federation.data.normalise(federation.data.test_images[:1])
-        width = federation.evaluation_forward.features(previous.global_weights, images).shape[1]
-        generator = FeatureGenerator.initialise(
-            self.noise, federation.data.num_classes, self.hidden, width, federation.seed
-        )
+        federation.require_head(self.name, "generates features that heads classify", classes=True)
+        forward, example = federation.evaluation_forward, federation.data.inputs("test", slice(0, 1))
+        width = forward.features(previous.global_weights, example).shape[1]
+        classes, seed = federation.data.num_classes, federation.seed
+        generator = FeatureGenerator.initialise(self.noise, classes, self.hidden, width, seed)
         tensors = generator.to(federation.device).tensors
         return State.from_global(previous.global_weights, tensors=tensors)
 
@@ -78,8 +78,8 @@ class FedGen(Averaging):
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy, that of generated features, and the divergence from the predictions for them."""
-        logits = forward(weights, batch.images)
-        loss = forward.loss(logits, batch.labels)
+        logits = forward(weights, batch.inputs)
+        loss = forward.loss(logits, batch.targets)
         if "generated" not in context.shared:
             return loss
         generated = context.shared["generated"]
@@ -88,7 +88,7 @@ class FedGen(Averaging):
         loss = loss + self.alpha * F.cross_entropy(
             forward.head(weights, generated["sampled"][place]), generated["labels"][place]
         )
-        own_class = generated["per_class"][batch.labels, batch.indices % _PER_CLASS]
+        own_class = generated["per_class"][batch.targets, batch.indices % _PER_CLASS]
         target = forward.head(weights, own_class).detach().log_softmax(dim=1)
         divergence = (target.exp() * (target - logits.log_softmax(dim=1))).sum(dim=1).mean()
         return loss + self.beta * divergence
@@ -115,5 +115,5 @@ class FedGen(Averaging):
 def _label_counts(federation: Federation, clients: tuple[int, ...]) -> list[int]:
     """Return how many examples of each class these clients have together."""
     indices = torch.cat([federation.client_indices[client] for client in clients])
-    counts = torch.bincount(federation.data.train_labels[indices], minlength=federation.data.num_classes)
+    counts = torch.bincount(federation.data.targets("train")[indices], minlength=federation.data.num_classes)
     return [int(count) for count in counts.tolist()]

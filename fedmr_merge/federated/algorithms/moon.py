@@ -30,6 +30,11 @@ class Moon(Averaging):
     mu: Annotated[float, Ge(0)] = 1.0  #: μ, weight of the contrastive term; 0 is FedAvg
     temperature: Annotated[float, Gt(0)] = 0.5  #: τ, temperature of the contrastive term
 
+    def start(self, federation: Federation, previous: State) -> State:
+        """Start from the global model."""
+        federation.require_head(self.name, "compares the features of models")
+        return super().start(federation, previous)
+
     def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
         """Send the global model; each client has its own previous model."""
         cohort, _ = super().dispatch(federation, state, selected)
@@ -42,15 +47,15 @@ class Moon(Averaging):
 
     def objective(self, forward: Forward, weights: Weights, batch: Batch, context: Context) -> Tensor:
         """Return ℓ_sup + μ ℓ_con."""
-        features = forward.features(weights, batch.images)
+        features = forward.features(weights, batch.inputs)
         logits = forward.head(weights, features)
         anchors = (context.shared["global"], context.own["previous"])
         similarities = [
-            F.cosine_similarity(features, forward.frozen.features(anchor, batch.images)) for anchor in anchors
+            F.cosine_similarity(features, forward.frozen.features(anchor, batch.inputs)) for anchor in anchors
         ]
         # −log(exp(s_glob/τ) / (exp(s_glob/τ) + exp(s_prev/τ))) is a cross-entropy of two logits, the first being right.
         contrast = F.softplus((similarities[1] - similarities[0]) / self.temperature)
-        return forward.loss(logits, batch.labels) + self.mu * contrast.mean()
+        return forward.loss(logits, batch.targets) + self.mu * contrast.mean()
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Average as FedAvg does, and keep what the clients trained."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedmr_merge.federated.data.augmentation import Augmentation, augmented
+from fedmr_merge.federated.data.examples import Data, Part
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class ImageData(Data):
     """A data set for image classification, decoded, on one device."""
+
+    kind: ClassVar[str] = "images"
 
     train_images: Tensor  #: uint8 [examples, channels, height, width], 0 to 255
     train_labels: Tensor  #: int64 [examples]
@@ -34,9 +38,9 @@ class ImageData:
         return channels, height, width
 
     @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
+    def example_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.image_shape
 
     @property
     def device(self) -> torch.device:
@@ -52,15 +56,33 @@ class ImageData:
         """Turn uint8 images [..., channels, height, width] into the float32 values that a model is fed."""
         return images.to(torch.float32).mul_(self._scale).add_(self._shift)
 
-    def training_examples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return training images as they are trained on, still uint8 [..., channels, height, width], and their indices.
+    def targets(self, part: Part) -> Tensor:
+        """Return the labels of a part."""
+        return self.train_labels if part == "train" else self.test_labels
+
+    def inputs(self, part: Part, where: Tensor | slice) -> Tensor:
+        """Return images of a part, normalised."""
+        return self.normalise(self._pixels(part, where))
+
+    def draw_changes(self, indices: Tensor, rng: np.random.Generator) -> Tensor:
+        """Draw how training images are augmented."""
+        return self.augmentation.draw(indices, rng)
+
+    def training_inputs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return training images as they are trained on, normalised, and their indices.
 
         `rows` come from `augmentation.draw`: indices [...], or int64 [..., 4] where images are changed.
         """
         if not self.augmentation.active:
-            # Whole images are copied at once, which indexing with a tensor does not do.
-            return self.train_images.index_select(0, rows.flatten()).view(*rows.shape, *self.image_shape), rows
-        return augmented(self.train_images, rows), rows[..., 0]
+            return self.inputs("train", rows), rows
+        return self.normalise(augmented(self.train_images, rows)), rows[..., 0]
+
+    def _pixels(self, part: Part, where: Tensor | slice) -> Tensor:
+        images = self.train_images if part == "train" else self.test_images
+        if isinstance(where, slice):
+            return images[where]
+        # Whole images are copied at once, which indexing with a tensor does not do.
+        return images.index_select(0, where.flatten()).view(*where.shape, *self.image_shape)
 
     def preprocess(self) -> dict[str, Any]:
         """Return what a user of the model must do to an image, as `config.json` says it."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Data
 
 Indices = NDArray[np.int64]
 
@@ -72,9 +72,11 @@ class Partition:
         return cls.of(clients)
 
 
-def missing_classes(partition: Partition, data: ImageData) -> tuple[str, ...]:
+def missing_classes(partition: Partition, data: Data) -> tuple[str, ...]:
     """Return the names of the classes of which no client has an example: no model learns them."""
-    counts = partition.class_counts(data.train_labels.cpu().numpy(), data.num_classes).sum(axis=0)
+    if not data.num_classes:
+        return ()
+    counts = partition.class_counts(data.targets("train").cpu().numpy(), data.num_classes).sum(axis=0)
     return tuple(name for name, count in zip(data.class_names, counts, strict=True) if not count)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fedmr_merge.checkpoint.metadata import LAYERS_KEY
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.seeds import derive_seed
 
@@ -38,26 +37,46 @@ class Classifier(nn.Module):
 
 
 class Architecture(Plugin):
-    """An architecture, which builds a module for a shape of images and a number of classes.
+    """An architecture, which builds a module for a shape of examples and a number of outputs.
 
     Its fields are its options.
+    """
+
+    takes: ClassVar[str | None] = "images"
+    """The kind of examples that it takes; None for any. Their shape is, for
+
+    - `images`, (channels, height, width); the module is called with float32 [batch, channels, height, width]
+    - `features`, (features,); the module is called with float32 [batch, features]
+    - `tokens`, (length, vocabulary); the module is called with int64 input_ids [batch, length] and, where sequences are
+      padded, bool attention_mask [batch, length], by these names
     """
 
     normalisation_first: ClassVar[bool] = False
     """Whether a normalisation precedes the convolution or linear layer it belongs to (pre-activation networks)."""
 
-    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-        """Return a module for images of shape (channels, height, width), initialised from torch's global generator.
+    def build(self, shape: Any, outputs: int) -> nn.Module:
+        """Return a module for examples of a shape (see `takes`), initialised from torch's global generator.
 
-        Raises TrainingError when the images are too small for it. Use `initialise` for a module with seeded weights.
+        For each example, or each place of a sequence, it has so many outputs: one for each class, for example. A module
+        that is a head on top of features is a `Classifier`, which some methods need.
+
+        Raises TrainingError when the examples are too small for it. Use `initialise` for a module with seeded weights.
         """
         raise NotImplementedError
 
-    def initialise(self, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Classifier:
+    def initialise(self, shape: Any, outputs: int, seed: int) -> nn.Module:
         """Build the module on the CPU with the initial weights of this seed, without touching the global generator."""
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(derive_seed(seed, "initial weights"))
-            return self.build(image_shape, num_classes)
+            return self.build(shape, outputs)
+
+    def require_kind(self, kind: str) -> None:
+        """Raise TrainingError when examples are of another kind than it takes."""
+        if self.takes not in (None, kind):
+            raise TrainingError(
+                f"model {self.name} takes {self.takes}, and these data are {kind}",
+                hint="choose another model or data set",
+            )
 
     def require_size(self, image_shape: tuple[int, int, int], smallest: int) -> None:
         """Raise TrainingError when an image is less than `smallest` pixels high or wide."""
@@ -114,16 +133,17 @@ def checkpoint_metadata(architecture: Architecture, module: nn.Module) -> dict[s
     return {"format": "pt", LAYERS_KEY: json.dumps(architecture.layers(module), sort_keys=True)}
 
 
-def model_config(architecture: Architecture, data: ImageData) -> dict[str, Any]:
-    """Return the content of `config.json`: all that is needed to rebuild the module and to feed it."""
+def model_config(architecture: Architecture, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `config.json`: all that is needed to rebuild the module and to feed it.
+
+    `about` is what the task says of itself and of the data; see `Task.config`.
+    """
     return {
         "format_version": 1,
         "library_name": "fedmr-merge",
         "architecture": architecture.name,
         "arch_args": architecture.options(),
-        "num_classes": data.num_classes,
-        "preprocess": data.preprocess(),
-        "label_names": list(data.class_names),
+        **about,
     }
 
 

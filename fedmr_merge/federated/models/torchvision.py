@@ -41,7 +41,7 @@ class Torchvision(Architecture):
         _try_on(module, image_shape, self.name)
         return module
 
-    def initialise(self, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Classifier:
+    def initialise(self, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
         """Build the module with the weights that were asked for; what they leave open is drawn with this seed."""
         module = super().initialise(image_shape, num_classes, seed)
         if self.weights is not None:

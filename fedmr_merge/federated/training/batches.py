@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedmr_merge.federated.data.examples import Inputs
+
 LastBatch = Literal["keep", "drop", "merge"]
 
 
@@ -35,12 +37,14 @@ def clients_with_a_lone_example(sizes: Sequence[int], batch_size: int) -> tuple[
     return tuple(client for client, size in enumerate(sizes) if batch_sizes(size, batch_size, "keep")[-1] == 1)
 
 
-def trains_on_one_example(module: nn.Module, image: Tensor) -> bool:
-    """Return whether a module in training mode takes a batch of one; `image` is such a batch, normalised."""
-    devices = [image.device] if image.device.type == "cuda" else []
+def trains_on_one_example(module: nn.Module, example: Inputs) -> bool:
+    """Return whether a module in training mode takes a batch of one; `example` is such a batch."""
+    first = example if isinstance(example, Tensor) else next(iter(example.values()))
+    devices = [first.device] if first.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
-            deepcopy(module).train()(image)
+            copy = deepcopy(module).train()
+            copy(example) if isinstance(example, Tensor) else copy(**example)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

@@ -2,52 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmr_merge.federated.cohort import Weights
+from fedmr_merge.federated.data.examples import Inputs
 from fedmr_merge.federated.models.base import Classifier
-from fedmr_merge.federated.training.loss import CrossEntropy
+from fedmr_merge.federated.tasks.base import Loss
 
 
 class Forward:
-    """Runs a module with weights that are arguments: `forward(weights, images)` gives logits.
+    """Runs a module with weights that are arguments: `forward(weights, inputs)` gives outputs, e.g. logits.
 
     `weights` is a whole state dict. In training mode a batch normalisation updates the statistics in it in place, as
     torch does.
     """
 
-    def __init__(self, module: Classifier, *, frozen: Forward | None = None, loss: CrossEntropy | None = None) -> None:
+    def __init__(self, module: nn.Module, *, frozen: Forward | None = None, loss: Loss | None = None) -> None:
         """Run a module; `frozen` is the same model in evaluation mode, where `module` is not.
 
-        `loss` is what its logits are trained on.
+        `loss` is what its outputs are trained on, where they are.
         """
-        self.loss = loss or CrossEntropy()
+        self._loss = loss
         self._module = module
         self._parts = _Parts(module)
         self._frozen = frozen
 
-    def __call__(self, weights: Weights, images: Tensor) -> Tensor:
-        """Map images [batch, channels, height, width] to logits [batch, classes]."""
-        return self._call("forward", weights, images)
+    def __call__(self, weights: Weights, inputs: Inputs) -> Tensor:
+        """Map a batch of examples to outputs, e.g. images [batch, channels, height, width] to logits [batch, classes].
 
-    def features(self, weights: Weights, images: Tensor) -> Tensor:
-        """Map images to features [batch, width]."""
-        return self._call("features", weights, images)
+        Tensors by name are the module's arguments of these names.
+        """
+        return self._call("forward", weights, inputs)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the module is a head on top of features, one row of these for each example."""
+        return isinstance(self._module, Classifier)
+
+    def features(self, weights: Weights, inputs: Inputs) -> Tensor:
+        """Map a batch of examples to features [batch, width]; the module must have a head."""
+        return self._call("features", weights, inputs)
 
     def head(self, weights: Weights, features: Tensor) -> Tensor:
-        """Map features [batch, width] to logits [batch, classes]."""
+        """Map features [batch, width] to outputs; the module must have a head."""
         return self._call("head", weights, features)
 
-    def laid_out(self, images: Tensor) -> Tensor:
-        """Return images [batch, channels, height, width] in the memory layout that is fastest for model and device."""
-        if images.device.type == "cpu" and self._module.channels_last:
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss that clients train on, a scalar."""
+        assert self._loss is not None
+        return self._loss(outputs, targets)
+
+    def laid_out(self, inputs: Inputs) -> Inputs:
+        """Return a batch in the memory layout that is fastest for model and device: of images, the channels last."""
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.device.type != "cpu":
+            return inputs
+        if getattr(self._module, "channels_last", False):
+            return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
 
     @property
     def frozen(self) -> Forward:
@@ -59,9 +76,9 @@ class Forward:
         """The module's own tensors. Called with this very mapping, no tensor has to be exchanged: it is faster."""
         return dict(self._module.state_dict(keep_vars=True))
 
-    def _call(self, part: str, weights: Weights, values: Tensor) -> Tensor:
+    def _call(self, part: str, weights: Weights, values: Inputs) -> Tensor:
         if weights is self.own:
-            return cast(Tensor, getattr(self._module, part)(values))
+            return _applied(getattr(self._module, part), values)
         prefixed = {f"module.{name}": tensor for name, tensor in weights.items()}
         return cast(Tensor, functional_call(self._parts, prefixed, (part, values)))
 
@@ -69,10 +86,14 @@ class Forward:
 class _Parts(nn.Module):
     """Lets `functional_call`, which only calls a whole module, call a part of one."""
 
-    def __init__(self, module: Classifier) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, part: str, values: Tensor) -> Tensor:
-        result: Tensor = getattr(self.module, part)(values)
-        return result
+    def forward(self, part: str, values: Inputs) -> Tensor:
+        return _applied(getattr(self.module, part), values)
+
+
+def _applied(function: Callable[..., Any], values: Inputs) -> Tensor:
+    result: Tensor = function(values) if isinstance(values, Tensor) else function(**values)
+    return result

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fedmr_merge.federated.data.examples import on_meta
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.training.options import Training
 
 _MODELS = 4
 """A client has the model that it was sent, the one in training, its gradient, and a place for the result."""
@@ -61,9 +62,10 @@ def _kept_for_backward(federation: Federation, batch: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        images = torch.empty(batch, *federation.data.image_shape, device="meta")
-        logits = federation.new_training_forward()(weights, images)
-        F.cross_entropy(logits, torch.empty(batch, dtype=torch.int64, device="meta"))
+        data, targets = federation.data, federation.data.targets("train")
+        outputs = federation.new_training_forward()(weights, on_meta(data.inputs("train", slice(0, 1)), batch))
+        loss = federation.task.loss(data, Training())  # without weights of classes, which have values
+        loss(outputs, torch.empty(batch, *targets.shape[1:], dtype=targets.dtype, device="meta"))
     return _storage_bytes(kept.values()) - _storage_bytes(
         tensor for tensor in weights.values() if tensor.untyped_storage()._cdata in kept
     )

@@ -42,7 +42,7 @@ class LocalTraining:
         """Return the order in which a slot's client goes through its examples, on the CPU: int64 [epochs, examples].
 
         With `local_steps` there are as many epochs as these take. Where the data set is augmented, a row of four (see
-        `Augmentation.draw`) stands for each example.
+        `Data.draw_changes`) stands for each example.
         """
         federation, client = self.federation, self.clients[slot]
         indices = torch.tensor(federation.partition.clients[client])
@@ -50,7 +50,7 @@ class LocalTraining:
         for epoch in range(self._epochs(slot)):
             order = federation.generator("batches", self.round, client, epoch).permutation(len(indices))
             rng = federation.generator("augmentation", self.round, client, epoch)
-            epochs.append(federation.data.augmentation.draw(indices[torch.from_numpy(order)], rng))
+            epochs.append(federation.data.draw_changes(indices[torch.from_numpy(order)], rng))
         return torch.stack(epochs)
 
     def schedule(self, slot: int) -> tuple[Tensor, ...]:
@@ -98,13 +98,14 @@ class LocalTraining:
         return self.federation.batch_sizes(self.clients[slot])
 
     def batch(self, indices: Tensor) -> Batch:
-        """Return the training examples of `orders`, normalised; they may be stacked, [batch] or [slots, batch]."""
+        """Return the training examples of `orders` as a model takes them; they may be stacked, [batch] or
+        [slots, batch].
+        """
         data = self.federation.data
-        images, indices = data.training_examples(indices)
-        images = data.normalise(images)
-        if images.dim() == 4:
-            images = self.federation.training_forward.laid_out(images)
-        return Batch(images, data.train_labels[indices], indices)
+        inputs, indices = data.training_inputs(indices)
+        if indices.dim() == 1:
+            inputs = self.federation.training_forward.laid_out(inputs)
+        return Batch(inputs, data.targets("train")[indices], indices)
 
     def context_of(self, slot: int) -> Context:
         """Return the context as the client of a slot sees it."""

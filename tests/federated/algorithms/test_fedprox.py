@@ -7,7 +7,7 @@ from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedprox import FedProx
 from fedmr_merge.federated.protocol import Batch, Context, initial_state
 from fedmr_merge.federated.rounds import run_rounds
-from fedmr_merge.federated.training.loss import CrossEntropy
+from fedmr_merge.federated.tasks._classification import CrossEntropy
 
 
 def run(federation, algorithm, rounds=2):

@@ -98,6 +98,6 @@ def test_a_batch_is_changed_then_normalised(federation):
     cohort = algorithm.start(federation, initial_state(federation)).cohort.expand(3)
     rows = torch.tensor([[3, 1, 0, 1], [5, 0, -1, 0]])
     found = LocalTraining(federation, algorithm, cohort, Context(), (0, 1, 2), 1).batch(rows)
-    assert torch.equal(found.images, federation.data.normalise(augmented(federation.data.train_images, rows)))
-    assert torch.equal(found.labels, federation.data.train_labels[[3, 5]])
+    assert torch.equal(found.inputs, federation.data.normalise(augmented(federation.data.train_images, rows)))
+    assert torch.equal(found.targets, federation.data.train_labels[[3, 5]])
     assert found.indices.tolist() == [3, 5]

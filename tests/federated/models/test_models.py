@@ -14,6 +14,7 @@ from fedmr_merge.federated.models.lenet import LeNet
 from fedmr_merge.federated.models.resnet20 import ResNet20
 from fedmr_merge.federated.models.resnet20_preact import ResNet20Preact
 from fedmr_merge.federated.models.vgg16 import Vgg16
+from fedmr_merge.federated.tasks.image_classification import ImageClassification
 from fedmr_merge.layers.layer_rule import layers_from_names
 from fedmr_merge.layers.rules import group_tensors
 
@@ -144,7 +145,7 @@ class TestContract:
         data = make_data(shape=(3, 32, 32))
         architecture = ARCHITECTURES.find(name)()
         module = architecture.build(data.image_shape, data.num_classes)
-        config = json.loads(json.dumps(model_config(architecture, data)))
+        config = json.loads(json.dumps(model_config(architecture, ImageClassification().config(data))))
         rebuilt = ARCHITECTURES.find(config["architecture"])(**config["arch_args"])
         assert rebuilt == architecture
         again = rebuilt.build(image_shape_of(config["preprocess"]), config["num_classes"])

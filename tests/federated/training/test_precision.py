@@ -14,7 +14,7 @@ from small_federation import Normalised, make_federation
 from torch import Tensor
 
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
-from fedmr_merge.federated.evaluation import evaluate, evaluate_by_class, recalibrate, recalibration_batches
+from fedmr_merge.federated.evaluation import evaluate, recalibrate, recalibration_batches
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.federated.selection import SELECTIONS
@@ -106,11 +106,12 @@ class Recording:
         return self._forward(weights, images)
 
 
-@pytest.mark.parametrize("evaluation", [evaluate, evaluate_by_class])
-def test_evaluation_is_in_float32(in_tf32, evaluation):
+@pytest.mark.parametrize("in_detail", [False, True])
+def test_evaluation_is_in_float32(in_tf32, in_detail):
     federation = make_federation()
     forward = Recording(federation.evaluation_forward)
-    evaluation(forward, federation.module.state_dict(), federation.data)
+    vars(federation)["evaluation_forward"] = forward
+    evaluate(federation, federation.module.state_dict(), in_detail=in_detail)
     assert forward.seen
     assert all(seen == asked(tf32=False) for seen in forward.seen)
 

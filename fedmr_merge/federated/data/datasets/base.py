@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.plugin import Plugin
 
 
 class DataSet(Plugin):
     """Base of the data sets in `datasets/`, one file each; the dataclass fields are the options."""
 
-    def load(self) -> ImageData:
+    @property
+    def task(self) -> str:
+        """The name of the task that a run has with these data, unless its recipe says otherwise."""
+        return "image-classification"
+
+    def load(self) -> Data:
         """Load the data into main memory; the same bytes every time.
 
         Raises DataError when it is not there, saying what to download and where to put it.

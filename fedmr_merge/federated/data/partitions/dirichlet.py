@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.seeds import generator
@@ -36,9 +36,9 @@ class Dirichlet(PartitionMethod):
     min_examples: Annotated[int, Ge(1)] = 10  #: what every client gets at least
     form: Literal["balanced", "hsu"] = "balanced"
 
-    def split(self, data: ImageData, seed: int) -> Partition:
+    def split(self, data: Data, seed: int) -> Partition:
         """Deal the training examples to the clients."""
-        labels = data.train_labels.cpu().numpy()
+        labels = self.classes_of(data)
         if len(labels) < self.clients * self.min_examples:
             raise DataError(
                 f"{len(labels)} training examples do not suffice for {self.clients} clients "

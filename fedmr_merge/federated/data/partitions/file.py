@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 
@@ -25,7 +25,7 @@ class File(PartitionMethod):
 
     path: str  #: the file
 
-    def split(self, data: ImageData, seed: int) -> Partition:
+    def split(self, data: Data, seed: int) -> Partition:
         """Return the partition of the file; the seed changes nothing."""
         file = Path(self.path).expanduser()
         try:
@@ -42,9 +42,9 @@ class File(PartitionMethod):
         except DataError as error:
             raise DataError(f"{file}: {error}", hint=error.hint or _HINT, path=file, client=error.client) from error
         last = max(int(indices[-1]) for indices in partition.clients)
-        if last >= len(data.train_labels):
+        if last >= data.examples("train"):
             raise DataError(
-                f"{file}: names training example {last}, but there are only {len(data.train_labels)}, counted from 0",
+                f"{file}: names training example {last}, but there are only {data.examples('train')}, counted from 0",
                 hint="was it made for another data set?",
                 path=file,
             )

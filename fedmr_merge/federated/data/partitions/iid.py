@@ -9,7 +9,7 @@ import numpy as np
 from annotated_types import Ge
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.seeds import generator
@@ -21,9 +21,9 @@ class Iid(PartitionMethod):
 
     clients: Annotated[int, Ge(1)] = 100  #: number of clients
 
-    def split(self, data: ImageData, seed: int) -> Partition:
+    def split(self, data: Data, seed: int) -> Partition:
         """Deal the training examples to the clients."""
-        examples = len(data.train_labels)
+        examples = data.examples("train")
         if examples < self.clients:
             raise DataError(
                 f"{examples} training examples do not suffice for {self.clients} clients",

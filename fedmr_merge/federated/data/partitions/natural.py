@@ -9,7 +9,7 @@ import numpy as np
 from annotated_types import Ge
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 
@@ -20,7 +20,7 @@ class Natural(PartitionMethod):
 
     min_examples: Annotated[int, Ge(1)] = 1  #: a client with fewer training examples is left out
 
-    def split(self, data: ImageData, seed: int) -> Partition:
+    def split(self, data: Data, seed: int) -> Partition:
         """Give every client its own examples; the seed changes nothing."""
         if data.train_clients is None:
             raise DataError(

@@ -9,7 +9,7 @@ import numpy as np
 from annotated_types import Ge
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.seeds import generator
@@ -26,9 +26,9 @@ class Shards(PartitionMethod):
     clients: Annotated[int, Ge(1)] = 100  #: number of clients
     shards_per_client: Annotated[int, Ge(1)] = 2
 
-    def split(self, data: ImageData, seed: int) -> Partition:
+    def split(self, data: Data, seed: int) -> Partition:
         """Deal the training examples to the clients."""
-        labels = data.train_labels.cpu().numpy()
+        labels = self.classes_of(data)
         count = self.clients * self.shards_per_client
         if len(labels) < count:
             raise DataError(

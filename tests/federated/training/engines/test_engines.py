@@ -171,7 +171,7 @@ class OutOfMemory:
         loss = self.real(*arguments)
 
         def limited(weights, batch, context):
-            clients = len(batch.labels) if batch.labels.dim() > 1 else 1
+            clients = len(batch.targets) if batch.targets.dim() > 1 else 1
             self.asked.append(clients)
             if clients > self.room:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
