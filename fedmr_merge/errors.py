@@ -22,6 +22,7 @@ Every message and every hint is safe to print: characters that would control a t
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -103,12 +104,12 @@ class Difference:
     expected: str  #: what slot 0 has, e.g. `F32 [64, 3, 7, 7]`, or `absent`
     found: str
     is_config: bool = False
-    is_prefix: bool = False  #: what differs is how the names of many tensors begin
+    prefixes: tuple[str, str] | None = None  #: how the names of many tensors begin, where that is what differs
 
     @property
     def kind(self) -> str:
         """What differs, as a message says it of several differences."""
-        if self.is_prefix:
+        if self.prefixes is not None:
             return "in prefixes"
         if self.is_config:
             return "in the configuration"
@@ -123,10 +124,14 @@ class Difference:
 
 _SAME = "merge checkpoints of one architecture and dtype; `fedmr-merge inspect CKPT` shows a checkpoint's tensors"
 _RENAME = (
-    "save the wrapped model itself (`model.module`, `model._orig_mod`), or rename its tensors once: "
-    '`python -c "import safetensors.torch as s; '
-    "s.save_file({n.removeprefix('PREFIX'): t for n, t in s.load_file('IN').items()}, 'OUT', {'format': 'pt'})\"`"
+    "rename the tensors of {path} once: "
+    '`python -c "import safetensors.torch as s; P = {pairs}; '
+    "s.save_file({{next((b + n[len(a):] for a, b in P if n.startswith(a)), n): t "
+    "for n, t in s.load_file('IN').items()}}, 'OUT', {{'format': 'pt'}})\"`"
 )
+_PLAIN_PREFIX = re.compile(r"[A-Za-z0-9_.]{0,100}")
+#: What wraps a model under a name of its own: the attribute that holds the model itself.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class LayerMismatchError(FedmrMergeError):
@@ -152,9 +157,26 @@ class LayerMismatchError(FedmrMergeError):
         super().__init__(
             f"the models do not have one architecture, {count} from slot 0:{' ' + lines[0] if alone else ''}",
             details=() if alone else lines,
-            hint=(_RENAME if any(d.is_prefix for d in self.differences) else _SAME)
-            + (ignoring if any(d.is_config for d in self.differences) else ""),
+            hint=(self._renaming() or _SAME) + (ignoring if any(d.is_config for d in self.differences) else ""),
         )
+
+    def _renaming(self) -> str | None:
+        """Return how to make the names agree of the first model that differs from slot 0 in prefixes."""
+        slot = next((d.slot for d in self.differences if d.prefixes is not None), None)
+        if slot is None:
+            return None
+        pairs = [
+            (there, here) for d in self.differences if d.slot == slot and d.prefixes for here, there in [d.prefixes]
+        ]
+        if not all(there for there, _ in pairs):  # no prefix would be a prefix of every name
+            slot, pairs = 0, [(here, there) for there, here in pairs]
+        pairs.sort(key=lambda pair: -len(pair[0]))
+        if not all(_PLAIN_PREFIX.fullmatch(part) for pair in pairs for part in pair):
+            pairs = [("OLD PREFIX", "NEW PREFIX")]  # a name from a file must not become a part of a command
+        parts = {part for pair in pairs for part in ".".join(pair).split(".")}
+        wrapper = next((name for name in _WRAPPERS if name in parts), None)
+        saving = f"save the wrapped model itself, `model.{wrapper}`" if wrapper else "save both from one class of model"
+        return f"{saving}, or {_RENAME.format(path=shown(self.paths[slot]), pairs=pairs)}"
 
 
 class RuleError(FedmrMergeError):

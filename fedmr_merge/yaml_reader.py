@@ -6,7 +6,6 @@ is a number; aliases count as often as they are used, so that a short text canno
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Hashable
@@ -126,7 +125,7 @@ class _Loader(yaml.SafeLoader):
             value = float(self.construct_yaml_float(node))
         except (ValueError, LookupError, OverflowError) as error:
             raise _fault(f"{shown(node.value, 40)!r} is not a number", node) from error
-        if math.isfinite(value) and abs(value) > _LARGEST_FLOAT:
+        if abs(value) > _LARGEST_FLOAT and "inf" not in node.value.lower():
             raise _fault(f"{shown(node.value, 40)} is too large for float32", node)
         return value
 

@@ -42,6 +42,8 @@ def test_values(text: str, value: object) -> None:
         ("!!int x", "'x' is not an integer"),
         ("!!bool maybe", "'maybe' is not true or false"),
         ("1e308", "1e308 is too large for float32"),
+        ("1e400", "1e400 is too large for float32"),
+        ("-1e400", "-1e400 is too large for float32"),
         ("&a [*a]", "an alias stands within what it names"),
         ("&a {<<: *a}", "an alias stands within what it names"),
         (BOMB, f"holds more than {MAX_VALUES:,} values"),

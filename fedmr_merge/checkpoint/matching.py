@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from fedmr_merge.checkpoint.configuration import config_differences, read_configuration
 from fedmr_merge.checkpoint.open import Checkpoint
@@ -10,6 +11,7 @@ from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import Difference, LayerMismatchError, PlanError
 
 _TRIED = 8  #: names, and candidates for each, that are looked at to find by what the names of two models differ
+_MOST_RENAMINGS = 6  #: of parts of a model: each costs a look at all of its names
 
 
 def match_checkpoints(
@@ -52,27 +54,64 @@ def tensor_differences(
     return found
 
 
+class _Renaming(NamedTuple):
+    """Tensors whose names begin differently in two models."""
+
+    here: str  #: what they begin with in slot 0
+    there: str
+    names: Mapping[str, str]  #: of the other model → of slot 0
+
+
 def _renamed_differences(
     slot: int, first: Mapping[str, TensorEntry], other: Mapping[str, TensorEntry]
 ) -> list[Difference]:
     """Return how the tensors of a slot differ; where most names differ by a prefix alone, that is one difference."""
-    missing = [name for name in first if name not in other]
-    extra = {name for name in other if name not in first}
-    prefixes = _differing_prefixes(missing, extra)
-    if prefixes is None:
-        return tensor_differences(slot, first, other)
-    here, there = prefixes
-    as_here = {there + name.removeprefix(here): name for name in missing if name.startswith(here)}
-    moved = extra & as_here.keys()
-    renamed = {as_here[name] if name in moved else name: entry for name, entry in other.items()}
-    subject = f"the names of {len(moved):,} tensors"
-    prefix = Difference(slot, subject, _quoted(here), _quoted(there), is_prefix=True)
-    return [prefix, *tensor_differences(slot, first, renamed)]
+    renamings = _renamings([name for name in first if name not in other], [name for name in other if name not in first])
+    as_here = {there: here for renaming in renamings for there, here in renaming.names.items()}
+    renamed = {as_here.get(name, name): entry for name, entry in other.items()} if renamings else other
+    prefixes = [
+        Difference(
+            slot,
+            "the name of 1 tensor" if len(names) == 1 else f"the names of {len(names):,} tensors",
+            _quoted(here),
+            _quoted(there),
+            prefixes=(here, there),
+        )
+        for here, there, names in renamings
+    ]
+    return [*prefixes, *tensor_differences(slot, first, renamed)]
+
+
+def _renamings(missing: Sequence[str], extra: Sequence[str]) -> list[_Renaming]:
+    """Return by which prefixes most of the missing names differ from the extra ones; nothing if not most of them do.
+
+    A library that moves parts of its models renames each of them: `language_model.model.` to `model.language_model.`,
+    `vision_tower.` to `model.vision_tower.`.
+    """
+    found: list[_Renaming] = []
+    left, spare = list(missing), dict.fromkeys(extra)  # in order: what is found must not depend on hashes
+    while left and len(found) < _MOST_RENAMINGS and (prefixes := _differing_prefixes(left, spare)):
+        here, there = prefixes
+        names = {
+            as_there: name
+            for name in left
+            if name.startswith(here) and (as_there := there + name.removeprefix(here)) in spare
+        }
+        known = {part for renaming in found for part in (renaming.here + renaming.there).split(".")} - {""}
+        if found and len(names) == 1 and known.isdisjoint((here + there).split(".")):
+            break
+        found.append(_Renaming(here, there, names))
+        renamed = set(names.values())
+        left = [name for name in left if name not in renamed]
+        spare = {name: None for name in spare if name not in names}
+    return found if (len(missing) - len(left)) * 2 >= len(missing) else []
 
 
 def _differing_prefixes(missing: Sequence[str], extra: Collection[str]) -> tuple[str, str] | None:
-    """Return what most of the missing names begin with, and what stands in its place in the extra ones: one of the two
-    is the other with further parts, as in `model.` and `model.language_model.`, or in none and `module.`.
+    """Return what many of the missing names begin with, and what stands in its place in the extra ones.
+
+    One of the two is the other with further parts, as in `model.` and `model.language_model.`, or in none and
+    `module.`, or has the same parts in another order.
     """
     by_end: dict[tuple[str, ...], list[str]] = {}
     for name in extra:
@@ -85,9 +124,9 @@ def _differing_prefixes(missing: Sequence[str], extra: Collection[str]) -> tuple
         for name in missing[:_TRIED]
         for candidate in by_end.get(tuple(name.split(".")[-2:]), ())
     }
-    found = [(_count(here, there, missing, extra), here, there) for here, there in pairs if _is_longer(here, there)]
+    found = [(_count(here, there, missing, extra), here, there) for here, there in pairs if _are_alike(here, there)]
     count, here, there = max(found, default=(0, "", ""))
-    return (here, there) if count and count * 2 >= len(missing) else None
+    return (here, there) if count else None
 
 
 def _heads(name: str, other: str) -> tuple[str, str]:
@@ -98,10 +137,12 @@ def _heads(name: str, other: str) -> tuple[str, str]:
     return "".join(f"{part}." for part in parts), "".join(f"{part}." for part in others)
 
 
-def _is_longer(here: str, there: str) -> bool:
-    """Return whether one of two prefixes is the other with further parts somewhere in it."""
+def _are_alike(here: str, there: str) -> bool:
+    """Return whether a prefix is the other with further parts somewhere in it, or has its parts in another order."""
     short, long = sorted((here.split(".")[:-1], there.split(".")[:-1]), key=len)
-    return len(short) < len(long) and _is_within(short, long)
+    if len(short) == len(long):
+        return short != long and sorted(short) == sorted(long)
+    return _is_within(short, long)
 
 
 def _is_within(parts: Iterable[str], all_parts: Sequence[str]) -> bool:

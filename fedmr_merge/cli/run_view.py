@@ -146,6 +146,13 @@ def _show_sizes(recipe: Recipe, federation: Federation) -> None:
         from fedmr_merge.federated.training.gpu_memory import forecast_memory
 
         console.say(memory_line(forecast_memory(federation, torch.cuda.mem_get_info(federation.device)[0])))
-    for name, traffic in stage_traffic(recipe, federation).items():
+    total_down = total_up = 0
+    bound = ""
+    for stage, traffic in stage_traffic(recipe, federation):
         down, up = console.size(traffic.down), console.size(traffic.up)
-        console.say(f"{name}: {down} sent to the clients in a round, {up} sent back")
+        console.say(f"{stage.name}: {down} sent to the clients in a round, {up} sent back")
+        bound = " at most" if stage.length.until else bound
+        total_down += traffic.down * stage.length.rounds
+        total_up += traffic.up * stage.length.rounds
+    down, up = console.size(total_down), console.size(total_up)
+    console.say(f"{console.plural(recipe.rounds, 'round')}{bound}: {down} sent to the clients, {up} sent back")

@@ -130,11 +130,11 @@ def model_bytes(federation: Federation) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in federation.module.state_dict().values())
 
 
-def stage_traffic(recipe: Recipe, federation: Federation) -> dict[str, Traffic]:
-    """Return how many bytes a round of each training stage sends and gets back, by the name of its method."""
-    state, found = first_state(recipe, federation), {}
+def stage_traffic(recipe: Recipe, federation: Federation) -> list[tuple[TrainingStage, Traffic]]:
+    """Return each training stage, and how many bytes a round of it sends and gets back."""
+    state, found = first_state(recipe, federation), []
     for stage in recipe.stages:
         if isinstance(stage, TrainingStage):
             state = begin_stage(federation, stage.method, state)
-            found[stage.name] = forecast_traffic(federation, stage.method, state)
+            found.append((stage, forecast_traffic(federation, stage.method, state)))
     return found

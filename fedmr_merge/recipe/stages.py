@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, Field
 
 from fedmr_merge.federated.algorithms.base import Algorithm
@@ -22,7 +22,7 @@ LicenceId = Annotated[str, AfterValidator(check_licence)]
 class Length:
     """How long a training stage lasts."""
 
-    rounds: Annotated[int, Ge(1)]  #: at most, where there is `until`
+    rounds: Annotated[int, Ge(1), Le(1_000_000)]  #: at most, where there is `until`
     until: Until | None = None  #: ends the stage as soon as one of its criteria is met
 
 

@@ -18,12 +18,14 @@ def newest_whole(run: Path, federation: Federation) -> tuple[Saved | None, list[
     """Return the newest checkpoint that can be resumed from, None where no checkpoint was written yet, and notes.
 
     A checkpoint can be resumed from when its files are what was written and both logs hold every round up to it. The
-    notes say why newer checkpoints were passed over, and which rounds are run again.
+    notes say why newer checkpoints were passed over, which lines of the logs after it are damaged, and which rounds are
+    run again. A last line that is cut off is what a killed process leaves, and is not reported.
 
     Raises RunError when there are checkpoints and none of them can be resumed from.
     """
     folder = run / CHECKPOINTS
     places, faults = find_checkpoints(folder), list[FedmrMergeError]()
+    damage = [str(fault) for name in LOGS if (fault := read_log_prefix(run, name)[1]) is not None]
     for place in reversed(places):
         try:
             saved = load_state(folder, place, federation)
@@ -32,13 +34,16 @@ def newest_whole(run: Path, federation: Federation) -> tuple[Saved | None, list[
             faults.append(error)
             continue
         notes = [f"{fault}: the run goes back to round {place.round}" for fault in faults]
+        reported = [str(fault) for fault in faults]
+        notes += [f"{line}: the rounds after {place.round} are run again" for line in damage if line not in reported]
         return saved, notes
     if faults:
         raise RunError(
             f"{faults[0]}; no other checkpoint can be resumed from", hint=faults[0].hint or "start anew with --fresh"
         ) from faults[0]
     recorded = len(read_log_prefix(run, METRICS)[0])
-    return None, [f"no checkpoint was written yet: rounds 1 to {recorded} are run again"] if recorded else []
+    notes = [f"{line}: all rounds are run again" for line in damage]
+    return None, notes + ([f"no checkpoint was written yet: rounds 1 to {recorded} are run again"] if recorded else [])
 
 
 def fork_run(run: Path, round: int, target: Path, recipe: str) -> None:

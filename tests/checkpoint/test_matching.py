@@ -123,7 +123,53 @@ def test_names_that_differ_by_a_prefix(here: str, there: str, tmp_path: Path) ->
     assert prefixes.subject == "the names of 7 tensors"
     assert (prefixes.expected, prefixes.found) == tuple(f"`{p}…`" if p else "no prefix" for p in (here, there))
     assert (head.subject, head.expected) == ("head.bias", "absent")
-    assert "removeprefix" in str(caught.value.hint)
+    wrapper = next((name for name in ("_orig_mod", "module") if name in here + there), None)
+    advice = f"save the wrapped model itself, `model.{wrapper}`" if wrapper else "save both from one class of model"
+    place, pair = ("b", (there, here)) if there else ("a", (here, there))
+    assert str(caught.value.hint).startswith(f"{advice}, or rename the tensors of ")
+    assert f"{place}.safetensors once: `python -c" in str(caught.value.hint)
+    assert f"P = {[pair]};" in str(caught.value.hint)
+
+
+def multimodal(folder: Path, *, new: bool) -> Path:
+    """A model as transformers 4.50 and 4.55 name its parts."""
+    prefixes = {
+        "language_model.model.": "model.language_model.",
+        "vision_tower.": "model.vision_tower.",
+        "multi_modal_projector.": "model.multi_modal_projector.",
+        "language_model.lm_head.": "lm_head.",
+    }
+    tensors = {}
+    for old, now in prefixes.items():
+        count = 1 if old.endswith("head.") else 2 if old.startswith("multi") else 40
+        tensors |= {f"{now if new else old}{i}.weight": ("F32", (2,)) for i in range(count)}
+    return write(folder / f"{new}.safetensors", model(0, tensors))
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_parts_that_moved_are_a_line_each_and_the_hint_renames_them(order: tuple[bool, bool], tmp_path: Path) -> None:
+    paths = [multimodal(tmp_path, new=new) for new in order]
+    with pytest.raises(LayerMismatchError) as caught:
+        match_checkpoints([open_checkpoint(path) for path in paths])
+    assert sorted(d.subject for d in caught.value.differences) == [
+        "the name of 1 tensor",
+        "the names of 40 tensors",
+        "the names of 42 tensors",
+    ]
+    command = str(caught.value.hint).partition('python -c "')[2].rpartition('"')[0]
+    at_fault = next(path for path in paths if str(path) in str(caught.value.hint))
+    fixed = tmp_path / "fixed.safetensors"
+    exec(command.replace("'IN'", repr(str(at_fault))).replace("'OUT'", repr(str(fixed))), {})
+    (other,) = set(paths) - {at_fault}
+    match_checkpoints([open_checkpoint(path) for path in (other, fixed)])
+
+
+def test_names_from_a_file_do_not_become_a_command(tmp_path: Path) -> None:
+    for i, prefix in enumerate(("", "$(reboot).")):
+        write(tmp_path / f"{i}.safetensors", {prefix + name: raw for name, raw in model(0, LINEAR).items()})
+    with pytest.raises(LayerMismatchError) as caught:
+        match_checkpoints([open_checkpoint(tmp_path / f"{i}.safetensors") for i in range(2)])
+    assert "reboot" not in str(caught.value.hint)
 
 
 def test_other_names_are_no_prefix(tmp_path: Path) -> None:

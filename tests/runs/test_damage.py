@@ -197,6 +197,24 @@ def test_a_run_goes_back_to_what_is_whole(
         assert note.endswith(": the run goes back to round 1")
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "lineage.jsonl"])
+def test_a_damaged_line_after_the_last_checkpoint_is_reported(
+    folder: Path, interrupted: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (folder / name).open("a") as stream:
+        stream.write('{"round": 3, "st')  # cut off, as a kill leaves it
+    with small_runs.Run(small_runs.recipe(), folder) as resumed:
+        assert resumed.notes == []
+    with (folder / name).open("a") as stream:
+        stream.write("\n")
+    assert run(folder, interrupted) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert f"{name}: damaged: line 3: not JSON" in warning
+    assert warning.endswith(": the rounds after 2 are run again")
+    small_runs.follow(tmp_path / "whole", small_runs.recipe())
+    assert small_runs.models(folder) == small_runs.models(tmp_path / "whole")
+
+
 def test_after_going_back_the_run_ends_with_the_same_bytes(folder: Path, interrupted: Path, tmp_path: Path) -> None:
     flipped(-1)(folder / NEWEST / "slot-00" / "model.safetensors")
     assert run(folder, interrupted) == 0
