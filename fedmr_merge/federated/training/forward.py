@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -32,6 +31,8 @@ class Forward:
         self._module = module
         self._parts = _Parts(module)
         self._frozen = frozen
+        self.own: dict[str, Tensor] = dict(module.state_dict(keep_vars=True))
+        """The module's own tensors. Called with this very mapping, no tensor has to be exchanged: it is faster."""
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Tensor:
         """Map a batch of examples to outputs, e.g. images [batch, channels, height, width] to logits [batch, classes].
@@ -70,11 +71,6 @@ class Forward:
     def frozen(self) -> Forward:
         """The model in evaluation mode, for weights that are only looked at: it changes no statistics."""
         return self._frozen or self
-
-    @cached_property
-    def own(self) -> dict[str, Tensor]:
-        """The module's own tensors. Called with this very mapping, no tensor has to be exchanged: it is faster."""
-        return dict(self._module.state_dict(keep_vars=True))
 
     def _call(self, part: str, weights: Weights, values: Inputs) -> Tensor:
         if weights is self.own:

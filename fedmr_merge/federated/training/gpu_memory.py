@@ -39,8 +39,8 @@ def client_bytes(federation: Federation) -> int:
     """Return the bytes that a client needs in a local step, at the least.
 
     These are its models, the optimiser's memory of it, and what the forward pass of the largest batch keeps for the
-    backward pass. What a method or an engine adds is not in it: `vmap`, for one, copies the inputs of a batch
-    normalisation. Nothing is computed: the forward pass is one of tensors without values.
+    backward pass. What a method or an engine adds is not in it. Nothing is computed: the forward pass is one of tensors
+    without values.
     """
     training = federation.training
     state = federation.module.state_dict()

@@ -14,6 +14,7 @@ from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Weights
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context
+from fedmr_merge.federated.training.engines._stacked import StackedOperations
 from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.local_training import LocalTraining
 from fedmr_merge.federated.training.precision import float32_products
@@ -62,10 +63,20 @@ class LossOf:
         made: Loss = loss
         if self._mapped:
             # A model that draws at random, e.g. by dropout, draws for each client.
-            made = vmap(loss, in_dims=(0, 0, Context(shared=None, own=0)), randomness="different")  # type: ignore[arg-type]
+            # torch.compile knows `vmap` alone, whose operations it fuses.
+            stacked = loss if training.compile else _written_out(loss)
+            made = vmap(stacked, in_dims=(0, 0, Context(shared=None, own=0)), randomness="different")  # type: ignore[arg-type]
         if training.compile:
             made = _compiled(made, federation.device)
         return _in_bf16(made, federation.device) if training.precision == "bf16" else made
+
+
+def _written_out(loss: Loss) -> Loss:
+    def written_out(weights: Weights, batch: Batch, context: Context) -> Tensor:
+        with StackedOperations():
+            return loss(weights, batch, context)
+
+    return written_out
 
 
 def _compiled(loss: Loss, device: torch.device) -> Loss:

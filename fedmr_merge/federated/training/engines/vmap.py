@@ -1,9 +1,9 @@
 """Train the whole cohort at once, which is fastest on a GPU.
 
 Models and their statistics are stacked, [clients, ...], and a local step is one pass over as many clients as have a
-batch of the same size to go through. No batch is padded or masked, so that batch normalisation sees what it sees in
-`loop`. Clients are sorted by their number of full batches: those that are still busy in an epoch are always the first
-ones, and a step works on a slice of the stack, in place.
+batch of the same size to go through: see `_stacked.py`. No batch is padded or masked, so that batch normalisation sees
+what it sees in `loop`. Clients are sorted by their number of full batches: those that are still busy in an epoch are
+always the first ones, and a step works on a slice of the stack, in place.
 """
 
 from __future__ import annotations
@@ -176,21 +176,22 @@ class _Part:
 
     def _batches(self) -> Iterator[tuple[Step, Tensor]]:
         """Yield every step with its examples, [clients, batch]."""
-        done = [0] * len(self._sizes)
+        done, planned, batches = [0] * len(self._sizes), list[Step](), list[Tensor]()
         for sizes in self._stretches():
-            steps, batches = plan_steps(sizes, self._task.federation.training.batch_size), []
-            if not steps:
-                return
+            steps = plan_steps(sizes, self._task.federation.training.batch_size)
             for step in steps:
                 for client in range(step.start, step.stop):
                     batches.append(self._orders[client][done[client] : done[client] + step.size])
                     done[client] += step.size
-            # One transfer a stretch.
-            indices = torch.cat(batches).to(self._totals.device)
-            for step in steps:
-                count = (step.stop - step.start) * step.size
-                yield step, indices[:count].view(-1, step.size, *indices.shape[1:])
-                indices = indices[count:]
+            planned += steps
+        if not planned:
+            return
+        # One transfer, which is waited for: there is none within an epoch.
+        indices = torch.cat(batches).to(self._totals.device)
+        for step in planned:
+            count = (step.stop - step.start) * step.size
+            yield step, indices[:count].view(-1, step.size, *indices.shape[1:])
+            indices = indices[count:]
 
     def _stretches(self) -> Iterator[list[BatchSizes]]:
         """Yield the sizes of the batches that are planned together: those of an epoch, or all of so many local steps,
