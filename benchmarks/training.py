@@ -50,7 +50,7 @@ from fedmr_merge.federated.evaluation import _BATCH_SIZE
 from fedmr_merge.federated.federation import Federation, Training, open_federation
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
-from fedmr_merge.federated.training.divergence import find_diverged
+from fedmr_merge.federated.training.divergence import find_diverged, finite_models
 from fedmr_merge.federated.training.engines.loop import Loop
 from fedmr_merge.federated.training.engines.vmap import Vmap
 from fedmr_merge.federated.training.local_training import LocalTraining, train_cohort
@@ -139,7 +139,9 @@ def server_side(federation: Federation, args: argparse.Namespace) -> dict[str, f
     trained = train_cohort(Vmap() if federation.engine == "vmap" else Loop(), task, own_models=True)
 
     def serve() -> None:
-        find_diverged(trained.cohort, trained.losses, trained.steps, trained.clients, 1, federation.training)
+        find_diverged(
+            finite_models(trained.cohort), trained.losses, trained.steps, trained.clients, 1, federation.training
+        )
         algorithm.aggregate(federation, state, trained, 1)
         trained.cohort.similarity(federation.trainable)
 

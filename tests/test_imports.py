@@ -13,7 +13,7 @@ FOUNDATION = (
 )
 LAYERS = (
     *("checkpoint", "hub", "layers", "lineage", "merging", "recombination"),
-    *("federated", "runs", "report", "publish", "recipe", "cli"),
+    *("federated", "runs", "report", "publish", "recipe", "flower", "cli"),
 )
 PLUGIN_FOLDERS = ("algorithms", "data/datasets", "models", "data/partitions", "tasks")
 MODULES = sorted(PACKAGE.rglob("*.py"))

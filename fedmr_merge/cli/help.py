@@ -18,9 +18,10 @@ from fedmr_merge.cli import console
 F = TypeVar("F", bound=Callable[..., Any])
 _WIDTH = 100
 _EXAMPLE = re.compile(r"^Examples?:\s", re.MULTILINE)
-_NUMBER = re.compile(r"<(int|float)( range)?>")
-_CHOICES = re.compile(r"<([^<>\s]+\|[^<>\s]+)>")
-_TYPE = re.compile(r"<[^<>]*>(\.\.\.)?")
+# How versions of typer show the type of an option: `<int>`, or `INTEGER` before version 0.21.
+_NUMBER = re.compile(r"<(int|float)( range)?>|\b(INTEGER|FLOAT)( RANGE)?\b")
+_CHOICES = re.compile(r"[<\[]([^<>\[\]\s]+\|[^<>\[\]\s]+)[>\]]")
+_TYPE = re.compile(r"(<[^<>]*>|\bTEXT\b)(\.\.\.)?")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}
 
 
@@ -143,10 +144,13 @@ def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
         record = parameter.get_help_record(ctx)
         if record is None:
             continue
-        name, text = record
+        name, text = record[0], record[1].replace("\\[", "[")  # typer before version 0.21 escapes rich's markup
         if parameter.param_type_name == "argument":
             shown = parameter.metavar or parameter.name.upper()
-            sections["Arguments"].append((shown, text.replace("  [required]", "")))
+            # The same versions leave out the help where there is a metavar.
+            text = text.replace("[required]", "").strip()
+            text = text if text.startswith(parameter.help or "") else f"{parameter.help}  {text}".rstrip()
+            sections["Arguments"].append((shown, text))
         else:
             panel = getattr(parameter, "rich_help_panel", None) or "Options"
             sections.setdefault(panel, []).append((_value(name, parameter), text))

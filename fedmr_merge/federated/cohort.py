@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan
+from fedmr_merge.recombination.in_memory import recombine_stacked
+
 Weights = Mapping[str, Tensor]
 """The state dict of one model, buffers included."""
 
@@ -33,6 +36,21 @@ class Cohort:
         return next(iter(self.tensors.values())).shape[0]
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of one model."""
+        return {name: tuple(tensor.shape[1:]) for name, tensor in self.tensors.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all models."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def content(self) -> tuple[str, ...] | None:
+        """A hash of the content of every model, where the cohort knows it without reading one; else None."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return next(iter(self.tensors.values())).device
@@ -54,16 +72,24 @@ class Cohort:
             raise ValueError(f"a cohort of {self.slots} models cannot be expanded")
         return Cohort({name: tensor.expand(slots, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
 
+    def recombined(self, plan: RecombinationPlan, groups: Sequence[LayerGroup]) -> Cohort:
+        """Return the cohort in which every layer group is that of the slot that the plan names as its source."""
+        # In one copy to the device, where lists would take one for every tensor.
+        rows = torch.tensor([plan.permutations[group.name] for group in groups], device=self.device)
+        return Cohort(recombine_stacked(plan, groups, self.tensors, rows=rows))
+
+    def with_tensors(self, tensors: Weights) -> Cohort:
+        """Return a cohort in which every model has these tensors."""
+        expanded = {name: tensor.expand(self.slots, *tensor.shape) for name, tensor in tensors.items()}
+        return Cohort({**self.tensors, **expanded})
+
     def mean(self, weights: Sequence[float] | None = None) -> dict[str, Tensor]:
         """Return the mean model: unweighted, or weighted by `weights` (K of them, not negative, any sum above 0).
 
         Accumulated in float32 (float64 for float64) and returned in each tensor's own dtype.
         """
-        if weights is None:
-            return {name: _mean(tensor, None) for name, tensor in self.tensors.items()}
-        total = float(sum(weights))
-        shares = [weight / total for weight in weights]
-        return {name: _mean(tensor, shares) for name, tensor in self.tensors.items()}
+        shares = None if weights is None else [weight / float(sum(weights)) for weight in weights]
+        return {name: mean_of(tensor, shares) for name, tensor in self.tensors.items()}
 
     def similarities(self, names: Iterable[str]) -> Tensor:
         """Return the cosines between the models, [K, K], each model being the vector of its tensors `names`."""
@@ -85,15 +111,17 @@ class Cohort:
         return Cohort({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
-def _mean(stacked: Tensor, shares: Sequence[float] | None) -> Tensor:
-    if not stacked.is_floating_point():
+def mean_of(rows: Sequence[Tensor] | Tensor, shares: Sequence[float] | None) -> Tensor:
+    """Return the mean of one tensor of several models, given one after the other or stacked; see `Cohort.mean`."""
+    first = rows[0]
+    if not first.is_floating_point():
         # Integer and bool buffers have no mean: slot 0's copy is kept.
-        return stacked[0].clone()
-    kept = torch.float64 if stacked.dtype == torch.float64 else torch.float32
+        return first.clone()
+    kept = torch.float64 if first.dtype == torch.float64 else torch.float32
     # One slot after the other, so that the order of additions depends on neither threads nor device.
-    total = torch.zeros(stacked.shape[1:], dtype=kept, device=stacked.device)
-    for slot, model in enumerate(stacked):
-        total.add_(model.to(kept), alpha=1.0 if shares is None else shares[slot])
+    total = torch.zeros(first.shape, dtype=kept, device=first.device)
+    for slot, row in enumerate(rows):
+        total.add_(row.to(kept), alpha=1.0 if shares is None else shares[slot])
     if shares is None:
-        total.div_(stacked.shape[0])
-    return total.to(stacked.dtype)
+        total.div_(len(rows))
+    return total.to(first.dtype)

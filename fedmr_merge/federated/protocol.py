@@ -89,6 +89,9 @@ class Trained:
     lr: float  #: η, the learning rate of their steps
     diverged: Mapping[int, str] = field(default_factory=dict)  #: client → what went wrong; see `divergence.py`
     absent: tuple[int, ...] = ()  #: the selected clients that did not answer; see `participation.py`
+    asked: tuple[int, ...] = ()  #: the client of every slot of the round, whether it counts or not
+    missing: Mapping[int, str] = field(default_factory=dict)  #: client on another machine → why it did not answer
+    report: Mapping[str, Any] | None = None  #: what the engine records of the round, as JSON values
 
     def of_slots(self, slots: Sequence[int]) -> Trained:
         """Return what came back from the clients of these slots alone."""

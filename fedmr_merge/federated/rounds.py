@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedmr_merge.errors import TrainingError
@@ -56,6 +56,8 @@ class RoundResult:
     metrics: Mapping[str, float]
     diverged: Mapping[int, str]  #: client → what was wrong with its training; see `divergence.py`
     absent: tuple[int, ...] = ()  #: the clients that did not answer
+    missing: Mapping[int, str] = field(default_factory=dict)  #: client on another machine → why it did not answer
+    report: Mapping[str, Any] | None = None  #: what the engine records of the round, as JSON values
 
     @property
     def plan(self) -> RecombinationPlan | None:
@@ -83,6 +85,7 @@ def run_rounds(
     first_round: int,
     rounds: int,
     rates: LearningRates | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[RoundResult]:
     """Run rounds `first_round` to `first_round + rounds - 1`, yielding each when it is done.
 
@@ -91,6 +94,7 @@ def run_rounds(
     same bytes. States are never changed: an interrupt within a round leaves the state of the round before whole.
 
     The learning rates are those of the federation's `training`, with a schedule that counts from round 1, or `rates`.
+    The engine is the one that `training.engine` names, or the one given.
 
     Raises TrainingError when a client diverges and `training.on_divergence` is `fail`, when the global model does, or
     when memory runs out.
@@ -100,7 +104,8 @@ def run_rounds(
         keep_freed_memory()
     state = replace(state.to(federation.device), facts=_with_present_keys(state.facts))
     rates = rates or LearningRates(federation.training.lr, federation.training.lr_schedule)
-    engine: Engine = Vmap(state.facts.get(_FITTING)) if federation.engine == "vmap" else Loop()
+    if engine is None:
+        engine = Vmap(state.facts.get(_FITTING)) if federation.engine == "vmap" else Loop()
     for round in range(first_round, first_round + rounds):
         with float32_products():  # TF32 and bfloat16 are for local training alone
             result = _run_round(federation, algorithm, engine, state, round, rates)
@@ -132,10 +137,16 @@ def _run_round(
     federation: Federation, algorithm: Algorithm, engine: Engine, state: State, round: int, rates: LearningRates
 ) -> RoundResult:
     selected = algorithm.select(federation, state, round)
-    cohort, context = algorithm.dispatch(federation, state, selected)
-    task = LocalTraining(federation, algorithm, cohort, context, selected, round, rates.at(round))
+
+    def task_of(clients: tuple[int, ...]) -> LocalTraining:
+        cohort, context = algorithm.dispatch(federation, state, clients)
+        lr = rates.at(round)
+        return LocalTraining(federation, algorithm, cohort, context, clients, round, lr, with_clients=task_of)
+
+    task = task_of(selected)
     trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
-    traffic = count_traffic(federation, algorithm, state, cohort, context, len(trained.absent))
+    selected = trained.asked
+    traffic = count_traffic(federation, algorithm, state, task.cohort, task.context, len(trained.absent))
     before = state.facts
     nobody = len(trained.absent) == len(selected)
     state = replace(state, plan=None) if nobody else algorithm.aggregate(federation, state, trained, round)
@@ -166,7 +177,17 @@ def _run_round(
             other_rounds=round - sampled + repeated,
         )
     _require_finite(metrics, round)
-    return RoundResult(round, algorithm.name, selected, state, metrics, trained.diverged, trained.absent)
+    return RoundResult(
+        round=round,
+        method=algorithm.name,
+        clients=selected,
+        state=state,
+        metrics=metrics,
+        diverged=trained.diverged,
+        absent=trained.absent,
+        missing=trained.missing,
+        report=trained.report,
+    )
 
 
 def _require_finite(metrics: Mapping[str, float], round: int) -> None:

@@ -8,6 +8,7 @@ from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS
 from fedmr_merge.federated.training.options import Training
 from fedmr_merge.option_docs import describe_options, summary
 from fedmr_merge.options import json_schema
+from fedmr_merge.recipe.deployment import Deployment
 from fedmr_merge.recipe.schema import Running
 from fedmr_merge.recipe.stages import OTHER_STAGES, Length, Rates
 
@@ -30,6 +31,10 @@ def recipe_schema() -> dict[str, Any]:
         "model": _choice(ARCHITECTURES, "name", definitions, {"init": init}),
         "task": _choice(TASKS, "name", definitions),
         "training": _options((Training, Running), definitions),
+        "deployment": {
+            **_options((Deployment,), definitions),
+            "description": "how the recipe is run on several machines, with `run --on flower`",
+        },
         "stages": {"type": "array", "minItems": 1, "items": _stage(definitions), "description": "done in this order"},
     }
     return {

@@ -17,6 +17,7 @@ from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds
+from fedmr_merge.federated.training.local_training import Engine
 from fedmr_merge.publish.publication import evaluation_json
 from fedmr_merge.recipe.identity import require_agreement
 from fedmr_merge.recipe.prepare import check_stages, first_state, partition_json, prepare, sensible_threads
@@ -27,6 +28,7 @@ from fedmr_merge.runs.checkpoints import CheckpointWriter, Saved, remove_checkpo
 from fedmr_merge.runs.folder import RunFolder, describe_environment
 from fedmr_merge.runs.logs import damaged
 from fedmr_merge.runs.names import (
+    DEPLOYMENT,
     ENVIRONMENT,
     EVALUATION,
     LINEAGE,
@@ -66,11 +68,13 @@ Event = RoundDone | StageDone
 class Run:
     """A recipe in its run folder. Use as a context manager: the folder is locked until the end."""
 
-    def __init__(self, recipe: Recipe, out: Path, *, fresh: bool = False, extend: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, out: Path, *, fresh: bool = False, extend: bool = False, engine: Engine | None = None
+    ) -> None:
         """Open the folder, check that its run can be resumed with the recipe, and prepare.
 
         With `fresh` a run that is there is replaced; with `extend` it may have been run with another recipe that agrees
-        with this one so far.
+        with this one so far. The clients train by `engine`, or by the one that the recipe names.
 
         Raises RunError, DataError or TrainingError.
         """
@@ -78,7 +82,7 @@ class Run:
             raise RunError(
                 "--fresh and --extend exclude each other", hint="--extend keeps the run, --fresh replaces it"
             )
-        self.recipe = recipe
+        self.recipe, self._engine = recipe, engine
         self.folder = RunFolder(out)
         self.notes: list[str] = []  #: what a user should know about where the run is resumed
         self._resumed: Saved | None = None
@@ -235,7 +239,13 @@ class Run:
         try:
             rates = stage.learning_rates(self.recipe.training, first)
             for result in run_rounds(
-                self.federation, stage.method, state, first_round=done + 1, rounds=last - done, rates=rates
+                self.federation,
+                stage.method,
+                state,
+                first_round=done + 1,
+                rounds=last - done,
+                rates=rates,
+                engine=self._engine,
             ):
                 seconds = time.perf_counter() - before
                 history.append(self._record(position, result, seconds))
@@ -257,6 +267,8 @@ class Run:
         """Add a round to the logs; returns its line of metrics.jsonl."""
         head = {"round": result.round, "stage": position + 1, "method": result.method}
         metrics = {**head, **result.metrics, "seconds": round(seconds, 3)}
+        if result.missing:
+            metrics["missing"] = {str(client): reason for client, reason in result.missing.items()}
         self.folder.append(METRICS, metrics)
         plan = result.plan.to_json() if result.plan else None
         line = {**head, "clients": list(result.clients), "plan": plan}
@@ -265,6 +277,8 @@ class Run:
         if result.absent:
             line["absent"] = list(result.absent)
         self.folder.append(LINEAGE, line)
+        if result.report is not None:
+            self.folder.append(DEPLOYMENT, {**head, **result.report, "next_models": result.state.cohort.content})
         return metrics
 
     def _recalibrate(self, stage: Recalibrate, state: State) -> State:

@@ -37,6 +37,7 @@ from fedmr_merge.federated.tasks.base import Task
 from fedmr_merge.federated.training.options import Training
 from fedmr_merge.options import Faults, mapping, show_value
 from fedmr_merge.own_code import is_import_path
+from fedmr_merge.recipe.deployment import Deployment, check_deployment
 from fedmr_merge.recipe.own import OWN, Own, make, make_plugin
 from fedmr_merge.recipe.stages import OTHER_STAGES, Evaluate, Length, Publish, Rates, Recalibrate, Stage, TrainingStage
 from fedmr_merge.recipe.text import apply_setting, read_recipe_text
@@ -72,6 +73,7 @@ class Recipe:
     running: Running
     stages: tuple[Stage, ...]
     task: Task
+    deployment: Deployment | None = None  #: how it is run on several machines; None: with the defaults
 
     @property
     def rounds(self) -> int:
@@ -97,6 +99,7 @@ class Recipe:
                 **({} if self.task == _task_of(self.data, Faults()) else {"task": task}),
                 "training": training,
                 "stages": [{stage.name: stage.to_json()} for stage in self.stages],
+                **({} if self.deployment is None else {"deployment": self.deployment}),
             }
         )
         return resolved
@@ -124,7 +127,7 @@ def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
     """
     faults = Faults()
     top = mapping(raw, "", faults)
-    known = ("name", "seed", "data", "model", "task", "training", "stages")
+    known = ("name", "seed", "data", "model", "task", "training", "stages", "deployment")
     for key in top:
         if key not in known:
             faults.unknown(key, key, known, "option")
@@ -151,11 +154,12 @@ def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
         task = _plugin(TASKS, top["task"], "task", "name", faults, True, own)
     training, running = _training(top.get("training"), faults)
     stages = _stages(top.get("stages"), faults, own) if "stages" in top else ()
+    deployment = _deployment(top, training, faults)
     if faults or data is None or partition is None or model is None or training is None or task is None:
         raise RecipeError(
             source, faults, hint="`fedmr-merge docs train` explains recipes; `fedmr-merge list` shows the options"
         )
-    return Recipe(name, seed, data, partition, model, init, training, running, stages, task)
+    return Recipe(name, seed, data, partition, model, init, training, running, stages, task, deployment)
 
 
 def _plugin(
@@ -198,6 +202,15 @@ def _training(raw: Any, faults: Faults) -> tuple[Training | None, Running]:
         faults.unknown(f"training.{key}", key, known, "option")
         del options[key]
     return make(Training, options, "training", faults), running
+
+
+def _deployment(top: dict[str, Any], training: Training | None, faults: Faults) -> Deployment | None:
+    if "deployment" not in top:
+        return None
+    found: Deployment | None = make(Deployment, mapping(top["deployment"], "deployment", faults), "deployment", faults)
+    if found is not None:
+        check_deployment(found, training.privacy if training else None, faults)
+    return found
 
 
 def _stages(raw: Any, faults: Faults, own: Own) -> tuple[Stage, ...]:

@@ -18,9 +18,10 @@ import torch
 import fedmr_merge
 from fedmr_merge.checkpoint.writer import sync, write_json, write_text
 from fedmr_merge.errors import RunError, RunInUseError
-from fedmr_merge.runs.logs import cut_log, damaged, read_log, read_object
+from fedmr_merge.runs.logs import cut_log, cut_to_round, damaged, read_log, read_object
 from fedmr_merge.runs.names import (
     CHECKPOINTS,
+    DEPLOYMENT,
     FIRST_FILES,
     LOCK,
     LOGS,
@@ -178,6 +179,7 @@ class RunFolder:
         """Drop what the logs hold after so many rounds: those that no checkpoint vouches for are run again."""
         for name in LOGS:
             cut_log(self.path, name, rounds)
+        cut_to_round(self.path, DEPLOYMENT, rounds)
 
     def sync_logs(self) -> None:
         """Flush the logs and their names to the disk, so that no checkpoint vouches for a round that they may lose."""

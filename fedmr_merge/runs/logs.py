@@ -7,6 +7,7 @@ and every reader leaves it out. A damaged line anywhere else is an error that na
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedmr_merge.checkpoint.json_reader import refuse_surrogates
-from fedmr_merge.checkpoint.writer import sync
+from fedmr_merge.checkpoint.writer import sync, write_text
 from fedmr_merge.errors import RunError
 from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, LOGS, METRICS, PARTITION, STATE, Place
 from fedmr_merge.runs.schema import (
@@ -93,6 +94,29 @@ def cut_log(folder: Path, name: str, rounds: int) -> None:
     if path.stat().st_size > len(kept):
         os.truncate(path, len(kept))
         sync(path)
+
+
+def cut_to_round(folder: Path, name: str, rounds: int) -> None:
+    """Drop the lines of later rounds from a log that need not have a line for every round, and a line that is cut off.
+
+    No checkpoint vouches for such a log, and no reader needs it.
+    """
+    path = folder / name
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and _round_of(line) <= rounds]
+    if len(kept) < len(lines):
+        write_text(path, b"".join(kept).decode("utf-8"))
+
+
+def _round_of(line: bytes) -> float:
+    """Return the round of a line; one that cannot be read belongs to no round and is dropped."""
+    try:
+        found = json.loads(line)["round"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return found if isinstance(found, int) else math.inf
 
 
 def require_rounds(folder: Path, place: Place, first_round: int) -> None:

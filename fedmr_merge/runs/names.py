@@ -3,6 +3,7 @@
 recipe.yaml        the resolved recipe                 environment.json   versions, device, threads
 partition.json     client → examples                   metrics.jsonl      one line for each round
 lineage.jsonl      one line for each round: clients and plan
+deployment.jsonl   one line for each round on several machines: which node trained what, and what was refused
 checkpoints/       complete or absent                  evaluation.json    the last `evaluate` stage
 global/, cohort/   the last `publish` stage            unpushed/          branches that wait for the Hub
 """
@@ -19,6 +20,7 @@ ENVIRONMENT = "environment.json"
 PARTITION = "partition.json"
 METRICS = "metrics.jsonl"
 LINEAGE = "lineage.jsonl"
+DEPLOYMENT = "deployment.jsonl"
 EVALUATION = "evaluation.json"
 CHECKPOINTS = "checkpoints"
 GLOBAL = "global"
@@ -33,7 +35,7 @@ PUBLISHED = (GLOBAL, COHORT)  #: the folders that a `publish` stage writes
 FIRST_FILES = (LOCK, PARTITION, ENVIRONMENT)  #: written before the recipe, which makes a folder a run folder
 #: Everything that is written into a run folder. The name of what is staged beside an entry begins with a dot.
 OF_A_RUN = (
-    *(*FIRST_FILES, RECIPE, *LOGS, EVALUATION, CHECKPOINTS, *PUBLISHED, UNPUSHED),
+    *(*FIRST_FILES, RECIPE, *LOGS, DEPLOYMENT, EVALUATION, CHECKPOINTS, *PUBLISHED, UNPUSHED),
     *("global.card.html", "cohort.card.html"),  # by `fedmr-merge card --preview`
 )
 

@@ -47,7 +47,9 @@ def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     training = dict(recipe["training"])
     if training.get("privacy"):
         training["privacy"] = {key: value for key, value in training["privacy"].items() if key != "key_file"}
-    return {**recipe, "data": data, "model": model, "training": training, "stages": stages}
+    # The names of the clients' machines concern nobody else.
+    kept = {key: value for key, value in recipe.items() if key != "deployment"}
+    return {**kept, "data": data, "model": model, "training": training, "stages": stages}
 
 
 def _public(source: str) -> str:

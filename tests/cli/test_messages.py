@@ -104,7 +104,7 @@ def test_files_that_are_damaged_are_named_with_a_hint(run: Run, sources: list[st
         (["recombin"], "no such command 'recombin'. Did you mean 'recombine'?", "fedmr-merge"),
         (["rules", "chek"], "no such command 'chek'. Did you mean 'check'?", "fedmr-merge rules"),
         (["recombine"], "missing argument 'CHECKPOINTS'", "fedmr-merge recombine"),
-        (["recombine", "a", "--sed", "3"], "no such option: --sed", "fedmr-merge recombine"),
+        (["recombine", "a", "--sed", "3"], "no such option", "fedmr-merge recombine"),
         (["recombine", "a", "--seed", "x"], "invalid value for '--seed'", "fedmr-merge recombine"),
         (["verify", "a", "b"], "got unexpected extra argument", "fedmr-merge verify"),
     ],

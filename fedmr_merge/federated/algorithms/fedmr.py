@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Le
 
 from fedmr_merge.errors import TrainingError
@@ -15,7 +14,6 @@ from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
 from fedmr_merge.layers.plan import LayerGroup, draw_plan
 from fedmr_merge.layers.rules import group_tensors
-from fedmr_merge.recombination.in_memory import recombine_stacked
 
 _STATISTICS = "buffers"
 
@@ -50,18 +48,14 @@ class FedMR(Algorithm):
         """Average the trained models into the global model (eq. 5), and recombine them (lines 8 and 9)."""
         groups, mean = self._groups(federation, trained.cohort), trained.cohort.mean()
         plan = draw_plan(groups, trained.cohort.slots, seed=federation.seed, round=round, probability=self.probability)
-        # In one copy to the device, where lists would take one for every tensor.
-        rows = torch.tensor([plan.permutations[group.name] for group in groups], device=federation.device)
-        recombined = recombine_stacked(plan, groups, trained.cohort.tensors, rows=rows)
+        recombined = trained.cohort.recombined(plan, groups)
         if self.buffers == "average":
-            for name in _buffers(federation):
-                recombined[name] = mean[name].expand_as(recombined[name])
-        return State(Cohort(recombined), mean, plan=plan)
+            recombined = recombined.with_tensors({name: mean[name] for name in _buffers(federation)})
+        return State(recombined, mean, plan=plan)
 
     def _groups(self, federation: Federation, cohort: Cohort) -> tuple[LayerGroup, ...]:
         """Return the layer groups. Buffers that do not follow their layer are a group of their own, which stays."""
-        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in cohort.tensors.items()}
-        groups = group_tensors(self.rule, shapes, federation.layers)
+        groups = group_tensors(self.rule, cohort.shapes, federation.layers)
         buffers = _buffers(federation)
         if self.buffers == "follow_layer" or not buffers:
             return groups

@@ -15,10 +15,11 @@ When every client of a round diverges, the run ends under each policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort
@@ -27,7 +28,7 @@ from fedmr_merge.federated.training.options import Training
 
 
 def find_diverged(
-    cohort: Cohort,
+    finite: Sequence[bool],
     losses: Sequence[float],
     steps: Sequence[int],
     clients: Sequence[int],
@@ -36,11 +37,13 @@ def find_diverged(
 ) -> dict[int, str]:
     """Return what is wrong with each slot whose client diverged; one that took no step did not.
 
+    `finite` says of every slot whether all of its weights are: see `finite_models`.
+
     Raises TrainingError when there is one and the policy is `fail`, or when all that took a step diverged.
     """
     diverged = {}
     bound = training.divergence_loss
-    for slot, (loss, weights_finite) in enumerate(zip(losses, _finite(cohort), strict=True)):
+    for slot, (loss, weights_finite) in enumerate(zip(losses, finite, strict=True)):
         if not steps[slot]:
             continue
         if not math.isfinite(loss):
@@ -95,10 +98,16 @@ def replace_diverged(
     )
 
 
-def _finite(cohort: Cohort) -> list[bool]:
+def finite_models(cohort: Cohort) -> list[bool]:
     """Return for every slot whether all of its values are finite."""
-    models = [tensor.flatten(1) for tensor in cohort.tensors.values() if tensor.is_floating_point()]
     # A finite sum has no other terms. Looking at each value takes many times as long, and is needed only where a sum
     # of finite values may have overflowed.
-    sums = torch.stack([torch.isfinite(rows.sum(dim=1)) for rows in models]).all(0).tolist()
-    return sums if all(sums) else torch.stack([torch.isfinite(rows).all(dim=1) for rows in models]).all(0).tolist()
+    sums = torch.stack([torch.isfinite(rows.sum(dim=1)) for rows in _numbers(cohort)]).all(0).tolist()
+    if all(sums):
+        return sums
+    return torch.stack([torch.isfinite(rows).all(dim=1) for rows in _numbers(cohort)]).all(0).tolist()
+
+
+def _numbers(cohort: Cohort) -> Iterator[Tensor]:
+    """Yield the tensors that could hold a number that is not finite, one after the other: [K, values]."""
+    return (tensor.flatten(1) for tensor in cohort.tensors.values() if tensor.is_floating_point())

@@ -5,9 +5,10 @@ Every engine sees the same batches in the same order and takes the same steps, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,17 @@ from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context, Trained
-from fedmr_merge.federated.training.divergence import find_diverged, replace_diverged
+from fedmr_merge.federated.training.divergence import find_diverged, finite_models, replace_diverged
 from fedmr_merge.federated.training.participation import draw_absent, draw_stragglers
 from fedmr_merge.federated.training.privacy import privatise
+
+
+@dataclass(frozen=True)
+class SlotOfRound:
+    """Which slot of a round is trained, where those of the other clients are trained elsewhere."""
+
+    slot: int
+    slots: int  #: K, of the whole round
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +41,14 @@ class LocalTraining:
     clients: tuple[int, ...]  #: the client of slot i
     round: int
     lr: float | None = None  #: the learning rate of this round; None: that of the federation
+    place: SlotOfRound | None = None  #: where the cohort is one model of a round, not all of them: which one
+    with_clients: Callable[[tuple[int, ...]], LocalTraining] | None = None
+    """Returns the same local training with these clients in the slots; None where they cannot be replaced."""
+
+    @property
+    def slots_of_round(self) -> int:
+        """K, the number of clients that train in this round, here or elsewhere."""
+        return len(self.clients) if self.place is None else self.place.slots
 
     @property
     def learning_rate(self) -> float:
@@ -77,14 +94,19 @@ class LocalTraining:
     def absent(self) -> tuple[bool, ...]:
         """For every slot whether its client does not answer in this round."""
         rng = self.federation.generator("availability", self.round)
-        return draw_absent(self.federation.training.availability, len(self.clients), rng)
+        return self._here(draw_absent(self.federation.training.availability, self.slots_of_round, rng))
 
     @cached_property
     def _straggling(self) -> tuple[bool, ...]:
         stragglers = self.federation.training.stragglers
         if stragglers is None:
             return (False,) * len(self.clients)
-        return draw_stragglers(stragglers, len(self.clients), self.federation.generator("stragglers", self.round))
+        rng = self.federation.generator("stragglers", self.round)
+        return self._here(draw_stragglers(stragglers, self.slots_of_round, rng))
+
+    def _here(self, drawn: tuple[bool, ...]) -> tuple[bool, ...]:
+        """Return what was drawn for the slots that are trained here, of all slots of the round."""
+        return drawn if self.place is None else (drawn[self.place.slot],)
 
     def _epochs(self, slot: int) -> int:
         """Return how many epochs a slot's client begins."""
@@ -122,6 +144,19 @@ class LocalTraining:
         return tuple(sizes[client] for client in self.clients)
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What an engine got back from the clients of a round."""
+
+    task: LocalTraining  #: as it was done in the end: where clients were replaced, with those that replaced them
+    cohort: Cohort  #: the trained models; in the slot of a client that is missing or diverged, the dispatched model
+    losses: Sequence[float]  #: by slot; see `Engine.train`
+    missing: Mapping[int, str] = field(default_factory=dict)  #: slot → why nothing that its client sent counts
+    finite: Sequence[bool] | None = None  #: whether all weights of each trained model are finite, where that is known
+    is_private: bool = False  #: whether the clients have clipped their updates and added the noise
+    report: Mapping[str, Any] | None = None  #: what the engine records of the round, as JSON values
+
+
 class Engine:
     """Base of the engines."""
 
@@ -135,6 +170,11 @@ class Engine:
         """
         raise NotImplementedError
 
+    def answers(self, task: LocalTraining) -> Answers:
+        """Return what comes back from the clients of a round; in one process every client answers."""
+        cohort, losses = self.train(task)
+        return Answers(task, cohort, losses)
+
 
 def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = False) -> Trained:
     """Let an engine train the cohort, handle clients that diverged or did not answer, and make private what is sent.
@@ -142,11 +182,14 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
     Raises TrainingError, with the client's number, when a client diverges and `on_divergence` is `fail`, or when all
     do.
     """
-    cohort, losses = engine.train(task)
+    answers = engine.answers(task)
+    task, cohort, losses = answers.task, answers.cohort, answers.losses
     federation, training = task.federation, task.federation.training
-    steps = tuple(len(task.step_sizes(slot)) for slot in range(len(task.clients)))
-    diverged = find_diverged(cohort, losses, steps, task.clients, task.round, training)
-    if training.privacy is not None:
+    finite = finite_models(cohort) if answers.finite is None else answers.finite
+    absent = tuple(drawn or slot in answers.missing for slot, drawn in enumerate(task.absent))
+    steps = tuple(0 if absent[slot] else len(task.step_sizes(slot)) for slot in range(len(task.clients)))
+    diverged = find_diverged(finite, losses, steps, task.clients, task.round, training)
+    if training.privacy is not None and not answers.is_private:
         cohort = privatise(training.privacy, task.cohort, cohort, federation.trainable, federation.secret, task.round)
     trained = Trained(
         cohort=cohort,
@@ -155,9 +198,12 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
         steps=steps,
         losses=tuple(losses),
         lr=task.learning_rate,
-        absent=tuple(client for client, absent in zip(task.clients, task.absent, strict=True) if absent),
+        absent=tuple(client for client, is_absent in zip(task.clients, absent, strict=True) if is_absent),
+        asked=task.clients,
+        missing={task.clients[slot]: reason for slot, reason in answers.missing.items()},
+        report=answers.report,
     )
-    dispatched, answered = task.cohort, [slot for slot, absent in enumerate(task.absent) if not absent]
+    dispatched, answered = task.cohort, [slot for slot, is_absent in enumerate(absent) if not is_absent]
     if 0 < len(answered) < len(steps) and not own_models:
         trained, dispatched = trained.of_slots(answered), dispatched.of_slots(answered)
         diverged = {answered.index(slot): fault for slot, fault in diverged.items()}

@@ -57,6 +57,10 @@ class Secret:
         """Return a string without the key."""
         return "Secret()"
 
+    def derived(self, purpose: str, *place: int | str) -> Secret:
+        """Return a secret whose numbers have nothing to do with this one's, nor with those of another place."""
+        return Secret(self._stream(KEY_BYTES, purpose, *place))
+
     def generator(self, purpose: str, *place: int | str) -> np.random.Generator:
         """Return numpy's generator of a purpose and place, for what need not be a secret from the process itself."""
         return np.random.Generator(np.random.PCG64(int.from_bytes(self._stream(KEY_BYTES, purpose, *place), "little")))

@@ -30,7 +30,7 @@ def count_traffic(
     What a method sends beside the models is said by `Algorithm.attachments`. A tensor that is shared counts once for
     each client.
     """
-    models = _bytes(cohort.tensors.values())
+    models = cohort.nbytes
     down, up = algorithm.attachments(federation, state, context)
     sent = models + _attached(up, cohort.slots)
     return Traffic(models + _attached(down, cohort.slots), sent * (cohort.slots - absent) // cohort.slots)

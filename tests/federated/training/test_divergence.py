@@ -14,7 +14,7 @@ from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.federation import Training
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
-from fedmr_merge.federated.training.divergence import find_diverged
+from fedmr_merge.federated.training.divergence import find_diverged, finite_models
 from fedmr_merge.federated.training.engines.loop import Loop
 from fedmr_merge.federated.training.engines.vmap import Vmap
 
@@ -132,9 +132,11 @@ def test_finite_weights_that_give_no_finite_loss_end_the_run(monkeypatch, policy
 def test_a_loss_above_the_bound_is_divergence():
     cohort = Cohort({"w": torch.tensor([[1.0], [2.0], [math.inf]]), "n": torch.tensor([1, 2, 3])})
     training = Training(on_divergence="keep", divergence_loss=2.0)
-    found = find_diverged(cohort, (2.0, 2.5, 1.0), (1, 1, 1), (7, 8, 9), 1, training)
+    found = find_diverged(finite_models(cohort), (2.0, 2.5, 1.0), (1, 1, 1), (7, 8, 9), 1, training)
     assert found == {1: "its training loss is 2.5, above 2", 2: "its weights are not all finite"}
-    assert find_diverged(cohort, (2.0, 9e9, 1.0), (1, 1, 1), (7, 8, 9), 1, Training(on_divergence="keep")).keys() == {2}
+    assert find_diverged(
+        finite_models(cohort), (2.0, 9e9, 1.0), (1, 1, 1), (7, 8, 9), 1, Training(on_divergence="keep")
+    ).keys() == {2}
 
 
 def healthy_models(federation, state, result):
@@ -149,5 +151,5 @@ def healthy_models(federation, state, result):
 
 def test_finite_weights_whose_sum_overflows_have_not_diverged():
     cohort = Cohort({"weight": torch.tensor([[3e38, 3e38], [1.0, 2.0], [math.inf, 1.0], [math.inf, -math.inf]])})
-    found = find_diverged(cohort, [0.1] * 4, [1] * 4, (5, 6, 7, 8), 1, Training(on_divergence="keep"))
+    found = find_diverged(finite_models(cohort), [0.1] * 4, [1] * 4, (5, 6, 7, 8), 1, Training(on_divergence="keep"))
     assert set(found) == {2, 3}

@@ -52,7 +52,7 @@ class Loop(Engine):
             together = 1 if alone else min(federation.cores, task.cohort.slots)
             while len(self._seats) < together:
                 self._seats.append(_Seat(federation.new_training_forward()))
-            with _operation_threads(1 if alone else task.cohort.slots) as threads:
+            with _operation_threads(1 if alone else task.slots_of_round) as threads:
                 return Cohort(trained), self._train_all(task, trained, together, threads)
 
     def _must_be_alone(self, task: LocalTraining) -> bool:

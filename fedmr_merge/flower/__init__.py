@@ -1,0 +1,1 @@
+"""The same rounds over client machines, with Flower; see `docs/flower.md`."""

@@ -1,0 +1,104 @@
+"""What a client's machine does with an instruction: rebuild its part of the round, train, and reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.protocol import Context
+from fedmr_merge.federated.training.divergence import finite_models
+from fedmr_merge.federated.training.engines.loop import Loop
+from fedmr_merge.federated.training.local_training import LocalTraining, SlotOfRound
+from fedmr_merge.federated.training.precision import float32_products
+from fedmr_merge.federated.training.privacy import privatise
+from fedmr_merge.flower.arrays import RefusedError
+from fedmr_merge.flower.messages import Instruction, ReplyFacts, Side, pack_reply, unpack_instruction
+from fedmr_merge.recipe.identity import identity
+from fedmr_merge.recipe.prepare import prepare
+from fedmr_merge.recipe.schema import Recipe
+from fedmr_merge.recipe.stages import TrainingStage
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+
+def answer(content: RecordDict, recipe: Recipe) -> RecordDict:
+    """Train as an instruction says, with the data of this machine, and return the content of the reply.
+
+    What the method adds to a model stays as it is: it is of use to this client alone, and nothing of it is kept.
+
+    Raises TrainingError when the instruction is refused, or the recipe cannot be followed here.
+    """
+    try:
+        instruction, model, context = unpack_instruction(content)
+        Side.here(identity(recipe)).refuse_other(instruction.side, "the server")
+    except RefusedError as error:
+        raise TrainingError(f"the instruction is refused: {error}") from error
+    torch.set_num_threads(max(1, instruction.threads))
+    federation = prepare(recipe)
+    task = local_training(recipe, federation, instruction, model, context)
+    with float32_products():
+        cohort, losses = Loop().train(task)
+    loss, finite = losses[0], finite_models(cohort)[0]
+    facts = ReplyFacts(
+        version=instruction.version,
+        recipe=instruction.recipe,
+        round=instruction.round,
+        client=instruction.client,
+        examples=task.examples[0],
+        steps=len(task.step_sizes(0)),
+        loss=float(loss),
+        finite=finite,
+    )
+    return pack_reply(facts, _sent(task, cohort) if finite else {})
+
+
+def local_training(
+    recipe: Recipe, federation: Federation, instruction: Instruction, model: Mapping[str, Tensor], context: Context
+) -> LocalTraining:
+    """Return the local training of the one client that an instruction is for.
+
+    Raises TrainingError when the instruction names a stage or a client that the recipe does not have.
+    """
+    stages = recipe.stages
+    stage = stages[instruction.stage] if instruction.stage < len(stages) else None
+    if not isinstance(stage, TrainingStage):
+        raise TrainingError(f"stages[{instruction.stage}] of the recipe trains nothing")
+    if instruction.client >= len(federation.partition) or instruction.slot >= instruction.slots:
+        raise TrainingError(f"the recipe has no client {instruction.client} in slot {instruction.slot}")
+    device = federation.device
+    own = {
+        family: {name: tensor.unsqueeze(0).to(device) for name, tensor in tensors.items()}
+        for family, tensors in context.own.items()
+    }
+    shared = {
+        family: {name: tensor.to(device) for name, tensor in tensors.items()}
+        for family, tensors in context.shared.items()
+    }
+    return LocalTraining(
+        federation=federation,
+        algorithm=stage.method,
+        cohort=Cohort.stack([{name: tensor.to(device) for name, tensor in model.items()}]),
+        context=Context(shared, own),
+        clients=(instruction.client,),
+        round=instruction.round,
+        lr=instruction.lr,
+        place=SlotOfRound(instruction.slot, instruction.slots),
+    )
+
+
+def _sent(task: LocalTraining, trained: Cohort) -> Mapping[str, Tensor]:
+    """Return the model that leaves this machine: in a private run with its update clipped and the noise added."""
+    federation = task.federation
+    privacy = federation.training.privacy
+    if privacy is not None:
+        # Two clients with the same key file must not have the same noise, nor two slots of one client.
+        secret = federation.secret.derived("client", task.clients[0], task.place.slot if task.place else 0)
+        trained = privatise(privacy, task.cohort, trained, federation.trainable, secret, task.round)
+    return trained.slot(0)

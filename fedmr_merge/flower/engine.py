@@ -1,0 +1,238 @@
+"""The engine that trains every client on a machine of its own.
+
+What a client does is what it does in one process: `client.py` rebuilds the round's local training for it and runs
+engine `loop`. The server sends out the models, checks what comes back, and deals with clients that do not answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.training.local_training import Answers, Engine, LocalTraining
+from fedmr_merge.flower.arrays import Form, to_array
+from fedmr_merge.flower.exchange import Exchange, Outgoing, exchange
+from fedmr_merge.flower.handle_cohort import Arrays, HandleCohort, content_hash
+from fedmr_merge.flower.messages import (
+    TRAIN,
+    Expected,
+    Instruction,
+    ReplyFacts,
+    Side,
+    pack_instruction,
+    unpack_reply,
+)
+from fedmr_merge.flower.nodes import Binding, FoundNodes
+from fedmr_merge.recipe.deployment import Deployment
+from fedmr_merge.recipe.identity import identity
+from fedmr_merge.recipe.schema import Recipe
+from fedmr_merge.recipe.stages import TrainingStage
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+
+@dataclass
+class _Round:
+    """What is known of the slots of a round so far."""
+
+    task: LocalTraining
+    sent: list[Arrays]  #: the dispatched models
+    facts: dict[int, ReplyFacts] = field(default_factory=dict)
+    models: dict[int, Arrays] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)  #: slot → why its client does not count
+    replaced: dict[int, str] = field(default_factory=dict)  #: client that was replaced → why
+    ignored: list[str] = field(default_factory=list)
+    seconds: dict[int, float] = field(default_factory=dict)
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class FlowerEngine(Engine):
+    """Trains the models of a cohort at the nodes of a Flower federation.
+
+    Args:
+        grid: Flower's way to the nodes, or anything that behaves like it.
+        recipe: The recipe that both sides follow.
+        poll: Called before each round with the number of the round; may raise to end the run.
+    """
+
+    def __init__(self, grid: Grid, recipe: Recipe) -> None:
+        self._grid, self._recipe = grid, recipe
+        self._deployment = recipe.deployment or Deployment()
+        self._side = Side.here(identity(recipe))
+
+    def answers(self, task: LocalTraining) -> Answers:
+        """Return what comes back from the clients of a round; `deployment.on_missing` says what becomes of the others.
+
+        Raises TrainingError when a client does not answer and `on_missing` is `fail`.
+        """
+        current = _Round(task, _encoded(task.cohort))
+        self._ask(current, [slot for slot in range(len(task.clients)) if not task.absent[slot]])
+        while current.reasons and self._deployment.on_missing == "resample":
+            if not self._replace(current):
+                break
+        if current.reasons and self._deployment.on_missing == "fail":
+            slot, reason = next(iter(current.reasons.items()))
+            others = f" (and {len(current.reasons) - 1} more clients)" if len(current.reasons) > 1 else ""
+            raise TrainingError(
+                f"client {current.task.clients[slot]} is missing in round {task.round}: {reason}{others}",
+                hint="the same command resumes the run; deployment.on_missing: keep or resample continues without "
+                "such clients",
+                client=current.task.clients[slot],
+                round=task.round,
+            )
+        return self._collected(current)
+
+    def _ask(self, current: _Round, slots: Sequence[int]) -> None:
+        """Ask the clients of some slots to train, and keep what comes back."""
+        task = current.task
+        binding = Binding.of(len(task.federation.partition), self._deployment.clients)
+        nodes = FoundNodes.among(self._grid.get_nodes(), binding)
+        shared = {
+            family: {name: to_array(tensor) for name, tensor in tensors.items()}
+            for family, tensors in task.context.shared.items()
+        }
+        forms = _forms(task.cohort)
+        outgoing = []
+        for slot in slots:
+            client = task.clients[slot]
+            if client not in nodes.ids:
+                current.reasons[slot] = nodes.faults.get(client, "the recipe's deployment.clients names no node for it")
+                continue
+            outgoing.append(self._outgoing(current, slot, nodes.ids[client], shared))
+
+        def read(slot: int, content: Any) -> tuple[ReplyFacts, Arrays | None]:
+            expected = Expected(
+                side=self._side,
+                round=task.round,
+                client=task.clients[slot],
+                examples=task.examples[slot],
+                steps=len(task.step_sizes(slot)),
+                forms=forms,
+            )
+            return unpack_reply(content, expected)
+
+        found = exchange(self._grid, outgoing, self._deployment.timeout_seconds, read)
+        self._keep(current, found)
+
+    def _outgoing(self, current: _Round, slot: int, node: int, shared: Mapping[str, Mapping[str, Any]]) -> Outgoing:
+        from flwr.app import Message
+
+        task = current.task
+        instruction = Instruction(
+            version=self._side.version,
+            recipe=self._side.recipe,
+            stage=_stage_of(self._recipe, task),
+            round=task.round,
+            slot=slot,
+            slots=len(task.clients),
+            client=task.clients[slot],
+            lr=task.learning_rate,
+            threads=torch.get_num_threads(),
+        )
+        content = pack_instruction(instruction, current.sent[slot], task.context_of(slot), shared)
+        current.bytes_sent += sum(len(a.data) for record in content.array_records.values() for a in record.values())
+        # It expires with the wait: a straggler must not work on a model that has moved on.
+        message = Message(content, node, TRAIN, ttl=self._deployment.timeout_seconds, group_id=str(task.round))
+        return Outgoing(slot, node, message)
+
+    def _keep(self, current: _Round, found: Exchange) -> None:
+        for slot, (facts, model) in found.contents.items():
+            current.facts[slot] = facts
+            if model is not None:
+                current.models[slot] = model
+                current.bytes_received += sum(len(array.data) for array in model.values())
+        current.reasons |= found.reasons
+        current.ignored += found.ignored
+        current.seconds |= found.seconds
+
+    def _replace(self, current: _Round) -> bool:
+        """Ask other clients in the place of those that are missing; return whether there are any."""
+        task = current.task
+        tried = {*task.clients, *current.replaced}
+        federation = task.federation
+        left = [client for client in range(len(federation.partition)) if client not in tried]
+        rng = federation.generator("replacement of missing clients", task.round, len(current.replaced))
+        drawn = iter(rng.permutation(left).tolist())
+        clients, slots = list(task.clients), []
+        for slot in list(current.reasons):
+            other = next(drawn, None)
+            if other is None or task.with_clients is None:
+                break
+            current.replaced[clients[slot]] = current.reasons.pop(slot)
+            clients[slot] = other
+            slots.append(slot)
+        if not slots:
+            return False
+        assert task.with_clients is not None
+        current.task = task.with_clients(tuple(clients))
+        self._ask(current, slots)
+        return True
+
+    def _collected(self, current: _Round) -> Answers:
+        task, slots = current.task, range(len(current.task.clients))
+        models = [current.models.get(slot, current.sent[slot]) for slot in slots]
+        facts = current.facts
+        return Answers(
+            task=task,
+            cohort=HandleCohort(models, _forms(task.cohort)),
+            losses=[facts[slot].loss if slot in facts else math.nan for slot in slots],
+            missing=dict(current.reasons),
+            finite=[facts[slot].finite if slot in facts else True for slot in slots],
+            is_private=True,
+            report=self._report(current),
+        )
+
+    def _report(self, current: _Round) -> dict[str, Any]:
+        """Return what is recorded of the round: which node trained what, and what was refused."""
+        binding = Binding.of(len(current.task.federation.partition), self._deployment.clients)
+        trained = [
+            {
+                "slot": slot,
+                "client": current.task.clients[slot],
+                "node": binding.names[current.task.clients[slot]],
+                "seconds": current.seconds[slot],
+                "sha256": content_hash(current.models[slot]) if slot in current.models else None,
+            }
+            for slot in sorted(current.facts)
+        ]
+        found: dict[str, Any] = {
+            "bytes_sent": current.bytes_sent,
+            "bytes_received": current.bytes_received,
+            "trained": trained,
+        }
+        if current.replaced:
+            found["replaced"] = {str(client): reason for client, reason in current.replaced.items()}
+        if current.ignored:
+            found["ignored"] = current.ignored
+        return found
+
+
+def _encoded(cohort: Cohort) -> list[Arrays]:
+    """Return the arrays of every dispatched model; those of one model that all clients get are made once."""
+    if isinstance(cohort, HandleCohort):
+        return list(cohort.models)
+    if all(tensor.stride(0) == 0 or cohort.slots == 1 for tensor in cohort.tensors.values()):
+        one = {name: to_array(tensor) for name, tensor in cohort.slot(0).items()}
+        return [one] * cohort.slots
+    return [{name: to_array(tensor) for name, tensor in cohort.slot(slot).items()} for slot in range(cohort.slots)]
+
+
+def _forms(cohort: Cohort) -> Mapping[str, Form]:
+    return cohort.forms if isinstance(cohort, HandleCohort) else {n: Form.of(t[0]) for n, t in cohort.tensors.items()}
+
+
+def _stage_of(recipe: Recipe, task: LocalTraining) -> int:
+    """Return the position of a stage with the method that trains; two stages of equal methods train alike."""
+    return next(
+        position
+        for position, stage in enumerate(recipe.stages)
+        if isinstance(stage, TrainingStage) and stage.method == task.algorithm
+    )
