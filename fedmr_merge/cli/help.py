@@ -147,10 +147,7 @@ def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
         name, text = record[0], record[1].replace("\\[", "[")  # typer before version 0.21 escapes rich's markup
         if parameter.param_type_name == "argument":
             shown = parameter.metavar or parameter.name.upper()
-            # The same versions leave out the help where there is a metavar.
-            text = text.replace("[required]", "").strip()
-            text = text if text.startswith(parameter.help or "") else f"{parameter.help}  {text}".rstrip()
-            sections["Arguments"].append((shown, text))
+            sections["Arguments"].append((shown, text.replace("  [required]", "")))
         else:
             panel = getattr(parameter, "rich_help_panel", None) or "Options"
             sections.setdefault(panel, []).append((_value(name, parameter), text))
