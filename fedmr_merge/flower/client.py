@@ -18,7 +18,7 @@ from fedmr_merge.federated.training.local_training import LocalTraining, SlotOfR
 from fedmr_merge.federated.training.precision import float32_products
 from fedmr_merge.federated.training.privacy import privatise
 from fedmr_merge.flower.arrays import RefusedError
-from fedmr_merge.flower.messages import Instruction, ReplyFacts, Side, pack_reply, unpack_instruction
+from fedmr_merge.flower.wire import Instruction, ReplyFacts, Side, pack_reply, unpack_instruction
 from fedmr_merge.recipe.identity import identity
 from fedmr_merge.recipe.prepare import prepare
 from fedmr_merge.recipe.schema import Recipe

@@ -19,7 +19,7 @@ from fedmr_merge.federated.training.local_training import Answers, Engine, Local
 from fedmr_merge.flower.arrays import Form, to_array
 from fedmr_merge.flower.exchange import Exchange, Outgoing, exchange
 from fedmr_merge.flower.handle_cohort import Arrays, HandleCohort, content_hash
-from fedmr_merge.flower.messages import (
+from fedmr_merge.flower.wire import (
     TRAIN,
     Expected,
     Instruction,

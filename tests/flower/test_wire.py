@@ -20,7 +20,7 @@ from fedmr_merge.federated.training.local_training import LocalTraining, train_c
 from fedmr_merge.flower.arrays import Form, to_tensor
 from fedmr_merge.flower.client import answer
 from fedmr_merge.flower.engine import FlowerEngine
-from fedmr_merge.flower.messages import ReplyFacts, pack_reply, unpack_instruction
+from fedmr_merge.flower.wire import ReplyFacts, pack_reply, unpack_instruction
 from fedmr_merge.recipe.prepare import prepare
 
 RECIPE = recipe(
