@@ -19,6 +19,7 @@ from fedmr_merge.federated.training.local_training import Answers, Engine, Local
 from fedmr_merge.flower.arrays import Form, to_array
 from fedmr_merge.flower.exchange import Exchange, Outgoing, exchange
 from fedmr_merge.flower.handle_cohort import Arrays, HandleCohort, content_hash
+from fedmr_merge.flower.nodes import Binding, FoundNodes
 from fedmr_merge.flower.wire import (
     TRAIN,
     Expected,
@@ -28,7 +29,6 @@ from fedmr_merge.flower.wire import (
     pack_instruction,
     unpack_reply,
 )
-from fedmr_merge.flower.nodes import Binding, FoundNodes
 from fedmr_merge.recipe.deployment import Deployment
 from fedmr_merge.recipe.identity import identity
 from fedmr_merge.recipe.schema import Recipe
