@@ -91,7 +91,10 @@ def ward_merges(distances: Floats, counts: Sequence[int]) -> Iterator[tuple[int,
     """
     count = len(counts)
     sizes = np.array(counts, dtype=np.float32)
-    squares = np.square(distances, dtype=np.float32) * 2 * sizes * sizes[:, None] / (sizes + sizes[:, None])
+    squares = np.square(distances, dtype=np.float32)
+    for point in np.flatnonzero(sizes > 1):
+        squares[point] *= 2 * sizes[point] * sizes / (sizes[point] + sizes)
+        squares[:, point] = squares[point]
     np.fill_diagonal(squares, np.inf)
     numbers, gone, chain = np.arange(count), np.zeros(count, np.float32), list[int]()  # gone: infinity where merged
     for merge in range(count - 1):
@@ -101,11 +104,12 @@ def ward_merges(distances: Floats, counts: Sequence[int]) -> Iterator[tuple[int,
             squares, sizes, numbers, gone = squares[np.ix_(kept, kept)], sizes[kept], numbers[kept], gone[kept]
         one, other = _nearest_neighbours(squares, gone, chain)
         a, b = sizes[one], sizes[other]
-        squares[other] = ((a + sizes) * squares[one] + (b + sizes) * squares[other] - sizes * squares[one, other]) / (
-            a + b + sizes
-        )
-        squares[other, other] = np.inf
-        squares[:, other] = squares[other]
+        merged = (a + sizes) * squares[one]
+        merged += (b + sizes) * squares[other]
+        merged -= sizes * squares[one, other]
+        merged /= a + b + sizes
+        merged[other] = np.inf
+        squares[other] = squares[:, other] = merged
         yield int(numbers[one]), int(numbers[other])
         sizes[other], numbers[other], gone[one] = a + b, count + merge, np.inf
 
