@@ -26,7 +26,8 @@ FLOATS = tuple(TORCH_NAMES)
 #: dtypes of which slot 0's copy is kept: a mean of counters or masks has no meaning.
 KEPT = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
 
-_PIECE_ELEMENTS = 1 << 17
+#: The buffers of a piece still fit the processor's caches; with smaller pieces the calls around them cost more.
+_PIECE_ELEMENTS = 1 << 18
 _MIN_PIECE_ELEMENTS = 1 << 12
 #: The most that one thread holds per element: the bytes of one source, two accumulators, and the steps of encoding, or
 #: those of a sum that overflows.
