@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import program
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,10 +15,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def fedmr_merge(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Start the program as a shell does."""
     command = [sys.executable, "-m", "fedmr_merge", *map(str, arguments)]
     here = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     variables = os.environ | here | environment
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
+
+
+def forked(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Do the same in less time: torch is imported already."""
+    return program.fedmr_merge(*arguments, cwd=cwd, HF_HUB_OFFLINE="1")
 
 
 @pytest.fixture
@@ -92,7 +99,7 @@ def test_an_error_is_one_line_with_a_hint_and_exit_code_2(models: Path, argument
         "{name: a, data: {name: digits, partition: {kind: iid}}, model: {name: cnn}, stages: [fedmr: {rounds: 0}]}"
     )
     before = sorted(path.relative_to(models) for path in models.rglob("*"))
-    done = fedmr_merge(*arguments, cwd=models)
+    done = forked(*arguments, cwd=models)
     assert done.returncode == 2
     assert done.stdout == ""
     errors = [line for line in done.stderr.splitlines() if not line.startswith("hint: ")]
@@ -140,7 +147,7 @@ def test_version() -> None:
 def test_a_gpu_that_is_not_there(models: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    done = fedmr_merge("run", ROOT / "recipes" / "digits.yaml", "--device", "cuda", cwd=models)
+    done = forked("run", ROOT / "recipes" / "digits.yaml", "--device", "cuda", cwd=models)
     assert done.returncode == 2
     assert "a GPU was asked for and torch finds none" in done.stderr
     assert not (models / "runs").exists() or not any((models / "runs" / "digits").glob("*.json"))
@@ -166,10 +173,10 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(models: Path) -> None:
     recipe = ROOT / "recipes" / "digits.yaml"
     for setting in ("stages[1].fedmr.rule=blok", "model.init=nowhere.safetensors", "data.partition.clients=2000"):
         for more in ([], ["--dry-run"]):
-            done = fedmr_merge("run", recipe, "--set", setting, "--out", "run", *more, cwd=models)
+            done = forked("run", recipe, "--set", setting, "--out", "run", *more, cwd=models)
             assert done.returncode == 2, done.stderr
             assert not (models / "run").exists()
-    done = fedmr_merge("run", recipe, "--out", "ckpts/m0.safetensors", cwd=models)
+    done = forked("run", recipe, "--out", "ckpts/m0.safetensors", cwd=models)
     assert done.returncode == 2
     assert "cannot be a run folder" in done.stderr
 

@@ -1,20 +1,18 @@
 """`run` and `partition`, seen from outside."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from program import Program, fedmr_merge
 
 from fedmr_merge.cli.run_view import memory_line
 from fedmr_merge.federated.training.gpu_memory import MemoryForecast
 
-ROOT = Path(__file__).parents[2]
 RECIPE = """
 name: small
 data: {name: digits, partition: {kind: dirichlet, clients: 8}}
@@ -22,19 +20,6 @@ model: {name: cnn}
 training: {clients_per_round: 2, local_epochs: 1}
 stages: [fedmr: {rounds: 3}, evaluate: {}, publish: {}]
 """
-
-
-def program(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "fedmr_merge", *map(str, arguments)]
-
-
-def variables() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def fedmr_merge(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = variables() | environment
-    return subprocess.run(program(*arguments), cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -74,20 +59,23 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["small.yaml"]
 
 
-def test_a_dry_run_reports_what_is_decided_for_last_batches_and_what_each_method_sends(folder: Path) -> None:
+def test_a_dry_run_reports_what_is_decided_for_last_batches_and_what_each_method_sends(
+    folder: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """In this process, which torchvision is imported into already."""
     settings = ["--set", "model.name=torchvision:resnet18", "--set", "training.batch_size=10"]
     settings += ["--set", "data.partition.clients=20"]
     stages = ["--set", "stages=[{fedavg: {rounds: 1}}, {fedgen: {rounds: 1}}]"]
-    done = fedmr_merge("run", "small.yaml", *settings, *stages, "--dry-run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "last batches: the epochs of 4 clients (4, 5, 17, 18) end with one example" in done.stdout
-    assert "it is added to the batch before (training.last_batch: merge)" in done.stdout
-    sent = dict(re.findall(r"(\w+): ([\d.]+) MB sent to the clients in a round, [\d.]+ MB sent back", done.stdout))
+    code, output, errors = run("run", "small.yaml", *settings, *stages, "--dry-run")
+    assert code == 0, errors
+    assert "last batches: the epochs of 4 clients (4, 5, 17, 18) end with one example" in output
+    assert "it is added to the batch before (training.last_batch: merge)" in output
+    sent = dict(re.findall(r"(\w+): ([\d.]+) MB sent to the clients in a round, [\d.]+ MB sent back", output))
     assert float(sent["fedgen"]) > float(sent["fedavg"])  # the generator
-    refused = fedmr_merge("run", "small.yaml", *settings, "--set", "training.last_batch=keep", cwd=folder)
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 2
-    assert "hint: set training.last_batch to merge or drop" in refused.stderr
+    code, _, errors = run("run", "small.yaml", *settings, "--set", "training.last_batch=keep")
+    assert code == 2
+    assert errors.count("\n") == 2
+    assert "hint: set training.last_batch to merge or drop" in errors
     assert not (folder / "runs").exists()
 
 
@@ -114,16 +102,15 @@ def test_ctrl_c_and_a_batch_system_that_says_stop_save_and_say_how_to_go_on(
     folder: Path, stop: signal.Signals, code: int
 ) -> None:
     arguments = ("run", "small.yaml", "--set", "stages[0].fedmr.rounds=500", "--set", "training.checkpoint_every=400")
-    process = subprocess.Popen(
-        program(*arguments), cwd=folder, env=variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Program(*arguments, cwd=folder)
     metrics = folder / "runs" / "small" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         time.sleep(0.02)
     process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
+    done = process.wait()
+    errors = done.stderr
+    assert done.returncode == code
     assert "Traceback" not in errors
     stopped = [line for line in errors.splitlines() if line.startswith("stopped: ")]
     again = "fedmr-merge run small.yaml --set 'stages[0].fedmr.rounds=500' --set training.checkpoint_every=400"
