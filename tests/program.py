@@ -1,8 +1,8 @@
 """The program in processes of their own that start in no time.
 
 `fedmr-merge run` imports torch, scikit-learn and matplotlib, which takes four seconds of CPU time. Here one process
-imports them, and every command is forked from it: with its own arguments, folder, environment, output, errors, exit code
-and signals, and without anything that another command or test has changed.
+imports them, and every command is forked from it: with its own arguments, folder, environment, output, errors, exit
+code and signals, and without anything that another command or test has changed.
 """
 
 from __future__ import annotations

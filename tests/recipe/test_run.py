@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 import torch
+from program import Program, fedmr_merge
 from small_checkpoints import tree
 
 from fedmr_merge.checkpoint.tensors import load_tensors
@@ -25,7 +24,6 @@ from fedmr_merge.recombination.options import PlanOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.runs.names import Place
 
-ROOT = Path(__file__).parents[2]
 STAGES = [{"fedavg": {"rounds": 2}}, {"fedmr": {"rounds": 3}}, {"evaluate": {}}, {"publish": {}}]
 
 
@@ -276,55 +274,39 @@ def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
-def command(*arguments: str, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "fedmr_merge", "run", *arguments, "--out", str(folder)]
-
-
-def run_environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
 def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL, twice at arbitrary moments, against a run in one go; both in other processes than this one."""
-    (tmp_path / "small.yaml").write_text(recipe().to_yaml())
-    arguments = [str(tmp_path / "small.yaml"), "--set", "stages[1].fedmr.rounds=20"]
-    subprocess.run(command(*arguments, folder=tmp_path / "a"), check=True, env=run_environment(), capture_output=True)
+    """SIGKILL, twice at arbitrary moments, in other processes than the one that runs it in one go."""
+    checked = small_runs.recipe(stages=[{"fedavg": {"rounds": 2}}, {"fedmr": {"rounds": 10}}, {"publish": {}}])
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    (tmp_path / "tiny.yaml").write_text(checked.to_yaml())
     killed = 0
-    for wait in (0.05, 0.5):
-        process = subprocess.Popen(
-            command(*arguments, folder=tmp_path / "b"),
-            env=run_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 60
-        checkpoints = tmp_path / "b" / "checkpoints"
+    for wait in (0.01, 0.2):
+        checkpoints = folder / "checkpoints"
         before = set(checkpoints.iterdir()) if checkpoints.exists() else set()
-        while time.monotonic() < deadline and process.poll() is None:
+        process = Program("run", "tiny.yaml", "--out", "run", cwd=tmp_path)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.is_running:
             if checkpoints.exists() and set(checkpoints.iterdir()) - before:
                 time.sleep(wait)
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        killed += process.wait().returncode == -signal.SIGKILL
     assert killed, "it was over before it could be killed"
-    subprocess.run(command(*arguments, folder=tmp_path / "b"), check=True, env=run_environment(), capture_output=True)
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    assert not list((tmp_path / "b").rglob(".*staging*")), "nothing half-written is left"
+    assert fedmr_merge("run", "tiny.yaml", "--out", "run", cwd=tmp_path).returncode == 0
+    follow(whole, checked)
+    assert digest(folder) == digest(whole)
+    assert not list(folder.rglob(".*staging*")), "nothing half-written is left"
 
 
-def test_the_digits_recipe_learns(tmp_path: Path) -> None:
-    """The main job, as a user types it."""
-    done = subprocess.run(
-        command(str(ROOT / "recipes" / "digits.yaml"), folder=tmp_path / "digits"),
-        check=True,
-        env=run_environment(),
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.parametrize("rounds", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_the_digits_recipe_learns(tmp_path: Path, rounds: int) -> None:
+    """The main job, as a user types it: by default the first 20 of its 60 rounds."""
+    done = fedmr_merge("run", "digits", "--set", f"stages[1].fedmr.rounds={rounds}", "-o", "digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     metrics = log(tmp_path / "digits", "metrics.jsonl")
-    assert len(metrics) == 60
-    assert metrics[-1]["test_accuracy"] > 0.93
+    assert len(metrics) == 10 + rounds
+    assert metrics[-1]["test_accuracy"] > (0.93 if rounds == 50 else 0.8)
     for word in ("model.safetensors", "README.md", "curves.png", "push", "recombine", "resume"):
         assert word in done.stdout
 
