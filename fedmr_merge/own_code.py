@@ -63,7 +63,7 @@ def import_object(path: str, folders: Sequence[Path]) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise FedmrMergeError(f"importing {name} failed: {blame(error)}") from error
-        places = "".join(f"{shown(folder)}, " for folder in folders)
+        places = "".join(f"{shown(folder.absolute())}, " for folder in dict.fromkeys(folders))
         raise FedmrMergeError(f"there is no module {error.name!r} in {places}or among installed packages") from error
     except (Exception, SystemExit) as error:
         raise FedmrMergeError(f"importing {name} failed: {blame(error)}") from error
@@ -122,14 +122,14 @@ def _is_library(filename: str) -> bool:
 
 
 @contextlib.contextmanager
-def explained(what: str, kind: type[FedmrMergeError]) -> Iterator[None]:
+def explained(what: str, kind: type[FedmrMergeError], hint: str = "--debug shows the traceback") -> Iterator[None]:
     """Within the block, an error of the user's code is one line of the error `kind`; `what` begins it."""
     try:
         yield
     except FedmrMergeError:
         raise
     except Exception as error:
-        raise kind(f"{what}: {blame(error)}", hint="--debug shows the traceback") from error
+        raise kind(f"{what}: {blame(error)}", hint=hint) from error
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,14 @@ def run(
     if dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched; libraries read it when they are imported
     with progress.waiting("reading the recipe, loading torch"):
+        from fedmr_merge.recipe.own import Own
         from fedmr_merge.recipe.ready_made import locate_recipe
 
         located = locate_recipe(recipe)
         from fedmr_merge.recipe.run import Run
         from fedmr_merge.recipe.schema import read_recipe
 
-        checked = read_recipe(located.path, _settings(settings, seed, device))
+        checked = read_recipe(located.path, _settings(settings, seed, device), Own(located.code_folders))
     folder = out or located.run_folder or Path("runs") / checked.name
     if dry_run:
         show_recipe(checked, folder)
@@ -134,12 +135,14 @@ def partition(
     """
     with progress.waiting("reading the recipe, loading torch"):
         from fedmr_merge.checkpoint.writer import refuse_existing, staged_output
+        from fedmr_merge.recipe.own import Own
         from fedmr_merge.recipe.prepare import partition_json, prepare
         from fedmr_merge.recipe.ready_made import locate_recipe
         from fedmr_merge.recipe.schema import read_recipe
         from fedmr_merge.report.partition import draw_partition
 
-        checked = read_recipe(locate_recipe(recipe).path, _settings(settings, seed, "cpu"))
+        located = locate_recipe(recipe)
+        checked = read_recipe(located.path, _settings(settings, seed, "cpu"), Own(located.code_folders))
     target = out or Path(f"{checked.name}-partition.png")
     refuse_existing(target)
     federation = prepare(checked)

@@ -11,6 +11,7 @@ from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
+from fedmr_merge.federated.models._own import own_model
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin, named, with_argument
 from fedmr_merge.federated.tasks.base import Task
@@ -106,4 +107,6 @@ ALGORITHMS = Catalogue("fedmr_merge.federated.algorithms", Algorithm, "fedmr_mer
 DATA_SETS = Catalogue("fedmr_merge.federated.data.datasets", DataSet, "fedmr_merge.datasets", {"hub": "ORG/NAME"})
 PARTITIONS = Catalogue("fedmr_merge.federated.data.partitions", PartitionMethod, "fedmr_merge.partitions")
 TASKS = Catalogue("fedmr_merge.federated.tasks", Task, "fedmr_merge.tasks")
-ARCHITECTURES = Catalogue("fedmr_merge.federated.models", Architecture, "fedmr_merge.models", {"torchvision": "NAME"})
+ARCHITECTURES = Catalogue(
+    "fedmr_merge.federated.models", Architecture, "fedmr_merge.models", {"torchvision": "NAME"}, own_model
+)

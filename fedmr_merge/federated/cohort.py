@@ -6,13 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan
 from fedmr_merge.recombination.in_memory import recombine_stacked
 
 Weights = Mapping[str, Tensor]
-"""The state dict of one model, buffers included."""
+"""The state dict of one model, buffers included; a tensor that has two names in the model is there once."""
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a module's state dict themselves; one that is tied to another has its first name alone."""
+    first: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
 
 
 @dataclass(frozen=True, eq=False)

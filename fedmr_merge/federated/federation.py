@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fedmr_merge.errors import DataError, TrainingError
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
-from fedmr_merge.federated.models.base import Architecture
+from fedmr_merge.federated.model_check import require_parts, require_trainable
+from fedmr_merge.federated.models.base import Architecture, has_parts
 from fedmr_merge.federated.tasks.base import Task
 from fedmr_merge.federated.tasks.image_classification import ImageClassification
 from fedmr_merge.federated.training.batches import (
@@ -111,11 +112,12 @@ class Federation:
             raise TrainingError(
                 f"{method} {reason}, and the targets of these data are not classes", hint="choose another method"
             )
-        if not self.evaluation_forward.has_head:
+        if not has_parts(self.module):
             raise TrainingError(
                 f"{method} {reason}, and model {self.architecture.name} does not say what its features and head are",
-                hint="choose another method, or a model whose module is a Classifier, with features() and head()",
+                hint="choose another method, or a model with the methods features(examples) and head(features)",
             )
+        require_parts(self, method)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -214,6 +216,7 @@ def _refuse_what_cannot_apply(federation: Federation) -> None:
             "training.cohort_chunk is how many clients engine vmap trains at once; engine loop trains one",
             hint="set training.engine to vmap, or leave cohort_chunk out",
         )
+    require_trainable(federation)
     _refuse_lone_examples(federation)
     if training.privacy is not None:
         require_accountant()

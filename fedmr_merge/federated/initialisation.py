@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedmr_merge.errors import Difference, LayerMismatchError, TrainingError
-from fedmr_merge.federated.cohort import Cohort, Weights
+from fedmr_merge.federated.cohort import Cohort, Weights, weights_of
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
 
@@ -27,7 +27,7 @@ def initial_state_from(federation: Federation, checkpoints: Sequence[Weights], n
             f"{len(checkpoints)} models cannot be dispatched to {federation.slots} clients per round",
             hint="start from 1 model, or set training.clients_per_round to the number of models",
         )
-    expected = {name: tensor.detach() for name, tensor in federation.module.state_dict().items()}
+    expected = {name: tensor.detach() for name, tensor in weights_of(federation.module).items()}
     # Slot 0 of the messages is the architecture itself, which has no path.
     differences = [
         difference

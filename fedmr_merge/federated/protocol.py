@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedmr_merge.federated.cohort import Cohort, Weights
+from fedmr_merge.federated.cohort import Cohort, Weights, weights_of
 from fedmr_merge.federated.data.examples import Inputs
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.layers.plan import RecombinationPlan
@@ -112,5 +112,5 @@ def initial_state(federation: Federation) -> State:
     networks that were initialised apart do not fit each other (their hidden units are permuted), and the mean of such
     networks classifies nothing.
     """
-    weights = {name: tensor.detach().clone() for name, tensor in federation.module.state_dict().items()}
+    weights = {name: tensor.detach().clone() for name, tensor in weights_of(federation.module).items()}
     return State.from_global(weights)

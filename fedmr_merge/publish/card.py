@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.errors import HubError
+from fedmr_merge.own_code import GIVEN, is_import_path
+from fedmr_merge.plugins import plugin_names
 from fedmr_merge.resources import resource_folder
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def render_card(template: str, facts: Mapping[str, Any]) -> str:
         "code": code,
         "fenced": fenced,
         "identifier": lambda name: name if re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII) else "AutoModel",
+        "own_class": own_class,
+        "own_module": own_module,
         "percent": lambda share: f"{100 * share:.2f} %",
         "megabytes": lambda count: "not recorded" if count is None else f"{count / 1e6:,.2f} MB",
     }
@@ -73,6 +77,19 @@ def render_card(template: str, facts: Mapping[str, Any]) -> str:
             hint="what people write outside of them is kept when the card is written anew",
         )
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def own_class(architecture: object) -> str:
+    """Return the class or function that an import path names; nothing for an architecture of this package."""
+    module, _, name = str(architecture).partition(":")
+    own = is_import_path(architecture) and module not in plugin_names("fedmr_merge.federated.models")
+    return name.rpartition(".")[2] if own else ""
+
+
+def own_module(architecture: object) -> str:
+    """Return the module of an import path; where an object was given from Python, what stands for it."""
+    module = str(architecture).partition(":")[0]
+    return "your_code" if module == GIVEN else module
 
 
 def _check_blocks(environment: Environment, template: str, text: str) -> None:

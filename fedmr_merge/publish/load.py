@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fedmr_merge.checkpoint.folder import CONFIG_FILE
-from fedmr_merge.checkpoint.open import open_checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.errors import CheckpointError
 from fedmr_merge.hub.listing import parse_hub
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedmr_merge.federated.models.base import Classifier
     from fedmr_merge.publish.preprocess import Preprocess
 
@@ -31,21 +34,29 @@ class LoadedModel(_Module):
     preprocess: Preprocess
 
 
-def load_model(source: str | Path, *, endpoint: str | None = None, token: str | None = None) -> LoadedModel:
+def load_model(
+    source: str | Path,
+    *,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> LoadedModel:
     """Load a published model as a torch module, in evaluation mode and on the CPU.
 
-    Only architectures of this package are built and only safetensors are read; every tensor must fit, and no code comes
-    from the folder.
+    Architectures of this package and of installed plug-ins are built, and only safetensors are read; every tensor must
+    fit, and no code comes from the folder. A model of another class is loaded with that class, given as `model`.
 
     Args:
         source: A folder with `config.json` and safetensors, or a Hub id, `org/name[@revision][/subfolder]`.
+        model: For a model of your own class: the class, or a function that returns its module, which is called with the
+            options that `config.json` records; or a module, which is copied.
         endpoint: The address of the Hub; None is that of `HF_ENDPOINT`.
         token: A token that may read; None is `HF_TOKEN`, or the one that `hf auth login` stored.
 
     Returns:
         A module that maps float32 images [batch, channels, height, width] to logits [batch, classes]. Besides,
         `model.preprocess(image)` turns an image into that input, `model.label_names` are the names of the classes, and
-        `model.config` is the content of `config.json`.
+        `model.config` is the content of `config.json`. Attributes of these names that a module of yours has are kept.
 
     Raises:
         CheckpointError: The folder is not such a model.
@@ -59,23 +70,38 @@ def load_model(source: str | Path, *, endpoint: str | None = None, token: str | 
     folder = _folder(source, endpoint, token)
     config = read_config(folder)
     checkpoint = open_checkpoint(folder)
-    from fedmr_merge.checkpoint.tensors import load_checkpoint
     from fedmr_merge.publish.preprocess import Preprocess
     from fedmr_merge.publish.rebuild import rebuild
 
-    module = rebuild(config, checkpoint.shapes, str(folder / CONFIG_FILE))
-    weights = load_checkpoint(checkpoint)
-    for name, own in module.state_dict().items():
-        if weights[name].is_floating_point() != own.is_floating_point():
+    module = rebuild(config, checkpoint.shapes, str(folder / CONFIG_FILE), model)
+    _fill(module, checkpoint)
+    attributes = {
+        "config": config,
+        "label_names": config.get("label_names") or [str(number) for number in range(config["num_classes"])],
+        "preprocess": Preprocess(**{key: config["preprocess"][key] for key in ("mean", "std", "size")}),
+    }
+    for name, value in attributes.items():
+        if not hasattr(module, name):
+            setattr(module, name, value)
+    return cast("LoadedModel", module.eval())
+
+
+def _fill(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the tensors of a checkpoint, whose shapes are known to fit, into a module."""
+    import torch
+
+    from fedmr_merge.checkpoint.tensors import load_checkpoint
+    from fedmr_merge.federated.cohort import weights_of
+
+    weights, own = load_checkpoint(checkpoint), weights_of(module)
+    for name, tensor in own.items():
+        if weights[name].is_floating_point() != tensor.is_floating_point():
             raise CheckpointError(
-                checkpoint.path, f"tensor {name!r} is {weights[name].dtype}, the model has {own.dtype} there"
+                checkpoint.path, f"tensor {name!r} is {weights[name].dtype}, the model has {tensor.dtype} there"
             )
-    module.load_state_dict(weights, strict=True)
-    model = cast("LoadedModel", module.eval())
-    model.config = config
-    model.label_names = config.get("label_names") or [str(number) for number in range(config["num_classes"])]
-    model.preprocess = Preprocess(**{key: config["preprocess"][key] for key in ("mean", "std", "size")})
-    return model
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedmr_merge.checkpoint.tensors import load_checkpoint
 from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.cohort import weights_of
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import require_recalibration_batches
 from fedmr_merge.federated.federation import Federation, open_federation
@@ -86,7 +87,7 @@ def sensible_threads(federation: Federation) -> int:
     # One example so many times: there may be fewer in the data.
     inputs = federation.data.inputs("train", torch.zeros(batch, dtype=torch.int64, device=federation.device))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        federation.evaluation_forward(federation.module.state_dict(), inputs)
+        federation.evaluation_forward(weights_of(federation.module), inputs)
     return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else federation.cores
 
 
@@ -127,7 +128,7 @@ def parameters(federation: Federation) -> int:
 
 def model_bytes(federation: Federation) -> int:
     """Return the bytes of one model, buffers included."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in federation.module.state_dict().values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights_of(federation.module).values())
 
 
 def stage_traffic(recipe: Recipe, federation: Federation) -> list[tuple[TrainingStage, Traffic]]:

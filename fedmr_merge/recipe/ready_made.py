@@ -80,6 +80,14 @@ class Located:
     path: Path
     run_folder: Path | None = None
 
+    @property
+    def code_folders(self) -> tuple[Path, ...]:
+        """Where modules are looked for that the recipe names: beside the file, and in the current folder.
+
+        A run folder holds no code: beside its recipe none is looked for, as the folder may come from elsewhere.
+        """
+        return (Path.cwd(),) if self.run_folder else (self.path.parent, Path.cwd())
+
 
 def locate_recipe(named: str | Path) -> Located:
     """Find the recipe that a user named: a file, a run folder (its own recipe.yaml), or a recipe of the package.

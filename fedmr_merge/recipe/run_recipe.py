@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from fedmr_merge.federated.models._own import given_model
+from fedmr_merge.federated.models.base import Architecture
+from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.ready_made import locate_recipe
 from fedmr_merge.recipe.run import Event, RoundDone, Run
 from fedmr_merge.recipe.schema import Recipe, parse_recipe, read_recipe
@@ -34,6 +39,7 @@ def run_recipe(
     out: str | Path | None = None,
     *,
     settings: Sequence[str] = (),
+    model: nn.Module | Callable[..., nn.Module] | None = None,
     fresh: bool = False,
     on_event: Callable[[Event], object] = lambda _: None,
 ) -> FinishedRun:
@@ -44,6 +50,10 @@ def run_recipe(
             the package, such as `digits`, or the content of a recipe as a mapping.
         out: the run folder; `runs/NAME` where it is None, or the run folder that `recipe` names.
         settings: changes of the recipe, as `--set` of the command line, e.g. `training.lr=0.05` or `seed=1`.
+        model: a model of your own, in place of the recipe's `model` (of which only `init` counts then): any
+            `torch.nn.Module`, whose weights are the first ones; or a class or function that returns one, which is
+            called with those of `num_classes`, `num_outputs` and `input_shape` that it has as parameters, with the seed
+            of the run. The run folder records its name; a run is resumed by giving it again.
         fresh: remove a run that is there already, and start again.
         on_event: called after every round with a RoundDone (its `result` has the `metrics`: accuracies and shares from
             0 to 1, seconds, bytes), and after every other stage with a StageDone.
@@ -65,7 +75,7 @@ def run_recipe(
         >>> finished.rounds, finished.model.as_posix()
         (2, 'short/global')
     """
-    checked, folder = _read(recipe, settings)
+    checked, folder = _read(recipe, settings, None if model is None else given_model(model))
     folder = Path(out) if out is not None else folder
     rounds, accuracy = 0, None
     with Run(checked, folder, fresh=fresh) as run:
@@ -78,13 +88,15 @@ def run_recipe(
     return FinishedRun(folder, rounds, accuracy)
 
 
-def _read(recipe: str | Path | Mapping[str, Any], settings: Sequence[str]) -> tuple[Recipe, Path]:
+def _read(
+    recipe: str | Path | Mapping[str, Any], settings: Sequence[str], model: Architecture | None
+) -> tuple[Recipe, Path]:
     if isinstance(recipe, Mapping):
         raw = copy.deepcopy(dict(recipe))
         for setting in settings:
             apply_setting(raw, setting)
-        checked = parse_recipe(raw, "the recipe")
+        checked = parse_recipe(raw, "the recipe", Own((Path.cwd(),), model=model))
         return checked, Path("runs") / checked.name
     located = locate_recipe(recipe)
-    checked = read_recipe(located.path, settings)
+    checked = read_recipe(located.path, settings, Own(located.code_folders, model=model))
     return checked, located.run_folder or Path("runs") / checked.name

@@ -109,15 +109,15 @@ class Recipe:
         return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=120)
 
 
-def read_recipe(path: str | Path, settings: Sequence[str] = (), own: Own | None = None) -> Recipe:
+def read_recipe(path: str | Path, settings: Sequence[str] = (), own: Own = OWN) -> Recipe:
     """Read a recipe file, changed by `--set` settings. Raises RecipeError with every fault.
 
-    Without `own`, code of the user's own is looked for in the folder of the file and in the current one.
+    `own` says where code of the user's own comes from.
     """
     raw = read_recipe_text(Path(path))
     for setting in settings:
         apply_setting(raw, setting)
-    return parse_recipe(raw, str(path), own or Own((Path(path).parent, Path.cwd())))
+    return parse_recipe(raw, str(path), own)
 
 
 def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:

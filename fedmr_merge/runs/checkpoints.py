@@ -25,7 +25,8 @@ from torch import Tensor
 from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedmr_merge.checkpoint.tensors import load_tensors, save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
-from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.errors import RunError, listed, shown
+from fedmr_merge.federated.cohort import Cohort, weights_of
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
 from fedmr_merge.federated.protocol import State
@@ -149,10 +150,8 @@ def load_state(folder: Path, place: Place, federation: Federation) -> Saved:
     content = verify_checkpoint(folder, place)
     names = _model_names(content["slots"])
     models = [load_tensors(path / name / WEIGHTS_FILE) for name in names]
-    expected = _signature(federation.module.state_dict())
     for name, model in zip(names, models, strict=True):
-        if _signature(model) != expected:
-            raise damaged(path / name / WEIGHTS_FILE, "its tensors are not those of the recipe's model")
+        _require_same(path / name / WEIGHTS_FILE, model, federation)
     if content["slots"] not in (1, federation.slots):
         raise damaged(path / STATE, f"{content['slots']} slots, a round of this recipe has {federation.slots}")
     extra = path / _STATE_TENSORS
@@ -165,8 +164,24 @@ def load_state(folder: Path, place: Place, federation: Federation) -> Saved:
     return Saved(place, state, content["first_round"], content["stage_over"])
 
 
-def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
-    return {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
+def _require_same(path: Path, found: Mapping[str, Tensor], federation: Federation) -> None:
+    """Raise RunError, with the tensors that differ, when a file holds another model than the federation's."""
+    expected = weights_of(federation.module)
+    differences = [
+        f"{shown(name)}: {_signature(found.get(name))} in the checkpoint, {_signature(expected.get(name))} in the model"
+        for name in sorted({*found, *expected})
+        if _signature(found.get(name)) != _signature(expected.get(name))
+    ]
+    if differences:
+        raise RunError(
+            f"{path}: is not of the model {shown(federation.architecture.name)}: {listed(differences)}",
+            hint="resume with the model that the run began with, or start anew with --fresh",
+            path=path,
+        )
+
+
+def _signature(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 class CheckpointWriter:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedmr_merge.checkpoint.metadata import LAYERS_KEY
 from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.cohort import weights_of
 from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.seeds import derive_seed
 
@@ -34,6 +35,11 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits."""
         return self.head(self.features(images))
+
+
+def has_parts(module: nn.Module) -> bool:
+    """Return whether a module has the two parts that some methods ask for: features, and a head on top of them."""
+    return all(callable(getattr(module, part, None)) for part in ("features", "head"))
 
 
 class Architecture(Plugin):
@@ -101,7 +107,7 @@ class Architecture(Plugin):
 
 def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[str]]]:
     """Yield, in order of definition, each submodule that owns tensors of the state dict: name, module, tensors."""
-    saved = module.state_dict().keys()
+    saved = weights_of(module)
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""
         own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedmr_merge.federated.cohort import Weights
+from fedmr_merge.federated.cohort import Weights, weights_of
 from fedmr_merge.federated.data.examples import Inputs
-from fedmr_merge.federated.models.base import Classifier
 from fedmr_merge.federated.tasks.base import Loss
 
 
@@ -31,7 +30,7 @@ class Forward:
         self._module = module
         self._parts = _Parts(module)
         self._frozen = frozen
-        self.own: dict[str, Tensor] = dict(module.state_dict(keep_vars=True))
+        self.own = weights_of(module)
         """The module's own tensors. Called with this very mapping, no tensor has to be exchanged: it is faster."""
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Tensor:
@@ -40,11 +39,6 @@ class Forward:
         Tensors by name are the module's arguments of these names.
         """
         return self._call("forward", weights, inputs)
-
-    @property
-    def has_head(self) -> bool:
-        """Whether the module is a head on top of features, one row of these for each example."""
-        return isinstance(self._module, Classifier)
 
     def features(self, weights: Weights, inputs: Inputs) -> Tensor:
         """Map a batch of examples to features [batch, width]; the module must have a head."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedmr_merge.federated.cohort import weights_of
 from fedmr_merge.federated.data.examples import on_meta
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.training.options import Training
@@ -43,7 +44,7 @@ def client_bytes(federation: Federation) -> int:
     without values.
     """
     training = federation.training
-    state = federation.module.state_dict()
+    state = weights_of(federation.module)
     batch = max(max(sizes, default=0) for sizes in map(federation.batch_sizes, range(len(federation.partition))))
     averages = 2 if training.optimizer != "sgd" else int(training.momentum > 0)
     models = [*state.values()] * _MODELS + [state[name] for name in federation.trainable] * averages
@@ -52,7 +53,7 @@ def client_bytes(federation: Federation) -> int:
 
 def _kept_for_backward(federation: Federation, batch: int) -> int:
     """Return the bytes that a forward pass of so many examples keeps, without the weights."""
-    weights = {name: torch.empty_like(t, device="meta") for name, t in federation.module.state_dict().items()}
+    weights = {name: torch.empty_like(t, device="meta") for name, t in weights_of(federation.module).items()}
     for name in federation.trainable:
         weights[name].requires_grad_()
     kept: dict[int, Tensor] = {}
