@@ -20,6 +20,9 @@ from fedmr_merge.federated.training.precision import float32_products
 _BATCH_SIZE = 200
 """The same everywhere: another one could round otherwise. Larger ones leave a CPU's caches, smaller ones a GPU idle."""
 
+_LARGEST_OUTPUT = 1 << 25
+"""Numbers that a batch puts out at most: sequences with a large vocabulary are evaluated in smaller batches."""
+
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -71,10 +74,12 @@ def _predict(
     """Yield the outputs of a model and the targets, batch by batch."""
     data, forward = federation.data, federation.evaluation_forward
     targets = data.targets(part)
+    outputs = federation.task.outputs(data) * max(1, targets[:1].numel())
+    size = max(1, min(_BATCH_SIZE, _LARGEST_OUTPUT // outputs))
     wheres: Iterable[Tensor | slice] = (
-        torch.split(indices, _BATCH_SIZE)
+        torch.split(indices, size)
         if indices is not None
-        else (slice(start, start + _BATCH_SIZE) for start in range(0, len(targets), _BATCH_SIZE))
+        else (slice(start, start + size) for start in range(0, len(targets), size))
     )
     for where in wheres:
         with torch.inference_mode():

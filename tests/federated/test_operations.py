@@ -8,18 +8,20 @@ from __future__ import annotations
 import pytest
 import torch
 from operations import count_round, count_step, counting, make_federation
+from small_tasks import make_task_federation
 
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedgen import FedGen
 from fedmr_merge.federated.algorithms.fedmr import FedMR
-from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES
+from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, TASKS
 from fedmr_merge.federated.data.augmentation import Augmentation
 from fedmr_merge.federated.evaluation import evaluate, recalibrate, recalibration_batches
 from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.runs.host_copy import HostCopier
 
-MODELS = [*(name for name in ARCHITECTURES.names() if ":" not in name), "torchvision:resnet18"]
+OF_IMAGES = [name for name in ARCHITECTURES.names() if ":" not in name and ARCHITECTURES.find(name).takes == "images"]
+MODELS = [*OF_IMAGES, "torchvision:resnet18"]
 SMALL = {"clients": 2, "batch": 2}
 
 
@@ -99,6 +101,12 @@ def test_a_round_of_every_method_is_on_the_device(method):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_round_of_every_model_is_on_the_device(model):
     federation = make_federation(model, **SMALL)
+    assert_on_device(run_one_round(federation, FedMR()), federation)
+
+
+@pytest.mark.parametrize("task", TASKS.names())
+def test_a_round_of_every_task_is_on_the_device(task):
+    federation = make_task_federation(task, engine="vmap", device="meta")
     assert_on_device(run_one_round(federation, FedMR()), federation)
 
 

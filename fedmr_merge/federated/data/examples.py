@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,9 @@ Inputs = Tensor | Mapping[str, Tensor]
 with a mask among them. The first dimension of each is the batch."""
 
 Part = Literal["train", "test"]
+
+KINDS = ("images", "features", "tokens")
+"""The kinds of examples of this package; data of the user's own may be of another one."""
 
 
 class Data:
@@ -63,6 +67,14 @@ class Data:
     def training_inputs(self, rows: Tensor) -> tuple[Inputs, Tensor]:
         """Return training examples as they are trained on, and their indices; `rows` come from `draw_changes`."""
         return self.inputs("train", rows), rows
+
+    @property
+    def target_unit(self) -> float:
+        """What a difference of targets is multiplied with to be one in the units of the data: they may be scaled."""
+        return 1.0
+
+    def write_sidecars(self, folder: Path) -> None:
+        """Write what else a user of a model needs into its folder, e.g. the files of a tokenizer."""
 
     def preprocess(self) -> dict[str, Any]:
         """Return what a user of the model must do to an example, as `config.json` says it."""

@@ -46,6 +46,7 @@ class Classification(Task):
 
     def check(self, data: Data, training: Training) -> None:
         """Raise DataError for targets that are not classes, TrainingError for other weights than one for each class."""
+        super().check(data, training)
         classes, weights = data.num_classes, training.class_weights
         if not classes:
             raise DataError(

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fedmr_merge.federated.data.examples import Data
+from fedmr_merge.errors import DataError, TrainingError
+from fedmr_merge.federated.data.examples import KINDS, Data
 from fedmr_merge.federated.metrics import Metric
 from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.federated.training.options import Training
@@ -26,10 +27,15 @@ class Task(Plugin):
     pipeline_tag: ClassVar[str]  #: what the Hub calls it, e.g. `image-classification`
     metrics: ClassVar[tuple[Metric, ...]]
     """All metrics, `loss` among them. The first is the one that decides: `until`, the best round, comparisons."""
-    kinds: ClassVar[tuple[str, ...]]  #: the kinds of data that it applies to
+    kinds: ClassVar[tuple[str, ...]]  #: the kinds of data of this package that it applies to
 
     def check(self, data: Data, training: Training) -> None:
         """Raise DataError for data without what the task needs, TrainingError for an option that cannot apply to it."""
+        if data.kind in KINDS and data.kind not in self.kinds:
+            raise DataError(
+                f"task {self.name} needs {' or '.join(self.kinds)}, and these data are {data.kind}",
+                hint="choose another task, or leave it out: a data set has one of its own",
+            )
 
     def outputs(self, data: Data) -> int:
         """Return how many numbers a model gives for an example (or, in a sequence, for each place of one)."""
@@ -57,7 +63,22 @@ class Task(Plugin):
 
     def config(self, data: Data) -> dict[str, Any]:
         """Return what `config.json` says of the task and the data, beside the architecture."""
-        raise NotImplementedError
+        return {
+            "task": self.name,
+            "task_args": self.options(),
+            "input": {"kind": data.kind, "shape": list(data.example_shape)},
+            "num_outputs": self.outputs(data),
+            "preprocess": data.preprocess(),
+            **({"label_names": list(data.class_names)} if data.num_classes else {}),
+        }
+
+    def refuse_options_of_classes(self, training: Training, *options: str) -> None:
+        """Raise TrainingError when one of these options of classes is set: the task has none."""
+        for option in options:
+            if getattr(training, option):
+                raise TrainingError(
+                    f"training.{option} is about classes, and task {self.name} has none", hint=f"leave {option} out"
+                )
 
     @property
     def decisive(self) -> Metric:

@@ -18,7 +18,8 @@ from fedmr_merge.federated.tasks.image_classification import ImageClassification
 from fedmr_merge.layers.layer_rule import layers_from_names
 from fedmr_merge.layers.rules import group_tensors
 
-NAMES = tuple("torchvision:resnet18" if name == "torchvision:NAME" else name for name in ARCHITECTURES.names())
+_ALL = ("torchvision:resnet18" if name == "torchvision:NAME" else name for name in ARCHITECTURES.names())
+NAMES = tuple(name for name in _ALL if ARCHITECTURES.find(name).takes == "images")
 
 
 def parameters(module):

@@ -32,14 +32,20 @@ def read_local(path: Path, split: str, columns: Sequence[str]) -> pa.Table:
 
     Nothing else is read, written or downloaded. Raises DataError.
     """
+    files = _parquet_files(path, split)
+    return read_parquet(files, path, columns)
+
+
+def read_parquet(files: Sequence[Path], path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read these columns, or all, of parquet files; `path` is what messages call them. Raises DataError."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError("reading parquet files needs pyarrow", hint=_INSTALL) from error
-    files = _parquet_files(path, split)
     try:
-        _require(columns, pq.read_schema(files[0]).names, str(files[0]))
-        return pq.read_table(files, columns=list(columns), partitioning=None)
+        if columns is not None:
+            _require(columns, pq.read_schema(files[0]).names, str(files[0]))
+        return pq.read_table(files, columns=None if columns is None else list(columns), partitioning=None)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as parquet: {_line(error)}", path=path) from error
 

@@ -1,0 +1,17 @@
+"""Rows of numbers, each of one class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedmr_merge.federated.tasks._classification import Classification
+
+
+@dataclass(frozen=True)
+class TabularClassification(Classification):
+    """Find the class of a row of a table. The loss is the cross-entropy, the metrics are accuracy and mean
+    cross-entropy.
+    """
+
+    pipeline_tag = "tabular-classification"
+    kinds = ("features",)
