@@ -36,7 +36,7 @@ def match_checkpoints(
         differences += _renamed_differences(slot, first.tensors, other.tensors)
         differences += config_differences(slot, configs[0], configs[slot])
     if differences:
-        raise LayerMismatchError(differences, [str(checkpoint.source) for checkpoint in checkpoints])
+        raise LayerMismatchError(differences, [checkpoint.location for checkpoint in checkpoints])
 
 
 def tensor_differences(

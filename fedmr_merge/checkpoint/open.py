@@ -72,8 +72,8 @@ class Checkpoint:
         return {file.path: file for file in self.files}
 
     @property
-    def source(self) -> str:
-        """The name that lineages and messages use."""
+    def location(self) -> str:
+        """Where the model is, as lineages and messages name it: a path, or a Hub id."""
         return self.origin or str(self.place)
 
     @property

@@ -154,7 +154,7 @@ def _in_shards(donor: Checkpoint, sources: Sources, sidecars_from: Checkpoint, m
         shards = _split([(name, entry.nbytes) for name, entry in tensors], max_shard_bytes)
         if len(shards) > 1 and (what := loaded_whole(donor, group[0].name)):
             raise PlanError(
-                f"{donor.source}: {what} is loaded from one file, {stem}.safetensors, and not from shards",
+                f"{donor.location}: {what} is loaded from one file, {stem}.safetensors, and not from shards",
                 hint=f"allow shards of {sum(entry.nbytes for _, entry in tensors):,} bytes, or omit --max-shard-size",
             )
         entries, metadata = dict(tensors), shared_metadata(group)

@@ -39,7 +39,7 @@ def staged_output(target: str | Path) -> Iterator[Path]:
             staging = room / target.name
             yield staging
             _sync_tree(staging)
-            refuse_existing(target)
+            refuse_existing(target)  # again: renaming would replace what another process has written meanwhile
             staging.rename(target)
         except OSError as error:
             reason = f"cannot be written: {error.strerror or error}"

@@ -160,7 +160,7 @@ def open_one(argument: str) -> Checkpoint:
     found = expand([argument])
     _refuse_several(argument, found)
     opened = open_inputs(found, headers_only=True)
-    _refuse_several(argument, [checkpoint.source for checkpoint in opened])  # of a glob over a repository
+    _refuse_several(argument, [checkpoint.location for checkpoint in opened])  # of a glob over a repository
     return opened[0]
 
 
@@ -194,21 +194,21 @@ def warn_left_out(opened: Sequence[Checkpoint]) -> None:
         for index, what in checkpoint.stale_indexes.items():
             console.complain(
                 "warning",
-                f"{checkpoint.source}: {index} is stale: {what}; what the shards hold was read, as its library does",
+                f"{checkpoint.location}: {index} is stale: {what}; what the shards hold was read, as its library does",
             )
 
 
 def _warn_of(opened: Sequence[Checkpoint], names: Sequence[Sequence[str]], what: str) -> None:
     """Print one warning for all files of a kind, and for all models that have some."""
     if found := list(dict.fromkeys(name for listed in names for name in listed)):
-        sources = [checkpoint.source for checkpoint, listed in zip(opened, names, strict=True) if listed]
+        sources = [checkpoint.location for checkpoint, listed in zip(opened, names, strict=True) if listed]
         console.complain("warning", f"{console.listed(found, ', ', 4)} of {console.listed(sources, ', ', 3)} {what}")
 
 
 def warn_mean(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite], kept: Sequence[str]) -> None:
     """Report the NaN and infinite numbers, and the integers that differ, that were met while a mean was taken."""
     for item in found[:3]:
-        console.complain("warning", ": ".join(item.describe([checkpoint.source for checkpoint in checkpoints])))
+        console.complain("warning", ": ".join(item.describe([checkpoint.location for checkpoint in checkpoints])))
     if len(found) > 3:
         console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
     if kept:

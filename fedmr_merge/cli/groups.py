@@ -13,7 +13,7 @@ def show_groups(checkpoint: Checkpoint, grouping: Grouping, *, tensors: bool = F
     """Print a checkpoint's layer groups with their tensors, parameters, bytes and dtypes; with `tensors` a line
     for each tensor, too.
     """
-    console.say(f"{checkpoint.source}: rule {grouping.rule}, {grouping.found}")
+    console.say(f"{checkpoint.location}: rule {grouping.rule}, {grouping.found}")
     rows = []
     for group in grouping.groups:
         entries = [checkpoint.tensors[name] for name in group.tensors]

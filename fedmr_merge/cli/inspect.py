@@ -57,7 +57,7 @@ def plan(
     warn_left_out(opened)
     grouping = group_checkpoints(opened, rule, ignore_config or (), ties=not no_ties)
     rows = [
-        [str(slot), found.source, console.size(found.nbytes), str(len(found.files)), found.licence or ""]
+        [str(slot), found.location, console.size(found.nbytes), str(len(found.files)), found.licence or ""]
         for slot, found in enumerate(opened)
     ]
     console.table(("slot", "model", "size", "files", "licence"), rows, right=("slot", "size", "files"))

@@ -62,7 +62,7 @@ def check(
     checked = open_inputs(expand(checkpoints), headers_only=True, configs=read_rule_file(rule_file).require_equal)
     for opened in checked:
         for fault in check_rule_file(rule_file, opened.shapes):
-            faults.setdefault(fault, []).append(opened.source)
+            faults.setdefault(fault, []).append(opened.location)
     lines = [
         fault if len(sources) == len(checked) else f"{fault} (in {console.listed(sources, ', ', 3)})"
         for fault, sources in faults.items()

@@ -109,7 +109,7 @@ def refuse_inside(place: Path, checkpoints: Sequence[Checkpoint], option: str) -
     for checkpoint in checkpoints:
         if checkpoint.is_folder and lies_in(place, checkpoint.path):
             raise OutputError(
-                place, f"lies in an input, {checkpoint.source}", hint=f"choose another place with {option}"
+                place, f"lies in an input, {checkpoint.location}", hint=f"choose another place with {option}"
             )
 
 
@@ -124,7 +124,7 @@ def refuse_twice(checkpoints: Sequence[Checkpoint]) -> None:
         first = slots.setdefault(_opened_files(checkpoint), slot)
         if first != slot:
             raise CheckpointError(
-                checkpoint.source,
+                checkpoint.location,
                 f"named twice, as model {first} and model {slot}",
                 hint="name each model once; `average --weights` lets one count for more than another",
             )
@@ -185,7 +185,7 @@ def _one_model(checkpoint: Checkpoint) -> Checkpoint:
         parts.setdefault(file.prefix, set()).update(file.header.tensors)
     is_declared = not {PIPELINE, MODULES}.isdisjoint(checkpoint.sidecars)
     if len(parts) > 1 and not is_declared and len({*map(frozenset, parts.values())}) == 1:
-        names, source = [prefix.rstrip("/") for prefix in parts], checkpoint.source
+        names, source = [prefix.rstrip("/") for prefix in parts], checkpoint.location
         shown = f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
         models = f"{source}/{'slot-*' if names[-1].startswith('slot-') else '*'}"
         hint = f"name them, {models}, or one of them; a pipeline of components has a model_index.json"

@@ -117,8 +117,8 @@ def refuse_other_scales(checkpoints: Sequence[Checkpoint]) -> None:
         for checkpoint, value in zip(checkpoints, values, strict=True):
             if value != values[0]:
                 raise PlanError(
-                    f"{checkpoint.source}: {CONFIG} sets {key} to {value!r:.60}, that of slot 0 to {values[0]!r:.60}: "
-                    "the same factors stand for other weights",
+                    f"{checkpoint.location}: {CONFIG} sets {key} to {value!r:.60}, that of slot 0 to "
+                    f"{values[0]!r:.60}: the same factors stand for other weights",
                     hint="`fedmr-merge average --exact` rescales adapters; they cannot be recombined",
                 )
 
@@ -142,7 +142,7 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
     """Return what is known of an adapter. Raises PlanError or CheckpointError where it has no exact mean."""
     if not checkpoint.is_folder or CONFIG not in checkpoint.sidecars:
         raise PlanError(
-            f"{checkpoint.source}: an exact mean is taken of PEFT adapters in folders with their {CONFIG}",
+            f"{checkpoint.location}: an exact mean is taken of PEFT adapters in folders with their {CONFIG}",
             hint="name the adapter's folder, or leave out --exact and --rank",
         )
     config = read_config(checkpoint)
@@ -164,7 +164,7 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
         module = name.removesuffix(pair[0]).removesuffix(pair[1]).removesuffix(".")
         modules[module] = (f"{module}.{pair[0]}", f"{module}.{pair[1]}")
     if not modules:
-        raise PlanError(f"{checkpoint.source}: holds no factors of LoRA", hint="leave out --exact and --rank")
+        raise PlanError(f"{checkpoint.location}: holds no factors of LoRA", hint="leave out --exact and --rank")
     _check_factors(checkpoint, modules)
     return Adapter(checkpoint, config, modules, tuple(others))
 
@@ -181,17 +181,17 @@ def _refuse_kinds(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     if config.get("init_lora_weights") not in _PLAIN_STARTS:
         found = f"init_lora_weights {config['init_lora_weights']!r:.40}, which changes the base model's weights"
     if found:
-        raise PlanError(f"{checkpoint.source}: {found}: adapters of this kind have no exact mean", hint=hint)
+        raise PlanError(f"{checkpoint.location}: {found}: adapters of this kind have no exact mean", hint=hint)
 
 
 def _check_factors(checkpoint: Checkpoint, modules: Mapping[str, tuple[str, str]]) -> None:
     for module, names in modules.items():
         a, b = (checkpoint.tensors.get(name) for name in names)
         if a is None or b is None:
-            raise PlanError(f"{checkpoint.source}: module {module} has one factor of LoRA without the other")
+            raise PlanError(f"{checkpoint.location}: module {module} has one factor of LoRA without the other")
         if len(a.shape) < 2 or len(b.shape) < 2 or b.shape[1] != a.shape[0] or any(n != 1 for n in b.shape[2:]):
             raise PlanError(
-                f"{checkpoint.source}: the factors of {module}, {a.signature} and {b.signature}, do not multiply"
+                f"{checkpoint.location}: the factors of {module}, {a.signature} and {b.signature}, do not multiply"
             )
 
 
@@ -199,7 +199,7 @@ def check_same_modules(adapters: Sequence[Adapter], ignore_config: Collection[st
     """Raise PlanError where adapters belong to different base models or change different modules."""
     first = adapters[0]
     for adapter in adapters[1:]:
-        source = adapter.checkpoint.source
+        source = adapter.checkpoint.location
         apart = sorted((first.modules.keys() ^ adapter.modules.keys()) | (set(first.others) ^ set(adapter.others)))
         if apart:
             more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""

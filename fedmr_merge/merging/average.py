@@ -219,7 +219,7 @@ def write_mean(
     met = [_write_file(f, entries, model.file_path(target, f), options, watch, progress) for f in model.files]
     found = tuple(item for outcome in met for item in outcome.not_finite)
     if found and require_finite:
-        place, words = found[0].describe([checkpoint.source for checkpoint in checkpoints])
+        place, words = found[0].describe([checkpoint.location for checkpoint in checkpoints])
         raise CheckpointError(
             place,
             words + (f", and so do {len(found) - 1} more" if len(found) > 1 else ""),

@@ -106,7 +106,7 @@ def plan_adapters(
     for adapter in adapters:
         for name, entry in adapter.checkpoint.tensors.items():
             if entry.dtype not in FLOATS or entry.dtype == "C64":
-                raise PlanError(f"{adapter.checkpoint.source}: {name}: {entry.dtype} numbers have no exact mean")
+                raise PlanError(f"{adapter.checkpoint.location}: {name}: {entry.dtype} numbers have no exact mean")
     shares = options.weights or (1.0,) * len(adapters)
     work = AdapterMean(tuple(adapters), tuple(weight / math.fsum(shares) for weight in shares), rank)
     full = max(map(work.full_rank, work.modules))

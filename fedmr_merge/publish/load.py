@@ -35,7 +35,7 @@ class LoadedModel(_Module):
 
 
 def load_model(
-    source: str | Path,
+    location: str | Path,
     *,
     model: nn.Module | Callable[..., nn.Module] | None = None,
     endpoint: str | None = None,
@@ -47,7 +47,7 @@ def load_model(
     fit, and no code comes from the folder. A model of another class is loaded with that class, given as `model`.
 
     Args:
-        source: A folder with `config.json` and safetensors, or a Hub id, `org/name[@revision][/subfolder]`.
+        location: A folder with `config.json` and safetensors, or a Hub id, `org/name[@revision][/subfolder]`.
         model: For a model of your own class: the class, or a function that returns its module, which is called with the
             options that `config.json` records; or a module, which is copied.
         endpoint: The address of the Hub; None is that of `HF_ENDPOINT`.
@@ -67,7 +67,7 @@ def load_model(
         >>> model.label_names[model(model.preprocess(image)).argmax()]  # doctest: +SKIP
         '7'
     """
-    folder = _folder(source, endpoint, token)
+    folder = _folder(location, endpoint, token)
     config = read_config(folder)
     checkpoint = open_checkpoint(folder)
     from fedmr_merge.publish.preprocess import Preprocess
@@ -131,16 +131,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _folder(source: str | Path, endpoint: str | None, token: str | None) -> Path:
-    path = Path(source)
+def _folder(location: str | Path, endpoint: str | None, token: str | None) -> Path:
+    path = Path(location)
     if path.is_dir():
         return path
     if path.exists():
         raise CheckpointError(path, "is a file; a model is a folder with config.json and safetensors")
-    if isinstance(source, Path) or parse_hub(source) is None:
-        raise CheckpointError(source, "no such folder", hint="name a folder, or org/name[@revision][/subfolder]")
+    if isinstance(location, Path) or parse_hub(location) is None:
+        raise CheckpointError(location, "no such folder", hint="name a folder, or org/name[@revision][/subfolder]")
     from fedmr_merge.hub.client import open_hub  # imports huggingface_hub
     from fedmr_merge.hub.snapshot import fetch_model, resolve_hub
 
     with open_hub(endpoint=endpoint, token=token) as hub:
-        return fetch_model(hub, resolve_hub(hub, source))
+        return fetch_model(hub, resolve_hub(hub, location))

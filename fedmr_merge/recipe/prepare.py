@@ -118,7 +118,7 @@ def first_state(recipe: Recipe, federation: Federation) -> State:
         return initial_state(federation)
     opened = open_inputs(recipe.init)
     models = [load_checkpoint(checkpoint) for checkpoint in opened]
-    return initial_state_from(federation, models, [checkpoint.source for checkpoint in opened])
+    return initial_state_from(federation, models, [checkpoint.location for checkpoint in opened])
 
 
 def parameters(federation: Federation) -> int:

@@ -229,7 +229,7 @@ def _check(work: PreparedRecombination) -> None:
     for slot, model in work.models.items():
         if work.output.sidecars_from is not None and not model.is_folder:
             raise PlanError(
-                f"slot {slot}, {work.parents[slot].source}, is a bare file and gets no config or tokenizer",
+                f"slot {slot}, {work.parents[slot].location}, is a bare file and gets no config or tokenizer",
                 hint="put it into a folder of its own as model.safetensors, or leave it out with --slots",
                 slot=slot,
             )
@@ -254,7 +254,7 @@ def _check_slots(output: OutputOptions, parents: Sequence[Checkpoint]) -> None:
         )
     if output.sidecars_from is not None and not parents[output.sidecars_from].is_folder:
         raise PlanError(
-            f"slot {output.sidecars_from}, {parents[output.sidecars_from].source}, is a file and has no config or "
+            f"slot {output.sidecars_from}, {parents[output.sidecars_from].location}, is a file and has no config or "
             "tokenizer for the others",
             hint="take them from a slot whose model is a folder",
             slot=output.sidecars_from,

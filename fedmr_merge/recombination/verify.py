@@ -188,7 +188,7 @@ def _check_conservation(
     for origin in wrong:
         report.faults.append(
             f"{lineage.outputs[origin.slot]}: tensor {origin.tensor!r} differs from its source, "
-            f"{inputs[origin.source_slot].source}"
+            f"{inputs[origin.source_slot].location}"
         )
     if not wrong and len(digests) == lineage.plan.slots:
         report.proved.append(_CONSERVED)

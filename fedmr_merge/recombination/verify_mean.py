@@ -133,7 +133,7 @@ def _other_tensors(lineage: Lineage, inputs: Sequence[Checkpoint]) -> str | None
     """Return how the inputs differ in their tensors from what is recorded of them, None where they do not."""
     for parent, checkpoint in zip(lineage.parents, inputs, strict=True):
         if differences := tensor_differences(parent.slot, parent.tensors, checkpoint.tensors):
-            return shown_difference(checkpoint.source, differences[0])
+            return shown_difference(checkpoint.location, differences[0])
     return None
 
 

@@ -164,7 +164,7 @@ def test_the_index_that_is_named_says_which_model(pipeline: bool, tmp_path: Path
         write(tmp_path / "unet" / "model.safetensors", model(2))
     found = open_checkpoint(tmp_path / "other.safetensors.index.json")
     assert content(found) == expected(1)
-    assert found.source == f"{tmp_path}/other.safetensors.index.json"
+    assert found.location == f"{tmp_path}/other.safetensors.index.json"
     assert content(open_checkpoint(tmp_path / "model.safetensors.index.json")) == expected(0)
 
 

@@ -51,8 +51,8 @@ class StoreLayout(Layout):
         for file in donor.files:
             if what := loaded_whole(donor, file.name):
                 raise PlanError(
-                    f"{donor.source}: {what} is loaded from one file, {base_name(file.name)}.safetensors, and not from "
-                    "a store's shards",
+                    f"{donor.location}: {what} is loaded from one file, {base_name(file.name)}.safetensors, and not "
+                    "from a store's shards",
                     hint="leave out --layout store",
                 )
         files = tuple(OutputFile(file.name, file.header, sources) for file in donor.files)
