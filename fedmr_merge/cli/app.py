@@ -11,7 +11,20 @@ from typing import Annotated, Any
 import typer
 
 import fedmr_merge
-from fedmr_merge.cli import average, compare, console, inspect, proof, publish, recipes, recombine, rules, sweep, train
+from fedmr_merge.cli import (
+    average,
+    compare,
+    console,
+    flower,
+    inspect,
+    proof,
+    publish,
+    recipes,
+    recombine,
+    rules,
+    sweep,
+    train,
+)
 from fedmr_merge.cli.help import App
 from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.hub.waiting import on_wait
@@ -20,6 +33,7 @@ app = App("Merge models by recombination: every layer of every model lives on in
 for room in (recombine, average, inspect, proof, train, sweep, compare, publish, recipes):
     room.register(app)
 app.add_typer(rules.app, name="rules", rich_help_panel="Look at checkpoints")
+app.add_typer(flower.flower_app, name="flower", rich_help_panel="Train")
 app.add_typer(proof.store_app, name="store", rich_help_panel="Prove and undo")
 
 _INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended

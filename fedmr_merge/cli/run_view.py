@@ -30,7 +30,7 @@ def follow(run: Run, folder: Path, again: str) -> None:
             "stopped", f"after round {done} of {recipe.rounds}; this command resumes with the next round: {again}"
         )
         raise
-    _closing_words(run, folder, again)
+    closing_words(recipe, folder, again)
 
 
 def _announce(run: Run, folder: Path) -> None:
@@ -81,7 +81,8 @@ def warn_of_data(federation: Federation) -> None:
         console.complain("warning", f"no client has an example of class {name}: no model will learn it")
 
 
-def _closing_words(run: Run, folder: Path, again: str) -> None:
+def closing_words(recipe: Recipe, folder: Path, again: str) -> None:
+    """Print where the results of a run are, and what can be done next."""
     from fedmr_merge.recipe.stages import Publish
     from fedmr_merge.runs.names import CHECKPOINTS, GLOBAL, METRICS, find_checkpoints
 
@@ -92,7 +93,7 @@ def _closing_words(run: Run, folder: Path, again: str) -> None:
         console.say(f"  curve      {published / 'curves.png'}")
     console.say(f"  metrics    {folder / METRICS}")
     console.say("next:")
-    pushed = any(isinstance(stage, Publish) and stage.repo for stage in run.recipe.stages)
+    pushed = any(isinstance(stage, Publish) and stage.repo for stage in recipe.stages)
     if published.is_dir() and not pushed:
         console.say(f"  publish    fedmr-merge push {shlex.quote(str(published))} ORG/NAME")
     for place in find_checkpoints(folder / CHECKPOINTS)[-1:]:  # the newest

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from fedmr_merge.cli import console, progress
+from fedmr_merge.cli.flower import Where, run_on
 from fedmr_merge.cli.help import App
 from fedmr_merge.cli.run_view import follow, show_recipe, warn_of_data
 
@@ -63,6 +64,14 @@ def run(
     extend: Annotated[
         bool, typer.Option("--extend", help="Continue the folder's run with more rounds or other stages to come.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Where the clients train: flower rehearses with a node for each client on this machine, flower:NAME "
+            "has the nodes of a SuperLink.",
+        ),
+    ] = None,
 ) -> None:
     """Follow a recipe, or resume its run.
 
@@ -70,6 +79,7 @@ def run(
 
     Example: fedmr-merge run digits --set training.lr=0.02 --seed 1 -o runs/digits-seed1
     """
+    where = None if on is None else Where.of(on)
     if dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched; libraries read it when they are imported
     with progress.waiting("reading the recipe, loading torch"):
@@ -85,7 +95,12 @@ def run(
     if dry_run:
         show_recipe(checked, folder)
         return
-    again = _command(recipe, settings, out, seed, device)
+    again = _command(recipe, settings, out, seed, device, on)
+    if where is not None:
+        with _saving_when_terminated():
+            options = {"out": out, "fresh": fresh, "extend": extend}
+            run_on(where, checked, folder, again, code=located.path.parent, options=options)
+        return
     with _saving_when_terminated(), Run(checked, folder, fresh=fresh, extend=extend) as opened:
         follow(opened, folder, again)
 
@@ -109,12 +124,19 @@ def _settings(settings: list[str] | None, seed: int | None, device: str | None) 
     return [*(settings or ()), *more, *([f"training.device={device}"] if device else [])]
 
 
-def _command(recipe: str, settings: list[str] | None, out: Path | None, seed: int | None, device: str | None) -> str:
+def _command(
+    recipe: str,
+    settings: list[str] | None,
+    out: Path | None,
+    seed: int | None,
+    device: str | None,
+    on: str | None = None,
+) -> str:
     """Return the command that resumes this run."""
     words = ["fedmr-merge", "run", recipe]
     for setting in settings or ():
         words += ["--set", setting]
-    for option, value in (("--out", out), ("--seed", seed), ("--device", device)):
+    for option, value in (("--out", out), ("--seed", seed), ("--device", device), ("--on", on)):
         words += [option, str(value)] if value is not None else []
     return shlex.join(words)
 
