@@ -1,0 +1,53 @@
+"""The commands for several machines, as far as they need no SuperLink."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from small_run import command
+
+HAS_FLOWER = importlib.util.find_spec("flwr") is not None
+needs_flower = pytest.mark.skipif(not HAS_FLOWER, reason="Flower is not installed: pip install 'fedmr-merge[flower]'")
+
+
+@pytest.mark.parametrize("place", ["nowhere", "flower:", "flower-x", ""])
+def test_a_place_where_nobody_trains_is_refused(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.chdir(tmp_path)
+    assert command("run", "digits", "--on", place) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith(f"error: --on {place}: is not a place where clients train")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(HAS_FLOWER, reason="Flower is installed")
+@pytest.mark.parametrize(
+    "arguments", [("run", "digits", "--on", "flower"), ("flower", "nodes", "x"), ("flower", "doctor", "x")]
+)
+def test_without_flower_the_extra_is_named(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    assert "hint: pip install 'fedmr-merge[flower]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_flower
+def test_an_unknown_connection_is_reported_by_doctor_and_by_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert command("flower", "doctor", "nobody") == 2
+    out, errors = capsys.readouterr()
+    assert "no usable connection 'nobody'" in out
+    assert "error: connection: a run with the SuperLink 'nobody' would fail" in errors
+    assert command("run", "digits", "--on", "flower:nobody") == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@needs_flower
+def test_doctor_reports_an_address_where_nobody_listens(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.toml").write_text('[superlink.here]\naddress = "127.0.0.1:9"\ninsecure = true\n')
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    assert command("flower", "doctor", "here") == 2
+    out = capsys.readouterr().out
+    assert "without TLS" in out
+    assert "is the SuperLink running, and does its firewall let port 9 through?" in out

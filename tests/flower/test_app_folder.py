@@ -1,0 +1,70 @@
+"""The Flower app of a recipe."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+from small_run import command
+from small_runs import recipe
+
+from fedmr_merge.errors import OutputError
+from fedmr_merge.flower.app_folder import write_app
+from fedmr_merge.recipe.schema import read_recipe
+
+
+def test_the_app_holds_the_recipe_and_flower_takes_it(tmp_path):
+    checked = recipe(deployment={"clients": {"berlin": 3}})
+    write_app(checked, tmp_path / "app", config={"out": 'runs/"odd"', "fresh": True, "extend": False, "folder": ""})
+    assert read_recipe(tmp_path / "app" / "recipe.yaml") == checked
+    utils = importlib.import_module("flwr.cli.config_utils")
+    config, warnings = utils.load_and_validate(tmp_path / "app" / "pyproject.toml")
+    assert warnings == []
+    assert config["tool"]["flwr"]["app"]["config"]["out"] == 'runs/"odd"'
+    bundle = importlib.import_module("flwr.cli.build").build_fab_from_disk(tmp_path / "app")
+    assert b"recipe.yaml" in bundle
+    assert len(bundle) < 100_000
+
+
+def test_its_two_sides_can_be_loaded(tmp_path, monkeypatch):
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+
+    write_app(recipe(), tmp_path / "app")
+    monkeypatch.syspath_prepend(tmp_path / "app")
+    for side, kind in (("server", ServerApp), ("client", ClientApp)):
+        assert isinstance(importlib.import_module(f"fedmr_merge_app.{side}").app, kind)
+        monkeypatch.delitem(sys.modules, f"fedmr_merge_app.{side}")
+    monkeypatch.delitem(sys.modules, "fedmr_merge_app")
+
+
+def test_code_that_the_recipe_names_travels_with_it(tmp_path):
+    (tmp_path / "own_rows.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from fedmr_merge.federated.data.partition import Partition\n"
+        "from fedmr_merge.federated.data.partitions.base import PartitionMethod\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Rows(PartitionMethod):\n"
+        "    def split(self, data, seed):\n        return Partition.of([[0, 1], [2, 3]])\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        "name: own\ndata: {name: digits, partition: {kind: 'own_rows:Rows'}}\nmodel: {name: cnn}\n"
+        "training: {clients_per_round: 2}\nstages: [{fedavg: {rounds: 1}}]\n"
+    )
+    checked = read_recipe(tmp_path / "recipe.yaml")
+    write_app(checked, tmp_path / "app", code=tmp_path)
+    assert (tmp_path / "app" / "own_rows.py").read_bytes() == (tmp_path / "own_rows.py").read_bytes()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "app").mkdir()
+    with pytest.raises(OutputError, match="app"):
+        write_app(recipe(), tmp_path / "app")
+    assert list((tmp_path / "app").iterdir()) == []
+
+
+def test_the_command_writes_it_and_names_what_comes_next(tmp_path, capsys):
+    assert command("flower", "app", "digits", "-o", tmp_path / "app", "--set", "seed=5") == 0
+    assert read_recipe(tmp_path / "app" / "recipe.yaml").seed == 5
+    assert f"next: flwr run {tmp_path / 'app'} NAME --stream" in capsys.readouterr().out
