@@ -181,7 +181,7 @@ def write(
 ) -> None:
     """Write a recipe as a Flower app, for `flwr run`.
 
-    Example: fedmr-merge flower app recipe.yaml -o app && flwr run app NAME --stream
+    Example: fedmr-merge flower app recipe.yaml -o app
     """
     with progress.waiting("reading the recipe, loading torch"):
         from fedmr_merge.flower.app_folder import write_app

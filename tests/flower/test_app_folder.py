@@ -11,6 +11,8 @@ from small_runs import recipe
 
 from fedmr_merge.errors import OutputError
 from fedmr_merge.flower.app_folder import write_app
+from fedmr_merge.flower.client_app import client_app
+from fedmr_merge.flower.server import server_app
 from fedmr_merge.recipe.schema import read_recipe
 
 
@@ -31,6 +33,8 @@ def test_its_two_sides_can_be_loaded(tmp_path, monkeypatch):
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
+    assert isinstance(client_app(tmp_path / "recipe.yaml"), ClientApp)
+    assert isinstance(server_app(tmp_path / "recipe.yaml"), ServerApp)
     write_app(recipe(), tmp_path / "app")
     monkeypatch.syspath_prepend(tmp_path / "app")
     for side, kind in (("server", ServerApp), ("client", ClientApp)):
