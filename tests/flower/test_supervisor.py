@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmr_merge.flower import supervisor as supervising
 from fedmr_merge.flower.rehearsal import Supervisor
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
@@ -52,6 +53,7 @@ def test_closing_ends_everything_that_was_started_and_removes_the_folder(tmp_pat
     pid = start_family(supervisor, folder, word)
     assert wait_until(lambda: len(processes_with(word)) == 2)
     assert supervisor.exit_code(pid) is None
+    assert {pid, *processes_with(word)} <= set(supervising._descendants(os.getpid()))
     supervisor.kill(pid)  # its child is an orphan now
     assert supervisor.exit_code(pid) == -signal.SIGKILL
     start_family(supervisor, folder, word)
