@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedmr_merge.report.figures import PALETTE
+from fedmr_merge.report.figures import PALETTE, class_colours
 from fedmr_merge.report.study import Experiment, Spread
 from fedmr_merge.runs.record import RunRecord
 
@@ -78,7 +78,10 @@ def _axis_buttons(by_round: list[Any], by_bytes: list[Any] | None) -> dict[str, 
         buttons.append(
             _button("by bytes", {"x": by_bytes}, {"xaxis.title.text": _MEGABYTES, "xaxis.type": "linear"}),
         )
-    return {"type": "buttons", "direction": "right", "x": 0, "y": 1.16, "xanchor": "left", "buttons": buttons}
+    # Plotly draws the pressed button on white, whatever the page is: its text must be dark on a dark page as well.
+    colours = {"font": {"color": "#14181d"}, "bgcolor": "#c9d1d9"}
+    place = {"direction": "right", "x": 0, "y": 1.16, "xanchor": "left"}
+    return {"type": "buttons", "buttons": buttons, **place, **colours}
 
 
 def _button(label: str, data: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,11 +95,12 @@ def partition(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     clients = sorted(range(len(counts)), key=lambda client: -sum(counts[client]))[:_MOST_BARS]
     clients.sort()
     figure = go.Figure()
-    for label, name in enumerate(names):
+    for label, (name, colour) in enumerate(zip(names, class_colours(len(names)), strict=True)):
         figure.add_bar(
             x=clients,
             y=[counts[client][label] for client in clients],
             name=name,
+            marker_color=colour,
             hovertemplate=f"client %{{x}}: %{{y}} of {name}<extra></extra>",
         )
     figure.update_layout(barmode="stack", xaxis_title="client", yaxis_title="training examples")

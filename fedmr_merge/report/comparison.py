@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedmr_merge.report.figures import LINE_STYLES, PALETTE, draw
+from fedmr_merge.report.figures import LINE_STYLES, PALETTE, draw, lowest_shown
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, differing_options
 from fedmr_merge.report.verdict import Margin, cell_margin
 
@@ -150,17 +150,18 @@ def curves_csv(study: Study, every: int = 10) -> str:
 def draw_comparison(study: Study, path: Path) -> None:
     """Draw each experiment's mean test accuracy against rounds, its standard deviation as a band, as PNG.
 
-    Rounds that not all runs of an experiment have are left out. Colours repeat after eight experiments with another
-    kind of line, and the legend stands beside the curves.
+    The axis is chosen so that the later rounds can be distinguished. Rounds that not all runs of an experiment have are
+    left out. Colours repeat after eight experiments with another kind of line, and the legend stands beside the curves.
     """
     from matplotlib.ticker import MaxNLocator
 
-    experiments = study.experiments
+    experiments, shown = study.experiments, list[list[float]]()
     with draw(path, 9.0, max(4.0, 0.25 * min(len(experiments), 40))) as axes:
         for number, (experiment, options) in enumerate(zip(experiments, differing_options(experiments), strict=True)):
             spreads = [Spread.of(found) for found in zip(*experiment.curves.values(), strict=False)]
             rounds = range(1, len(spreads) + 1)
             means = [100 * spread.mean for spread in spreads]
+            shown.append(means)
             bands = [100 * (spread.deviation or 0.0) for spread in spreads]
             colour, style = PALETTE[number % len(PALETTE)], LINE_STYLES[number // len(PALETTE) % len(LINE_STYLES)]
             axes.plot(
@@ -174,7 +175,8 @@ def draw_comparison(study: Study, path: Path) -> None:
             )
             lower, upper = ([mean + sign * band for mean, band in zip(means, bands, strict=True)] for sign in (-1, 1))
             axes.fill_between(rounds, lower, upper, color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="round", ylabel="test accuracy of the global model (%)", ylim=(0, 100))
+        axes.set(xlabel="round", ylabel="test accuracy of the global model (%)")
+        axes.set_ylim(lowest_shown(shown), 100)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, fontsize="small")

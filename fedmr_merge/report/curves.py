@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmr_merge.report.figures import draw
+from fedmr_merge.report.figures import draw, lowest_shown
 
-_FEW_ROUNDS = 8
 _SHADES = ("#dfe8f3", "#f6e3d3", "#e2efda", "#f0e1ee")
 
 
@@ -23,6 +21,7 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str)
 
     rounds = [line["round"] for line in metrics]
     accuracies = [100 * line["test_accuracy"] for line in metrics]
+    lowest = lowest_shown([accuracies])
     with draw(path, 7.0, 4.0) as axes:
         for shade, (method, first, last) in enumerate(_stages(metrics)):
             axes.axvspan(first - 0.5, last + 0.5, color=_SHADES[shade % len(_SHADES)], linewidth=0, label=method)
@@ -32,24 +31,16 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str)
             (rounds[-1], accuracies[-1]),
             textcoords="offset points",
             # A curve comes from below, so that there is room above it, except at the top of the axes.
-            xytext=(-4, 8 if accuracies[-1] - _lowest(accuracies) < 0.9 * (100 - _lowest(accuracies)) else -16),
+            xytext=(-4, 8 if accuracies[-1] - lowest < 0.9 * (100 - lowest) else -16),
             ha="right",
             color="#1f3b64",
         )
         axes.set(xlabel="round", ylabel="test accuracy of the global model (%)", title=title)
         axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(_lowest(accuracies), 100.0)
+        axes.set_ylim(lowest, 100.0)
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.legend(loc="lower right", title="stage")
-
-
-def _lowest(accuracies: Sequence[float]) -> float:
-    """Return where the axis of accuracies begins: below the later half of the rounds, by half of what is above it."""
-    if len(accuracies) < _FEW_ROUNDS:
-        return 0.0
-    later = accuracies[len(accuracies) // 2 :]
-    return max(0.0, 10 * math.floor((min(later) - (100 - min(later)) / 2) / 10))
 
 
 def _stages(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,31 @@ if TYPE_CHECKING:
 
 #: Eight colours that people with any colour vision can distinguish (Okabe and Ito, 2008), on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#B8A600")
+_CLASS_COLOURS = (*PALETTE, "#332288", "#882255")  #: ten, as many as most small data sets have classes
+_FEW_ROUNDS = 8
 LINE_STYLES = ("-", "--", ":", "-.")  #: after eight experiments the next kind of line
+
+
+def class_colours(count: int) -> list[str]:
+    """Return a colour for each class; of many classes neighbours differ in lightness, which everybody can see."""
+    if count <= len(_CLASS_COLOURS):
+        return list(_CLASS_COLOURS[:count])
+    import matplotlib as mpl
+    from matplotlib.colors import to_hex
+
+    return [to_hex(mpl.colormaps["viridis"](index / (count - 1))) for index in range(count)]
+
+
+def lowest_shown(curves: Iterable[Sequence[float]]) -> float:
+    """Return where an axis of accuracies in percent begins, so that the last rounds can be distinguished: below the
+    later half of every curve, by half of what is above it.
+    """
+    lowest = 100.0
+    for curve in curves:
+        if len(curve) < _FEW_ROUNDS:
+            return 0.0
+        lowest = min(lowest, *curve[len(curve) // 2 :])
+    return max(0.0, 10 * math.floor((lowest - (100 - lowest) / 2) / 10))
 
 
 @contextlib.contextmanager

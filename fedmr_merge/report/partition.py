@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_merge.report.figures import PALETTE, draw
+from fedmr_merge.report.figures import class_colours, draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = (*PALETTE, "#332288", "#882255")  #: ten, as many as most small data sets have classes
 _MAX_NAMED_CLASSES = 12
 _MAX_BARS = 300  # of more clients a bar would be a pixel wide, and all bars would take minutes to draw
 _HALF_BAR = 0.425  # of the distance between two clients
@@ -25,17 +24,13 @@ def draw_partition(
     class_counts: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, *, title: str
 ) -> None:
     """Draw one bar a client, divided by class, as PNG. `class_counts[client][class]` is a number of examples."""
-    import matplotlib as mpl
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     counts = np.asarray(class_counts, dtype=np.int64)
     clients, classes = counts.shape
-    if classes <= len(_COLOURS):
-        colours = [to_rgba(colour) for colour in _COLOURS[:classes]]
-    else:  # neighbours differ in lightness, which people with any kind of colour vision can see
-        colours = [mpl.colormaps["viridis"](index / (classes - 1)) for index in range(classes)]
+    colours = [to_rgba(colour) for colour in class_colours(classes)]
     with draw(path, min(7.0 + 0.04 * clients, 14.0), 4.0) as axes:
         (_draw_bars if clients <= _MAX_BARS else _draw_picture)(axes, counts, np.array(colours))
         axes.set(xlabel="client", ylabel="training examples", title=title)

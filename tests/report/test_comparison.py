@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from small_run import RECIPE, command, write_run
 
 from fedmr_merge.errors import RunError
-from fedmr_merge.report.comparison import comparison_table
+from fedmr_merge.report.comparison import comparison_table, draw_comparison
 from fedmr_merge.report.study import read_study
 
 
@@ -104,6 +105,16 @@ def test_a_killed_run_is_compared_by_the_rounds_that_it_finished(tmp_path: Path)
         stream.write('{"round": 3, "stage": 1, "meth')
     [row] = table(folder)
     assert (row["rounds"], row["last round, %"]) == ("2", "50.00")
+
+
+def test_the_axis_shows_the_last_rounds_of_every_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, float]] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: limits.append(figure.axes[0].get_ylim()))
+    high = write_run(tmp_path / "high", *[0.5] * 4, *[0.96] * 4)
+    low = write_run(tmp_path / "low", *[0.1] * 4, *[0.9] * 4, name="low")
+    for folders in ([high], [high, low]):
+        draw_comparison(read_study(folders), tmp_path / "curves.png")
+    assert limits == [(90, 100), (80, 100)]
 
 
 def test_the_command_writes_table_numbers_and_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

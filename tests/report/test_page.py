@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from small_run import RECIPE, command, follow
 
+from fedmr_merge.report.figures import class_colours
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -41,6 +43,10 @@ def test_every_chart_is_data_that_a_program_can_read(page: str) -> None:
     kinds = [chart["data"][0]["type"] for chart in charts]
     # Curves; partition; accuracy by class, confusion; similarity by round, by layer; who trained what.
     assert kinds == ["scatter", "bar", "bar", "heatmap", "scatter", "heatmap", "heatmap"]
+    # People with any colour vision, on a page of either colour: a button that is pressed is drawn on white.
+    assert [bar["marker"]["color"] for bar in charts[1]["data"]] == class_colours(10)
+    (buttons,) = charts[0]["layout"]["updatemenus"]
+    assert buttons["font"]["color"] == "#14181d"
     layers, trained = charts[5]["data"][0], charts[6]["data"][0]
     assert layers["y"] == trained["y"] == ["conv1", "conv2", "fc1", "fc2"]
     assert all(sorted(row) == sorted(trained["z"][0]) for row in trained["z"])  # each client's copy of a layer, once

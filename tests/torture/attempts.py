@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import random
 import resource
@@ -16,8 +17,11 @@ from pathlib import Path
 
 from fedmr_merge.cli import main
 
-#: Attempts of each kind; `FEDMR_MERGE_TORTURE=100` makes it 100, `FEDMR_MERGE_TORTURE=@417` repeats number 417 alone.
+#: Attempts of each kind; `FEDMR_MERGE_TORTURE=100` makes it 100, `FEDMR_MERGE_TORTURE=100:250` those from number 100 to
+#: 249, a part of them, and `FEDMR_MERGE_TORTURE=@417` repeats number 417 alone.
 WANTED = os.environ.get("FEDMR_MERGE_TORTURE", "1000")
+#: A folder for the figures, a file for each part of each kind; `benchmarks/reliability.py` makes the tables of them.
+RESULTS = os.environ.get("FEDMR_MERGE_TORTURE_RESULTS")
 BATCHES = 4  #: of one kind, for so many processes
 CPU_SECONDS, WALL_SECONDS = 10, 120
 MEMORY_BYTES = 2 << 30  #: beyond what the process holds when the attempt begins
@@ -93,22 +97,20 @@ def attempt(arguments: Sequence[object]) -> Outcome:
     return Outcome(code, out.getvalue(), errors.getvalue(), time.process_time() - start)
 
 
-def numbers(batch: int) -> Iterator[int]:
-    """Return the attempts of one batch."""
+def numbers(batch: int = 0, batches: int = 1, share: int = 1) -> range:
+    """Return the attempts of one batch; one of every `share` of those that are wanted."""
     if WANTED.startswith("@"):
-        yield from [int(WANTED[1:])] if batch == 0 else []
-    else:
-        yield from range(batch, int(WANTED), BATCHES)
+        return range(int(WANTED[1:]), int(WANTED[1:]) + (batch == 0))
+    first, colon, last = WANTED.rpartition(":")
+    start, stop = (-(-int(end) // share) for end in (first if colon else "0", last))
+    return range(start + batch, stop, batches)
 
 
-def torture(kind: str, batch: int, record: Callable[[str, object], None], one: Callable[..., str | Outcome]) -> None:
-    """Make the attempts of a batch. `one` is given a source of randomness; it returns an outcome, or a fault.
-
-    The figures are recorded as properties of the test, for `--junitxml`.
-    """
+def torture(section: str, kind: str, wanted: range, one: Callable[..., str | Outcome]) -> None:
+    """Make attempts. `one` is given a source of randomness; it returns an outcome, or a fault."""
     accepted = refused = 0
-    slowest, faults = 0.0, []
-    for number in numbers(batch):
+    slowest, faults, start = 0.0, [], _processor_seconds()
+    for number in wanted:
         try:
             found = one(random.Random(f"{kind}:{number}"))
         except Exception:  # noqa: BLE001 - what the output is could not even be looked at
@@ -120,10 +122,30 @@ def torture(kind: str, batch: int, record: Callable[[str, object], None], one: C
             accepted += found.code == 0
             refused += found.code != 0
             slowest = max(slowest, found.seconds)
-    for name, value in {"kind": kind, "accepted": accepted, "refused": refused, "failed": len(faults)}.items():
-        record(name, value)
-    record("slowest", round(slowest, 3))
+    if RESULTS:
+        figures = {
+            "section": section,
+            "kind": kind,
+            "numbers": list(wanted),
+            "accepted": accepted,
+            "refused": refused,
+            "failures": [fault[:300] for fault in faults],
+            "slowest_seconds": round(slowest, 3),
+            "processor_seconds": round(_processor_seconds() - start, 1),
+        }
+        name = f"{section}-{kind}-{wanted.start}-{wanted.stop}-{wanted.step}".replace(" ", "_").replace(":", "")
+        Path(RESULTS).mkdir(parents=True, exist_ok=True)
+        (Path(RESULTS) / f"{name}.json").write_text(json.dumps(figures), encoding="utf-8")
     assert not faults, f"{len(faults)} failures\n" + "\n".join(faults[:20])
+
+
+def _processor_seconds() -> float:
+    """Return the time of the processor that this process, its children and theirs have taken, if they have ended."""
+    found = sum(resource.getrusage(who)[field] for who in (0, resource.RUSAGE_CHILDREN) for field in (0, 1))
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():  # the server of forks
+        stat = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        found += sum(map(int, stat[11:15])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from attempts import BATCHES, Outcome, attempt, contents, difference, torture
+from attempts import BATCHES, Outcome, attempt, contents, difference, numbers, torture
 from mutation import mutated_bytes, mutated_json, mutated_yaml
 from safetensors import SafetensorError
 from small_checkpoints import model, read, write, write_folder, write_sharded
@@ -199,9 +199,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated(
-    kind: str, batch: int, place: Path, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_mutated(kind: str, batch: int, place: Path, tmp_path: Path) -> None:
     """A command ends with 0 and what is right, or with 2 and what is wrong; nothing is half-written or changed."""
     before = contents(place)
 
@@ -213,5 +211,5 @@ def test_mutated(
         finally:
             shutil.rmtree(scratch)
 
-    torture(kind, batch, record_property, one)
+    torture("mutated files", kind, numbers(batch, BATCHES), one)
     assert difference(before, contents(place)) is None

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import small_runs
 import yaml
-from attempts import WANTED, contents, difference, torture
-from faults import REMOVALS, WAYS, Fault, Ran, forked
+from attempts import contents, difference, numbers, torture
+from faults import REMOVALS, WAYS, WRITES, Fault, Ran, forked
 from small_checkpoints import model, write_sharded
 
 pytestmark = pytest.mark.torture
@@ -82,7 +82,7 @@ class Known:
     before: dict[str, bytes]
     after: dict[str, bytes]
     stable: frozenset[str]  #: what two clean runs agree on
-    operations: int
+    operations: tuple[str, ...]
     seconds: float
     models: dict[str, bytes]  #: of the newest checkpoint of a run
 
@@ -175,8 +175,6 @@ def test_the_same_command_again_ends_as_if_nothing_had_been(
     way: str,
     known: Callable[[str], Known],
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command, clean = COMMANDS[name], known(name)
 
@@ -188,12 +186,15 @@ def test_the_same_command_again_ends_as_if_nothing_had_been(
                 fault = Fault(way, draw.uniform(0, clean.seconds))
             case "limit":
                 fault = Fault(way, draw.choice((0, 1, 100, 400, 1000, 4096, 10_000, 50_000)))
+            case "short":
+                writes = [number for number, name in enumerate(clean.operations, start=1) if name in WRITES]
+                fault = Fault(way, draw.choice(writes))
             case _:
-                fault = Fault(way, draw.randint(1, clean.operations))
+                fault = Fault(way, draw.randint(1, len(clean.operations)))
         try:
             first = forked(command.words, folder, tmp_path / "notes", fault)
             found = None
-            if way in ("full", "error", "limit"):
+            if way in ("short", "full", "error", "limit"):
                 found = complaint(first, clean, folder, command.repeats)
             found = found or again(command, clean, folder, tmp_path / "notes")
             found = found or difference(inputs, {n: c for n, c in look(folder).items() if n in inputs})
@@ -203,7 +204,4 @@ def test_the_same_command_again_ends_as_if_nothing_had_been(
         finally:
             shutil.rmtree(folder)
 
-    if not WANTED.startswith("@"):
-        monkeypatch.setattr("attempts.WANTED", str(-(-int(WANTED) // SHARE)))
-    monkeypatch.setattr("attempts.BATCHES", 1)
-    torture(f"{name}: {way}", 0, record_property, one)
+    torture(f"faults: {way}", name, numbers(share=SHARE), one)

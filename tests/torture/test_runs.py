@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import small_runs
 import yaml
-from attempts import BATCHES, Outcome, attempt, contents, difference, torture
+from attempts import BATCHES, Outcome, attempt, contents, difference, numbers, torture
 from mutation import RAW_YAML, mutated_json, mutated_string, mutated_yaml, mutator
 from small_run import command
 
@@ -205,7 +205,6 @@ def test_mutated(
     batch: int,
     place: Path,
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A command ends with 0 and what is right, or with 2 and what is wrong; nothing is half-written or changed."""
@@ -222,5 +221,5 @@ def test_mutated(
         finally:
             shutil.rmtree(scratch)
 
-    torture(kind, batch, record_property, one)
+    torture("mutated files", kind, numbers(batch, BATCHES), one)
     assert difference(before, contents(place)) is None
