@@ -19,7 +19,7 @@ PRIVATE = {
     "huggingface_hub.utils._http.hf_request_event_hook": "keeps offline mode and lets the Hub count downloads",
     "huggingface_hub.utils._runtime.is_xet_available": "says whether files would go by xet",
     "torch._C._functorch.is_batchedtensor": "says whether a tensor is that of all clients, within vmap",
-    "torch._dynamo.exc.TorchDynamoException": "what a failed compilation raises",
+    "torch._dynamo.config": "has the limit of what is compiled, beyond which torch compiles nothing more",
     "torch._foreach_add_": "counts the batches of all normalisations in one kernel",
     "torch._fused_adam_": "a step of Adam over all clients in one kernel",
     "torch._fused_adamw_": "a step of AdamW over all clients in one kernel",

@@ -40,6 +40,11 @@ class Optimizer(ABC):
     def _take(self, gradients: Sequence[Tensor]) -> None:
         """Take the step."""
 
+    @property
+    @abstractmethod
+    def memory(self) -> Sequence[Tensor]:
+        """What is remembered from step to step: all 0 before the first one."""
+
     @abstractmethod
     def window(self, start: int, stop: int) -> Optimizer:
         """Return the optimiser of the stacked models `start` to `stop` - 1. It shares its memory with this one."""
@@ -76,6 +81,11 @@ class Sgd(Optimizer):
             maximize=False,
             is_first_step=False,
         )
+
+    @property
+    def memory(self) -> Sequence[Tensor]:
+        """The momenta."""
+        return self._momenta
 
     def window(self, start: int, stop: int) -> Sgd:
         """Return the optimiser of the stacked models `start` to `stop` - 1."""
@@ -123,6 +133,12 @@ class Adam(Optimizer):
             amsgrad=False,
             maximize=False,
         )
+
+    @property
+    def memory(self) -> Sequence[Tensor]:
+        """The averages, and the number of steps."""
+        first, second, steps = self._averages
+        return (*first, *second, steps)
 
     def window(self, start: int, stop: int) -> Adam:
         """Return the optimiser of the stacked models `start` to `stop` - 1."""

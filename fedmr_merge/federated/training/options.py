@@ -43,7 +43,7 @@ class Training:
     stragglers: Stragglers | None = None  #: a share of the clients of a round, which take fewer steps
     engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
-    compile: bool = False  #: compile the local step with torch.compile
+    compile: bool = False  #: compile the loss of a local step with torch.compile; on a GPU, vmap records such steps
     cohort_chunk: Annotated[int, Ge(1)] | None = None  #: clients that vmap trains at once; left out: all that fit
     on_divergence: Literal["keep", "drop", "fail"] = "fail"  #: see `divergence.py`
     divergence_loss: Annotated[float, Gt(0)] | None = None  #: a mean training loss above this is divergence

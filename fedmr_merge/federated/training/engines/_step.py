@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from fedmr_merge.federated.training.local_training import LocalTraining
 from fedmr_merge.federated.training.precision import float32_products
 
 Loss = Callable[[Weights, Batch, Context], Tensor]
+
+_COMPILED = 256
+"""How many versions of the loss a process may compile, one for every shape, method and run."""
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # on a CPU
@@ -42,13 +46,13 @@ _OUT_OF_MEMORY = (
 class LossOf:
     """The loss that clients train on, made once for a method and kept from round to round: compiling takes long."""
 
-    def __init__(self, *, mapped: bool) -> None:
+    def __init__(self, *, mapped: bool, compiled: bool) -> None:
         """Make losses of one client, or, mapped, of as many as are stacked in their arguments."""
-        self._mapped = mapped
+        self._mapped, self._compiled = mapped, compiled
         self._made: tuple[Forward, Algorithm, Loss] | None = None
 
     def __call__(self, task: LocalTraining, forward: Forward) -> Loss:
-        """Return the loss of a task with this forward, at the precision and compiled as its `training` says."""
+        """Return the loss of a task with this forward, at the precision that its `training` says."""
         algorithm = task.algorithm
         if self._made is None or self._made[0] is not forward or self._made[1] is not algorithm:
             self._made = (forward, algorithm, self._make(task.federation, algorithm, forward))
@@ -64,10 +68,10 @@ class LossOf:
         if self._mapped:
             # A model that draws at random, e.g. by dropout, draws for each client.
             # torch.compile knows `vmap` alone, whose operations it fuses.
-            stacked = loss if training.compile else _written_out(loss)
+            stacked = loss if self._compiled else _written_out(loss)
             made = vmap(stacked, in_dims=(0, 0, Context(shared=None, own=0)), randomness="different")  # type: ignore[arg-type]
-        if training.compile:
-            made = _compiled(made, federation.device)
+        if self._compiled:
+            made = _compiled(made)
         return _in_bf16(made, federation.device) if training.precision == "bf16" else made
 
 
@@ -79,26 +83,23 @@ def _written_out(loss: Loss) -> Loss:
     return written_out
 
 
-def _compiled(loss: Loss, device: torch.device) -> Loss:
-    """Compile a loss; on a GPU its kernels are recorded as CUDA graphs, one for every shape of its arguments.
-
-    That is right although weights change in place between two steps: a graph reads its arguments from addresses of its
-    own, to which those that do not stay where they were are copied first; and where it would itself write to them (the
-    statistics of a batch normalisation), torch records none. Loss and gradients lie in memory that the next step
-    reuses; by then they have been read.
-    """
-    on_gpu = device.type == "cuda"
-    compiled = torch.compile(loss, mode="reduce-overhead" if on_gpu else "default")
+def _compiled(loss: Loss) -> Loss:
+    """Compile a loss as a whole. Where torch.compile cannot, it fails: nothing is run as it was written instead."""
+    compiled = torch.compile(loss, fullgraph=True)
+    config: Any = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before torch 2.7
 
     def call(weights: Weights, batch: Batch, context: Context) -> Tensor:
         try:
-            if on_gpu:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            return compiled(weights, batch, context)
-        except torch._dynamo.exc.TorchDynamoException as error:
+            # torch counts over all runs of a process what is compiled: each has its few shapes.
+            with config.patch({limit: _COMPILED}):
+                return compiled(weights, batch, context)
+        except Exception as error:
+            if not type(error).__module__.startswith("torch._dynamo"):
+                raise
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise TrainingError(
-                f"training.compile: torch.compile failed: {str(error).strip().splitlines()[0]}",
-                hint="set training.compile to false",
+                f"training.compile: torch.compile failed: {reason}", hint="set training.compile to false"
             ) from error
 
     return call

@@ -41,8 +41,9 @@ class Loop(Engine):
     def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
         """Return the trained cohort and each client's mean loss."""
         federation = task.federation
+        compiled = federation.training.compile
         if not self._seats or self._seats[0].forward is not federation.training_forward:
-            self._seats, self._draws = [_Seat(federation.training_forward)], None
+            self._seats, self._draws = [_Seat(federation.training_forward, compiled=compiled)], None
         trained = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
             for name, tensor in task.cohort.tensors.items()
@@ -51,7 +52,7 @@ class Loop(Engine):
             alone = self._must_be_alone(task)
             together = 1 if alone else min(federation.cores, task.cohort.slots)
             while len(self._seats) < together:
-                self._seats.append(_Seat(federation.new_training_forward()))
+                self._seats.append(_Seat(federation.new_training_forward(), compiled=compiled))
             with _operation_threads(1 if alone else task.slots_of_round) as threads:
                 return Cohort(trained), self._train_all(task, trained, together, threads)
 
@@ -112,9 +113,9 @@ class _Seat:
     round otherwise at another alignment.
     """
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, *, compiled: bool) -> None:
         self.forward = forward
-        self._loss_of = LossOf(mapped=False)
+        self._loss_of = LossOf(mapped=False, compiled=compiled)
 
     def train(
         self, task: LocalTraining, slot: int, trained: Mapping[str, Tensor], interrupted: threading.Event

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from small_federation import Normalised, digest, make_data, make_federation, restored
+from small_federation import digest, make_data, make_federation, restored
 from torch import nn
+from unlike_clients import assert_alike, run, unlike_federation
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
@@ -23,39 +24,10 @@ from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import begin_stage, run_rounds
 from fedmr_merge.federated.training.batches import batch_sizes
 from fedmr_merge.federated.training.engines import _step
-from fedmr_merge.federated.training.engines.vmap import plan_steps, processing_order
+from fedmr_merge.federated.training.engines._plan import plan_steps, processing_order
 from fedmr_merge.federated.training.schedule import LrSchedule
 
 ENGINES = pytest.mark.parametrize("engine", ["loop", "vmap"])
-
-
-def unlike_federation(**training):
-    """Batches of 4: clients of 1 example, of less than a batch, of whole batches, and one that holds most of all."""
-    sizes = np.cumsum([1, 3, 4, 8, 5])
-    partition = Partition.of(np.split(np.random.default_rng(1).permutation(40), sizes))
-    options = {"clients_per_round": 5, "local_epochs": 2, "batch_size": 4, "lr": 0.02, "momentum": 0.5} | training
-    return open_federation(Normalised(), make_data(), partition, Training(**options), seed=0)
-
-
-def run(federation, algorithm, rounds=3):
-    state = algorithm.start(federation, initial_state(federation))
-    return list(run_rounds(federation, algorithm, state, first_round=1, rounds=rounds))
-
-
-def assert_alike(found, expected, rtol=1e-3, atol=1e-5):
-    for one, other in zip(found, expected, strict=True):
-        assert one.clients == other.clients
-        families = ("cohort.tensors", "global_weights", "tensors")
-        for family in families:
-            pair = [
-                result.state.cohort.tensors if "." in family else getattr(result.state, family)
-                for result in (one, other)
-            ]
-            assert pair[0].keys() == pair[1].keys()
-            for name in pair[1]:
-                torch.testing.assert_close(pair[0][name], pair[1][name], rtol=rtol, atol=atol, msg=f"{family} {name}")
-        for metric, value in other.metrics.items():
-            assert one.metrics[metric] == pytest.approx(value, rel=1e-3), metric
 
 
 @pytest.mark.parametrize("method", ALGORITHMS.names())
@@ -285,18 +257,46 @@ def test_an_interrupt_leaves_the_state_of_the_round_before(monkeypatch, engine):
 @ENGINES
 def test_compile_hands_the_local_step_to_torch_compile(monkeypatch, engine):
     """With a backend that compiles nothing: what it is asked to compile, and that it runs, is what is looked at."""
-    compiled, real = [], torch.compile
+    graphs, real = [], torch.compile
 
-    def compiling(function, mode):
-        compiled.append(function)
-        assert mode == "default"
-        return real(function, backend="eager")
+    def compiled(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
 
-    monkeypatch.setattr(torch, "compile", compiling)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=compiled, **options))
     federation = unlike_federation(engine=engine, compile=True, local_epochs=1)
     found = run(federation, FedAvg(), 2)
-    assert len(compiled) == 1  # once for all rounds
+    # Once for all rounds: in `loop` for any number of examples, in `vmap` for each number of clients with a full batch.
+    assert len(graphs) == {"loop": 2, "vmap": 4}[engine]
     assert_alike(found, run(unlike_federation(engine=engine, local_epochs=1), FedAvg(), 2))
+
+
+class _Breaking(Classifier):
+    """What it does in Python cannot be compiled with the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 3)
+
+    def features(self, images):
+        torch._dynamo.graph_break()
+        return images.flatten(1)
+
+    def head(self, features):
+        return self.fc(features)
+
+
+@dataclass(frozen=True)
+class Breaking(Architecture):
+    def build(self, image_shape, num_classes):
+        return _Breaking()
+
+
+@ENGINES
+def test_what_cannot_be_compiled_as_a_whole_is_not_run_as_it_was_written(engine):
+    with pytest.raises(TrainingError, match=r"^training\.compile: torch\.compile failed: ") as caught:
+        run(make_federation(Breaking(), engine=engine, compile=True), FedAvg(), 1)
+    assert caught.value.hint == "set training.compile to false"
 
 
 def test_what_cannot_be_compiled_is_told_in_one_line(monkeypatch):
@@ -384,14 +384,3 @@ def test_a_round_in_which_no_client_takes_a_step(engine):
     for result in idle:
         for name, tensor in result.state.global_weights.items():
             assert torch.equal(tensor, before[result.round - 1][name])
-
-
-@pytest.mark.parametrize(("device", "mode"), [("cpu", "default"), ("cuda", "reduce-overhead")])
-def test_only_a_gpu_records_graphs(monkeypatch, device, mode):
-    asked, marked = [], []
-    monkeypatch.setattr(torch, "compile", lambda loss, *, mode: asked.append(mode) or loss)
-    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(1))
-    compiled = _step._compiled(lambda weights, batch, context: torch.ones(()), torch.device(device))
-    compiled({}, None, None)
-    assert asked == [mode]
-    assert len(marked) == (device == "cuda")
