@@ -65,7 +65,7 @@ class CluSamp(Averaging):
         known = _known(tensors)
         place = {client: row for row, client in enumerate(known, start=1)}
         distances = tensors[_DISTANCES].new_zeros(1 + len(known), 1 + len(known))
-        kept = torch.tensor([0, *(place[client] for client in before)])
+        kept = torch.tensor([0, *(place[client] for client in before)], device=distances.device)
         distances[kept[:, None], kept] = tensors[_DISTANCES]
         new = torch.stack([tensors[_key(client)] for client in changed])
         rows = [place[client] for client in changed]
