@@ -34,6 +34,7 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str)
             xytext=(-4, 8 if accuracies[-1] - lowest < 0.9 * (100 - lowest) else -16),
             ha="right",
             color="#1f3b64",
+            bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.5},  # it may lie over the curve
         )
         axes.set(xlabel="round", ylabel="test accuracy of the global model (%)", title=title)
         axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)

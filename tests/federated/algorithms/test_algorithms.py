@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +111,15 @@ def test_changes_nothing_that_it_was_given(algorithm):
     assert all(torch.equal(module[name], tensor) for name, tensor in federation.module.state_dict().items())
 
 
+@cache
+def after_a_round(method):
+    federation, earlier = make_federation(local_epochs=1), ALGORITHMS.find(method)()
+    return run(federation, earlier, earlier.start(federation, initial_state(federation)), 1, 1)[-1].state
+
+
 @pytest.mark.parametrize("before", ALGORITHMS.names())
 def test_follows_every_method(algorithm, before):
-    federation = make_federation()
-    earlier = ALGORITHMS.find(before)()
-    ended = run(federation, earlier, earlier.start(federation, initial_state(federation)), 1, 1)[-1].state
+    federation, ended = make_federation(local_epochs=1), after_a_round(before)
     state = algorithm.start(federation, ended)
     assert all(torch.equal(state.global_weights[name], tensor) for name, tensor in ended.global_weights.items())
     assert run(federation, algorithm, state, 2, 2)[0].round == 2
