@@ -52,6 +52,7 @@ class Checkpoint:
     sidecar_bytes: int = 0  #: of all sidecars
     named_index: str | None = None  #: the index that says which model of the folder is meant, where one was named
     licence: str | None = None  #: of its repository, as the Hub states it
+    card_read: bool = True  #: whether a licence of None means that the repository states none
     card: Mapping[str, Any] = field(default_factory=dict)  #: more of its repository's card: library, task, language …
     is_remote: bool = False  #: known by its headers and configuration only; its tensors are not on this machine
 

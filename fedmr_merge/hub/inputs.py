@@ -173,7 +173,9 @@ def _fetch(remote: _Remote) -> Checkpoint:
 
 def _of_hub(checkpoint: Checkpoint, snapshot: HubSnapshot) -> Checkpoint:
     """Add what only the listing of the repository says."""
-    return replace(checkpoint, origin=snapshot.origin, licence=snapshot.licence, card=snapshot.card)
+    return replace(
+        checkpoint, origin=snapshot.origin, licence=snapshot.licence, card=snapshot.card, card_read=snapshot.card_read
+    )
 
 
 def _one_model(checkpoint: Checkpoint) -> Checkpoint:

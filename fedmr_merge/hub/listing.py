@@ -63,9 +63,10 @@ class HubSnapshot:
     commit: str  #: 40 hex digits
     subfolder: str  #: empty for the root; no slash at either end
     files: Mapping[str, HubFile]  #: path in the repository → file; safetensors, indexes and sidecars under `subfolder`
-    licence: str | None  #: what the repository's card says; unknown offline
+    licence: str | None  #: what the repository's card says
     others: tuple[str, ...] = ()  #: paths of all other files under `subfolder`; they are never fetched
     card: Mapping[str, Any] = field(default_factory=dict)  #: CARD_KEYS of the repository's card, as far as it has them
+    card_read: bool = True  #: whether there was a card to look at; offline there is none
 
     @property
     def origin(self) -> str:
@@ -161,7 +162,7 @@ def list_cache(hub: Hub, ref: HubRef) -> HubSnapshot:
         blob = path.resolve().name  # the cache calls a file's bytes by their hash
         hashes = {"sha256": blob if len(blob) == 64 else None, "git_sha1": blob if len(blob) == 40 else None}
         files[path.relative_to(folder).as_posix()] = HubFile(path.stat().st_size, **hashes)
-    return _snapshot(hub, ref, ref.revision, files, None)
+    return replace(_snapshot(hub, ref, ref.revision, files, None), card_read=False)
 
 
 def places(snapshot: HubSnapshot, ref: HubRef) -> list[str]:

@@ -101,7 +101,7 @@ def describe_parent(slot: int, checkpoint: Checkpoint, out: Path) -> dict[str, A
     Its headers and indexes are kept, compressed, so that `undo` writes them again byte for byte. Its other files are
     in the outputs, where `undo` looks for them by their SHA-256.
     """
-    licence = {"license": checkpoint.licence} if checkpoint.origin else {}
+    licence = {"license": checkpoint.licence} if checkpoint.origin and checkpoint.card_read else {}
     card = {"card": dict(checkpoint.card)} if checkpoint.card else {}
     return {
         "slot": slot,

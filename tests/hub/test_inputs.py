@@ -184,6 +184,9 @@ def test_what_is_in_the_cache_is_there_without_a_network(
     assert command("plan", "alice/run/slot-00", "alice/run/slot-01") == 2
     assert f"hint: write {models[0].removesuffix('/model.safetensors')}\n" in capsys.readouterr().err
     assert len(run.log) == asked
+    if out:  # no card was looked at: nothing may be said of what it states
+        recorded = [json.loads(Path(name, "lineage.json").read_text())["sources"] for name in ("recombined", "again")]
+        assert [["license" in source for source in sources] for sources in recorded] == [[True] * 2, [False] * 2]
 
 
 @pytest.mark.parametrize(
