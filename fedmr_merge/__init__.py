@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
         UnreachedError,
         VerificationError,
     )
+    from fedmr_merge.federated.data.own import as_data
     from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
     from fedmr_merge.merging.average import average
     from fedmr_merge.merging.options import MeanOptions, MeanOutcome, NotFinite
@@ -92,6 +93,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "__version__",
+    "as_data",
     "average",
     "draw_plan",
     "from_pretrained",
@@ -110,6 +112,7 @@ _HOMES = {
     "errors": "AbsentDataError CheckpointError DataError Difference FedmrMergeError HubError LayerMismatchError "
     "OutputError PlanError PushError RecipeError RecipeFault RuleError RunError RunInUseError TrainingError "
     "UnreachedError VerificationError",
+    "federated.data.own": "as_data",
     "layers.plan": "LayerGroup RecombinationPlan draw_plan",
     "merging.average": "average",
     "merging.options": "MeanOptions MeanOutcome NotFinite",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from fedmr_merge import run_recipe
 
 NETS = '''
 import torch
@@ -119,3 +122,24 @@ def forgetting() -> Iterator[None]:
         for name in set(sys.modules) - before:
             if name.startswith("own_"):
                 del sys.modules[name]
+
+
+class StoppedError(Exception):
+    """What ends a run in the middle."""
+
+
+def stop_after(rounds: int, recipe: Any, folder: Path, **given: Any) -> None:
+    """Begin a run, and stop it after so many rounds."""
+
+    def stop(event: Any) -> None:
+        if event.result.round == rounds:
+            raise StoppedError
+
+    with suppress(StoppedError):
+        run_recipe(recipe, folder, on_event=stop, **given)
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of all that a run's models are: recipe, checkpoints, and what it published."""
+    files = [path for path in run.rglob("*") if path.suffix in (".safetensors", ".yaml") or path.name == "config.json"]
+    return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.federated.algorithms.base import Algorithm
+from fedmr_merge.federated.data.datasets._own import own_data
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
 from fedmr_merge.federated.models._own import own_model
@@ -104,7 +105,9 @@ class Catalogue(Generic[P]):
 
 
 ALGORITHMS = Catalogue("fedmr_merge.federated.algorithms", Algorithm, "fedmr_merge.methods")
-DATA_SETS = Catalogue("fedmr_merge.federated.data.datasets", DataSet, "fedmr_merge.datasets", {"hub": "ORG/NAME"})
+DATA_SETS = Catalogue(
+    "fedmr_merge.federated.data.datasets", DataSet, "fedmr_merge.datasets", {"hub": "ORG/NAME"}, own_data
+)
 PARTITIONS = Catalogue("fedmr_merge.federated.data.partitions", PartitionMethod, "fedmr_merge.partitions")
 TASKS = Catalogue("fedmr_merge.federated.tasks", Task, "fedmr_merge.tasks")
 ARCHITECTURES = Catalogue(

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from fedmr_merge.errors import FedmrMergeError, shown
 from fedmr_merge.federated.catalogue import Catalogue
+from fedmr_merge.federated.data.datasets._own import GivenDataSet
+from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.federated.plugin import Plugin, named, not_imported
 from fedmr_merge.options import Faults, check_options
@@ -24,6 +26,12 @@ class Own:
     folders: tuple[Path, ...] = ()  #: searched for modules before the installed packages are
     imported: bool = True  #: whether it is imported; a recipe that is only read needs none of it
     model: Architecture | None = None  #: given from Python, in place of the recipe's
+    data: DataSet | None = None  #: given from Python, in place of the recipe's; the partition stays
+
+    @property
+    def task(self) -> str | None:
+        """The name of the task that the given data are for, unless the recipe names one."""
+        return self.data.own_task if isinstance(self.data, GivenDataSet) else None
 
 
 OWN = Own()

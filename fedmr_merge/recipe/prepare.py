@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedmr_merge.checkpoint.tensors import load_checkpoint
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import weights_of
+from fedmr_merge.federated.data.own import content_hash
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import require_recalibration_batches
 from fedmr_merge.federated.federation import Federation, open_federation
@@ -21,6 +22,8 @@ from fedmr_merge.federated.training.traffic import Traffic
 from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Recalibrate, TrainingStage
+
+DATA_HASH = "data_sha256"  #: key of partition.json, where the data are the user's own
 
 #: Floating-point operations of one forward pass of a batch. Below it threads wait for each other longer than they
 #: compute.
@@ -65,17 +68,18 @@ def prepare(recipe: Recipe, partition: Partition | None = None) -> Federation:
     )
 
 
-def partition_json(federation: Federation) -> dict[str, Any]:
-    """Return the partition, and how many examples of each class every client has.
+def partition_json(federation: Federation, *, hashed: bool = False) -> dict[str, Any]:
+    """Return the partition, and how many examples of each class every client has; with `hashed`, a hash of the data.
 
     Where targets are not classes, all examples count as one.
     """
     data, partition = federation.data, federation.partition
+    found = {**partition.to_json(), **({DATA_HASH: content_hash(data)} if hashed else {})}
     if not data.num_classes:
         counts = [[size] for size in partition.sizes]
-        return {**partition.to_json(), "class_names": ["all examples"], "class_counts": counts}
-    found = partition.class_counts(data.targets("train").cpu().numpy(), data.num_classes)
-    return {**partition.to_json(), "class_names": list(data.class_names), "class_counts": found.tolist()}
+        return {**found, "class_names": ["all examples"], "class_counts": counts}
+    by_class = partition.class_counts(data.targets("train").cpu().numpy(), data.num_classes)
+    return {**found, "class_names": list(data.class_names), "class_counts": by_class.tolist()}
 
 
 def sensible_threads(federation: Federation) -> int:

@@ -18,9 +18,10 @@ from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds
 from fedmr_merge.federated.training.local_training import Engine
+from fedmr_merge.own_code import is_import_path
 from fedmr_merge.publish.publication import evaluation_json
 from fedmr_merge.recipe.identity import require_agreement
-from fedmr_merge.recipe.prepare import check_stages, first_state, partition_json, prepare, sensible_threads
+from fedmr_merge.recipe.prepare import DATA_HASH, check_stages, first_state, partition_json, prepare, sensible_threads
 from fedmr_merge.recipe.publishing import Publisher, check_pushes
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Evaluate, Publish, Recalibrate, TrainingStage
@@ -106,7 +107,8 @@ class Run:
         torch.set_num_threads(sensible_threads(self.federation))
         if not self.folder.is_new:
             self.folder.set_aside()  # not before it is known that the new run can start
-        self.folder.write_json(PARTITION, partition_json(self.federation))
+        own_data = is_import_path(self.recipe.data.name)  # or given from Python
+        self.folder.write_json(PARTITION, partition_json(self.federation, hashed=own_data))
         self.folder.write_json(ENVIRONMENT, describe_environment(self.federation.device))
         self.folder.write_text(RECIPE, self.recipe.to_yaml())  # last: it makes the folder a run folder
         self.folder.forget()
@@ -120,7 +122,13 @@ class Run:
         except DataError as error:
             raise damaged(path / PARTITION, str(error)) from error
         self.federation = prepare(self.recipe, partition)
-        dealt = partition_json(self.federation)
+        dealt = partition_json(self.federation, hashed=DATA_HASH in saved)
+        if dealt.get(DATA_HASH) != saved.get(DATA_HASH):
+            raise RunError(
+                f"{path}: the data {self.recipe.data.name} are not those that the run began with: their hash differs",
+                hint="resume with the same data, choose another folder with --out, or start anew with --fresh",
+                path=path,
+            )
         if any(dealt[key] != saved[key] for key in ("class_names", "class_counts")):
             raise damaged(path / PARTITION, "its counts of classes are not those of its examples in the data")
         # As the run began: with more threads, sums are added up in another order.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fedmr_merge.federated.data.datasets._own import given_data
 from fedmr_merge.federated.models._own import given_model
-from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.ready_made import locate_recipe
 from fedmr_merge.recipe.run import Event, RoundDone, Run
@@ -25,7 +25,9 @@ class FinishedRun:
 
     folder: Path  #: the run folder
     rounds: int  #: that were done in all; fewer than the recipe's where a criterion ended a stage
-    test_accuracy: float | None  #: of the global model after the last round, 0 to 1; None where no round was left to do
+    test_accuracy: float | None
+    """Of the global model after the last round, 0 to 1; None where no round was left to do or the task has none."""
+    metrics: Mapping[str, float] = field(default_factory=dict)  #: all that was recorded of the last round that was done
 
     @property
     def model(self) -> Path | None:
@@ -40,6 +42,7 @@ def run_recipe(
     *,
     settings: Sequence[str] = (),
     model: nn.Module | Callable[..., nn.Module] | None = None,
+    data: Any = None,
     fresh: bool = False,
     on_event: Callable[[Event], object] = lambda _: None,
 ) -> FinishedRun:
@@ -54,6 +57,9 @@ def run_recipe(
             `torch.nn.Module`, whose weights are the first ones; or a class or function that returns one, which is
             called with those of `num_classes`, `num_outputs` and `input_shape` that it has as parameters, with the seed
             of the run. The run folder records its name; a run is resumed by giving it again.
+        data: data of your own, in place of the recipe's `data` (of which only `partition` counts then): a pair (train,
+            test) as `as_data` takes them, what `as_data` returns, or a data set of this package. A run is resumed by
+            giving the same data again, which is checked by a hash of them.
         fresh: remove a run that is there already, and start again.
         on_event: called after every round with a RoundDone (its `result` has the `metrics`: accuracies and shares from
             0 to 1, seconds, bytes), and after every other stage with a StageDone.
@@ -75,28 +81,28 @@ def run_recipe(
         >>> finished.rounds, finished.model.as_posix()
         (2, 'short/global')
     """
-    checked, folder = _read(recipe, settings, None if model is None else given_model(model))
+    given = None if data is None else given_data(data)
+    own = Own((Path.cwd(),), model=None if model is None else given_model(model), data=given)
+    checked, folder = _read(recipe, settings, own)
     folder = Path(out) if out is not None else folder
-    rounds, accuracy = 0, None
+    rounds, metrics = 0, dict[str, float]()
     with Run(checked, folder, fresh=fresh) as run:
         if run.resumed_from:
             rounds = run.resumed_from.round
         for event in run.execute():
             if isinstance(event, RoundDone):
-                rounds, accuracy = event.result.round, event.result.metrics["test_accuracy"]
+                rounds, metrics = event.result.round, dict(event.result.metrics)
             on_event(event)
-    return FinishedRun(folder, rounds, accuracy)
+    return FinishedRun(folder, rounds, metrics.get("test_accuracy"), metrics)
 
 
-def _read(
-    recipe: str | Path | Mapping[str, Any], settings: Sequence[str], model: Architecture | None
-) -> tuple[Recipe, Path]:
+def _read(recipe: str | Path | Mapping[str, Any], settings: Sequence[str], own: Own) -> tuple[Recipe, Path]:
     if isinstance(recipe, Mapping):
         raw = copy.deepcopy(dict(recipe))
         for setting in settings:
             apply_setting(raw, setting)
-        checked = parse_recipe(raw, "the recipe", Own((Path.cwd(),), model=model))
+        checked = parse_recipe(raw, "the recipe", own)
         return checked, Path("runs") / checked.name
     located = locate_recipe(recipe)
-    checked = read_recipe(located.path, settings, Own(located.code_folders, model=model))
+    checked = read_recipe(located.path, settings, replace(own, folders=located.code_folders))
     return checked, located.run_folder or Path("runs") / checked.name

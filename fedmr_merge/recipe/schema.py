@@ -145,13 +145,13 @@ def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
     partition = _plugin(
         PARTITIONS, data_options.pop("partition", None), "data.partition", "kind", faults, "data" in top, own
     )
-    data = _plugin(DATA_SETS, data_options, "data", "name", faults, "data" in top, own)
+    data = own.data or _plugin(DATA_SETS, data_options, "data", "name", faults, "data" in top, own)
     model_options = mapping(top.get("model"), "model", faults) if "model" in top else {}
     init = _init(model_options.pop("init", None), faults)
     model = own.model or _plugin(ARCHITECTURES, model_options, "model", "name", faults, "model" in top, own)
     task = _task_of(data, faults)
-    if "task" in top:
-        task = _plugin(TASKS, top["task"], "task", "name", faults, True, own)
+    if "task" in top or own.task:
+        task = _plugin(TASKS, top.get("task", {"name": own.task}), "task", "name", faults, True, own)
     training, running = _training(top.get("training"), faults)
     stages = _stages(top.get("stages"), faults, own) if "stages" in top else ()
     deployment = _deployment(top, training, faults)

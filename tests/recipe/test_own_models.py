@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import own_code
 import pytest
 import torch
-from own_code import RECIPE, write_project
+from own_code import RECIPE, hashes, stop_after, write_project
 from small_run import command
 
 from fedmr_merge import load_model, run_recipe
@@ -43,12 +42,6 @@ def small_net(project: Path) -> Any:
     namespace: dict[str, Any] = {"__name__": "notebook"}
     exec((project / "own_nets.py").read_text(), namespace)
     return namespace["SmallNet"]
-
-
-def hashes(run: Path) -> dict[str, str]:
-    """The SHA-256 of all that a run's models are: checkpoints, and what it published."""
-    files = [path for path in run.rglob("*") if path.suffix in (".safetensors", ".yaml") or path.name == "config.json"]
-    return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def interrupt(recipe: Any, folder: Path, rounds: int) -> None:
@@ -103,15 +96,7 @@ def test_a_run_with_a_given_model_is_resumed_with_it_to_the_same_bytes(finished:
     run_recipe(recipe, tmp_path / "whole", model=net)
     assert "name: python:SmallNet" in (tmp_path / "whole" / "recipe.yaml").read_text()
 
-    class StoppedError(Exception):
-        pass
-
-    def stop(event: Any) -> None:
-        if event.result.round == 2:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        run_recipe(recipe, tmp_path / "run", model=net, on_event=stop)
+    stop_after(2, recipe, tmp_path / "run", model=net)
     assert run_recipe(tmp_path / "run", model=net).rounds == 3
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
 

@@ -81,7 +81,7 @@ class ImageDataSet(DataSet):
         if self.normalisation == "half":
             return (0.5,) * channels, (0.5,) * channels
         if self.normalisation == "measured":
-            return _measured(images)
+            return measured(images)
         mean, std = _KNOWN[self.normalisation]
         if channels != len(mean):
             raise DataError(
@@ -91,7 +91,7 @@ class ImageDataSet(DataSet):
         return mean, std
 
 
-def _measured(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measured(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of every channel, of pixels scaled to 0..1, to four decimals."""
     levels = np.arange(256) / 255
     means, deviations = [], []
