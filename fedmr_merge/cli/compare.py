@@ -29,7 +29,10 @@ def register(app: App) -> None:
 def compare(
     runs: Runs,
     target: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Also show the rounds to this test accuracy, e.g. 0.9.")
+        float | None,
+        typer.Option(
+            min=0, help="Also show the rounds to this test accuracy, e.g. 0.9, or to a value of another metric."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -46,6 +49,7 @@ def compare(
     from fedmr_merge.report.study import read_study
 
     study = read_study(runs)
+    _check_target(study, target)
     columns, rows = comparison_table(study, target)
     verdicts = verdict_table(study)
     if out is not None:
@@ -66,7 +70,7 @@ def report(
     ),
     target: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Also show rounds and bytes to this test accuracy, e.g. 0.9."),
+        typer.Option(min=0, help="Also show rounds and bytes to this test accuracy, or to a value of another metric."),
     ] = None,
 ) -> None:
     """Write one HTML page about runs, or a sweep.
@@ -82,11 +86,17 @@ def report(
 
     refuse_existing(out)
     study = read_study(runs)
+    _check_target(study, target)
     _write(out, study, target, page=lambda folder: write_page(study, folder / "index.html", target=target))
     console.say(f"  page       {out / 'index.html'}")
     console.say(f"  numbers    {out / 'runs.csv'}, {out / 'curves.csv'}, {out / 'table.md'}")
     console.say("next:")
     console.say(f"  open       {(out / 'index.html').resolve().as_uri()}")
+
+
+def _check_target(study: Study, target: float | None) -> None:
+    if target is not None and target > 1 and any(metric.is_share for metric in study.metrics):
+        raise typer.BadParameter(f"{target:g} is not an accuracy, which is from 0 to 1", param_hint="--target")
 
 
 def _write(out: Path, study: Study, target: float | None, page: Callable[[Path], None] = lambda _: None) -> None:

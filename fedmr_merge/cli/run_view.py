@@ -11,6 +11,7 @@ from fedmr_merge.cli import console, progress
 
 if TYPE_CHECKING:
     from fedmr_merge.federated.federation import Federation
+    from fedmr_merge.federated.metrics import Metric
     from fedmr_merge.federated.training.gpu_memory import MemoryForecast
     from fedmr_merge.recipe.run import Event, Run
     from fedmr_merge.recipe.schema import Recipe
@@ -24,7 +25,7 @@ def follow(run: Run, folder: Path, again: str) -> None:
     try:
         with progress.rounds_progress(recipe.name, recipe.rounds, done) as show:
             for event in run.execute():
-                done = _show_event(event, show, done)
+                done = _show_event(event, show, done, run.federation.task.decisive)
     except (KeyboardInterrupt, SystemExit):
         console.complain(
             "stopped", f"after round {done} of {recipe.rounds}; this command resumes with the next round: {again}"
@@ -53,7 +54,7 @@ def _announce(run: Run, folder: Path) -> None:
             console.complain("warning", f"not as when the run began: {change}; the bytes may differ")
 
 
-def _show_event(event: Event, show: Callable[[int, str], None], done: int) -> int:
+def _show_event(event: Event, show: Callable[[int, str], None], done: int, metric: Metric) -> int:
     """Print what has happened; returns the number of rounds done."""
     from fedmr_merge.recipe.run import RoundDone
 
@@ -64,8 +65,9 @@ def _show_event(event: Event, show: Callable[[int, str], None], done: int) -> in
     metrics = last.metrics
     for client, fault in last.diverged.items():
         console.complain("warning", f"round {last.round}: client {client} diverged: {fault}")
-    loss = metrics.get("train_loss", metrics["test_loss"])
-    show(last.round, f"{last.method}: accuracy {metrics['test_accuracy']:.4f}, loss {loss:.4f}")
+    value, loss = metrics.get(metric.key), metrics.get("train_loss", metrics.get("test_loss"))
+    parts = [f"{metric.name} {value:.4f}" if value is not None else "", f"loss {loss:.4f}" if loss is not None else ""]
+    show(last.round, f"{last.method}: {', '.join(filter(None, parts)) or 'nothing was trained or evaluated'}")
     if event.reached:
         console.say(f"{last.method}: over after round {last.round}, {event.reached}")
     return last.round

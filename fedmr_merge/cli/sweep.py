@@ -145,8 +145,8 @@ class _Board:
 
     def __init__(self, total: int, jobs: int) -> None:
         self.total, self.jobs = total, jobs
-        self.running: dict[str, tuple[int, int, float, float]] = {}  # name → round, rounds, accuracy, begun
-        self.accuracies: dict[str, float] = {}
+        self.running: dict[str, tuple[int, int, float]] = {}  # name → round, rounds, begun
+        self.values: dict[str, str] = {}  # name → its metric, and the last value
         self.counts: Counter[str] = Counter()
         self._seconds: list[float] = []  # that the runs that are done took
 
@@ -156,26 +156,24 @@ class _Board:
         from fedmr_merge.recipe.sweep_workers import Progress
 
         if isinstance(event, Started):
-            self.running[event.name] = (0, 0, 0.0, time.monotonic())
+            self.running[event.name] = (0, 0, time.monotonic())
             say(f"{event.name}: started")
         elif isinstance(event, Progress):
-            begun = self.running[event.name][3]
-            self.running[event.name] = (event.round, event.rounds, event.accuracy, begun)
-            self.accuracies[event.name] = event.accuracy
+            begun = self.running[event.name][2]
+            self.running[event.name] = (event.round, event.rounds, begun)
+            if event.value is not None:
+                self.values[event.name] = f"{event.metric} {event.value:.4f}"
         elif isinstance(event, Skipped):
             self.counts["skipped"] += 1
             say(f"{event.name}: {event.reason}")
         else:
-            begun = self.running.pop(event.name)[3]
+            begun = self.running.pop(event.name)[2]
             if event.fault:
                 self.counts["failed"] += 1
             else:
                 self.counts["done"] += 1
                 self._seconds.append(time.monotonic() - begun)
-                say(f"{event.name}: done, {self._accuracy(event.name)}; {self._left()}")
-
-    def _accuracy(self, name: str) -> str:
-        return f"accuracy {self.accuracies[name]:.4f}" if name in self.accuracies else "it was complete already"
+                say(f"{event.name}: done, {self.values.get(event.name, 'it was complete already')}; {self._left()}")
 
     def _left(self) -> str:
         """How much is left to do."""
@@ -190,11 +188,11 @@ class _Board:
         from rich.table import Table
 
         table = Table(title=", ".join([*(f"{count} {what}" for what, count in self.counts.items()), self._left()]))
-        for column in ("run", "round", "accuracy", "time left"):
+        for column in ("run", "round", "result", "time left"):
             table.add_column(column, justify="left" if column == "run" else "right")
-        for name, (round, rounds, accuracy, begun) in self.running.items():
+        for name, (round, rounds, begun) in self.running.items():
             left = _duration((time.monotonic() - begun) / round * (rounds - round)) if round else ""
-            table.add_row(name, f"{round}/{rounds}" if rounds else "", f"{accuracy:.4f}" if round else "", left)
+            table.add_row(name, f"{round}/{rounds}" if rounds else "", self.values.get(name, ""), left)
         return table
 
 

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.metrics import ACCURACY, Metric
 
 History = Sequence[Mapping[str, Any]]
 """The metrics of each round of a stage, as `RoundResult.metrics` has them."""
@@ -25,21 +26,27 @@ def _rounds(count: int) -> str:
 
 @dataclass(frozen=True)
 class Plateau:
-    """The test accuracy has not risen by `min_delta` above its best for `patience` rounds."""
+    """The metric that decides has not become better than its best, by more than `min_delta`, for `patience` rounds.
 
-    patience: Annotated[int, Ge(1)] = 10
+    It is the first one of the task: of classification, the test accuracy, which rises.
+    """
+
+    patience: Annotated[int, Ge(1)] = 10  #: a round without an evaluation counts, but ends no stage
     min_delta: Annotated[float, Ge(0)] = 0.001  #: accuracy is counted from 0 to 1
 
-    def reached(self, history: History) -> str | None:
+    def reached(self, history: History, metric: Metric = ACCURACY) -> str | None:
         """Return the reason to end the stage, or None."""
-        best, rounds_ago = float("-inf"), 0
+        best, rounds_ago = metric.worst, 0
         for metrics in history:
-            if metrics["test_accuracy"] > best + self.min_delta:
-                best, rounds_ago = metrics["test_accuracy"], 0
+            value = metrics.get(metric.key)
+            if value is not None and metric.is_better(value, best, by=self.min_delta):
+                best, rounds_ago = value, 0
             else:
                 rounds_ago += 1
-            if rounds_ago >= self.patience:
-                return f"the test accuracy has not risen {self.min_delta:g} above {best:.4f} for {_rounds(rounds_ago)}"
+            if value is not None and rounds_ago >= self.patience:
+                moved, beyond = ("risen", "above") if metric.higher_is_better else ("fallen", "below")
+                name = metric.key.replace("_", " ")
+                return f"the {name} has not {moved} {self.min_delta:g} {beyond} {best:.4f} for {_rounds(rounds_ago)}"
         return None
 
 
@@ -78,10 +85,10 @@ class Until:
                 hint="set training.clients_per_round to 2 or more",
             )
 
-    def reached(self, history: History) -> str | None:
-        """Return the reason to end the stage, once a criterion is met by the rounds so far, or None."""
-        for criterion in (self.plateau, self.similarity):
-            reason = criterion.reached(history) if criterion is not None else None
-            if reason is not None:
-                return reason
-        return None
+    def reached(self, history: History, metric: Metric = ACCURACY) -> str | None:
+        """Return the reason to end the stage, once a criterion is met by the rounds so far, or None.
+
+        `metric` is the one that decides.
+        """
+        reason = self.plateau.reached(history, metric) if self.plateau is not None else None
+        return reason or (self.similarity.reached(history) if self.similarity is not None else None)

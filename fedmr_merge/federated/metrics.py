@@ -28,6 +28,23 @@ class Metric:
         return value > than + by if self.higher_is_better else value < than - by
 
     @property
+    def scale(self) -> float:
+        """What a value is multiplied with before people see it: a share is shown in percent."""
+        return 100.0 if self.is_share else 1.0
+
+    @property
+    def unit(self) -> str:
+        """What follows a number that people see."""
+        return " %" if self.is_share else ""
+
+    def shown(self, value: float) -> str:
+        """Return a value as people read it."""
+        return f"{100 * value:.2f} %" if self.is_share else f"{value:.4g}"
+
+    @property
     def worst(self) -> float:
         """A value that every other one is better than."""
         return float("-inf") if self.higher_is_better else float("inf")
+
+
+ACCURACY = Metric("accuracy", higher_is_better=True, is_share=True)

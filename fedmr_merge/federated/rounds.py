@@ -60,6 +60,11 @@ class RoundResult:
     report: Mapping[str, Any] | None = None  #: what the engine records of the round, as JSON values
 
     @property
+    def evaluated(self) -> bool:
+        """Whether the global model was evaluated after this round."""
+        return "test_loss" in self.metrics
+
+    @property
     def plan(self) -> RecombinationPlan | None:
         """The plan by which the trained models were recombined, if they were."""
         return self.state.plan

@@ -53,6 +53,7 @@ def render_card(template: str, facts: Mapping[str, Any]) -> str:
         "identifier": lambda name: name if re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII) else "AutoModel",
         "own_class": own_class,
         "own_module": own_module,
+        "measured": lambda value, metric: "" if value is None else metric.shown(value),
         "percent": lambda share: f"{100 * share:.2f} %",
         "megabytes": lambda count: "not recorded" if count is None else f"{count / 1e6:,.2f} MB",
     }

@@ -15,12 +15,14 @@ from typing import Any
 from fedmr_merge.checkpoint.folder import WEIGHTS
 from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.errors import FedmrMergeError, HubError
+from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.hub.listing import parse_hub
 from fedmr_merge.runs.record import read_run
 
 TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")
 SLOTS_FILE = "slots.json"  #: the accuracy of every model of a published cohort
 _SLOT = "slot-*"
+_IMAGES = "image-classification"  #: the task of runs that do not name one
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -35,7 +37,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
         publish: dict[str, Any] = next((s["publish"] for s in reversed(recipe["stages"]) if "publish" in s), {})
         slots = sorted(path.parent.name for path in folder.glob(f"{_SLOT}/*{WEIGHTS}"))
         config = read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json")
-        last, model = metrics[-1], _model(folder, slots)
+        model = _model(folder, slots)
+        evaluated = [line for line in metrics if line.get(run.metric.key) is not None]
         return {
             "name": recipe["name"],
             "recipe": recipe,
@@ -52,13 +55,17 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "tool": tool_address(),
             "result": run.evaluation,
             "parents": _parents(recipe),
-            "last": last,
-            "best": max(metrics, key=lambda line: line["test_accuracy"]),
-            "stages": stage_table(metrics),
+            "last": metrics[-1],
+            "value": evaluated[-1][run.metric.key],
+            "metric": run.metric,
+            "task_metrics": run.metrics_of_task,
+            "task": run.task or {"name": _IMAGES, "pipeline_tag": _IMAGES},
+            "best": best_line(metrics, run.metric),
+            "stages": stage_table(metrics, run.metric),
             "bytes_down": _total(metrics, "bytes_down"),
             "bytes_up": _total(metrics, "bytes_up"),
             "seconds": sum(line["seconds"] for line in metrics),
-            "privacy": _privacy(recipe, last),
+            "privacy": _privacy(recipe, metrics[-1]),
             "partition": _partition_facts(partition) if partition is not None else None,
             "lineage": lineage_facts(run.lineage),
             "environment": run.environment,
@@ -97,18 +104,27 @@ def _total(metrics: Sequence[Mapping[str, Any]], key: str) -> int | None:
     return sum(line[key] for line in metrics) if all(line.get(key) is not None for line in metrics) else None
 
 
-def stage_table(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return, stage by stage, its method, its rounds, the bytes sent and the test accuracy at its end and at best."""
+def best_line(metrics: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> Mapping[str, Any]:
+    """Return the line of the round whose global model was best, the first of several."""
+    evaluated = [line for line in metrics if line.get(metric.key) is not None]
+    best = metric.best(line[metric.key] for line in evaluated)
+    return next(line for line in evaluated if line[metric.key] == best)
+
+
+def stage_table(metrics: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> list[dict[str, Any]]:
+    """Return, stage by stage, its method, its rounds, the bytes sent and the metric at its end and at best.
+
+    The last round of a stage is always evaluated, except where it has been interrupted.
+    """
     found: list[dict[str, Any]] = []
     for line in metrics:
         if not found or found[-1]["stage"] != line["stage"]:
-            found.append({"stage": line["stage"], "method": line["method"], "first": line["round"], "best": 0.0})
-        found[-1] |= {
-            "last": line["round"],
-            "rounds": line["round"] - found[-1]["first"] + 1,
-            "accuracy": line["test_accuracy"],
-            "best": max(found[-1]["best"], line["test_accuracy"]),
-        }
+            head = {"stage": line["stage"], "method": line["method"], "first": line["round"]}
+            found.append({**head, "value": None, "best": None})
+        found[-1] |= {"last": line["round"], "rounds": line["round"] - found[-1]["first"] + 1}
+        value, best = line.get(metric.key), found[-1]["best"]
+        if value is not None:
+            found[-1] |= {"value": value, "best": value if best is None else metric.best((best, value))}
     for stage in found:
         lines = [line for line in metrics if line["stage"] == stage["stage"]]
         stage |= {key: _total(lines, key) for key in ("bytes_down", "bytes_up")}
@@ -172,6 +188,7 @@ def _partition_facts(partition: Mapping[str, Any]) -> dict[str, Any]:
     sizes = [sum(counts) for counts in partition["class_counts"]]
     classes = [sum(count > 0 for count in counts) for counts in partition["class_counts"]]
     return {
+        "classes": len(partition["class_names"]) if len(partition["class_names"]) > 1 else 0,
         "clients": len(sizes),
         "examples": sum(sizes),
         "smallest": min(sizes),

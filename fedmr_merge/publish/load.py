@@ -54,9 +54,10 @@ def load_model(
         token: A token that may read; None is `HF_TOKEN`, or the one that `hf auth login` stored.
 
     Returns:
-        A module that maps float32 images [batch, channels, height, width] to logits [batch, classes]. Besides,
-        `model.preprocess(image)` turns an image into that input, `model.label_names` are the names of the classes, and
-        `model.config` is the content of `config.json`. Attributes of these names that a module of yours has are kept.
+        A module that maps float32 images [batch, channels, height, width], or what else the model was trained on, to
+        logits [batch, classes], or what else it predicts. Besides, `model.preprocess(image)` turns an image into that
+        input (a row of a table, or a text), `model.label_names` are the names of the classes, and `model.config` is the
+        content of `config.json`. Attributes of these names that a module of yours has are kept.
 
     Raises:
         CheckpointError: The folder is not such a model.
@@ -70,15 +71,15 @@ def load_model(
     folder = _folder(location, endpoint, token)
     config = read_config(folder)
     checkpoint = open_checkpoint(folder)
-    from fedmr_merge.publish.preprocess import Preprocess
+    from fedmr_merge.publish.preprocess_rows import preprocess_of
     from fedmr_merge.publish.rebuild import rebuild
 
     module = rebuild(config, checkpoint.shapes, str(folder / CONFIG_FILE), model)
     _fill(module, checkpoint)
     attributes = {
         "config": config,
-        "label_names": config.get("label_names") or [str(number) for number in range(config["num_classes"])],
-        "preprocess": Preprocess(**{key: config["preprocess"][key] for key in ("mean", "std", "size")}),
+        "label_names": config.get("label_names") or [str(number) for number in range(config.get("num_classes", 0))],
+        "preprocess": preprocess_of(config, folder),
     }
     for name, value in attributes.items():
         if not hasattr(module, name):

@@ -3,7 +3,7 @@
     model.safetensors, config.json   the global model (`what: global` or `both`)
     slot-00/ … slot-09/              the models that the next round would dispatch (`what: cohort` or `both`)
     README.md, curves.png            the card
-    recipe.yaml, environment.json, metrics.jsonl
+    recipe.yaml, environment.json, metrics.jsonl, task.json
     evaluation.json, slots.json      the accuracy of the global model, and that of every slot
     partition.json, partition.png, lineage.jsonl     what reveals something of the clients, unless it is left out
 
@@ -30,7 +30,7 @@ from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.facts import SLOTS_FILE
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.recombination.prepare import slot_name
-from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION, RECIPE
+from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION, RECIPE, TASK
 from fedmr_merge.runs.public import published_metrics, published_partition, published_recipe
 from fedmr_merge.runs.record import read_run
 
@@ -103,14 +103,16 @@ def _write_models(folder: Path, federation: Federation, state: State, what: What
         place.mkdir(exist_ok=True)
         save_tensors(place / WEIGHTS_FILE, weights, metadata)
         write_json(place / CONFIG_FILE, model_config(federation.architecture, federation.config))
+        federation.data.write_sidecars(place)
 
 
 def _copy_facts(run: Path, folder: Path, *, client_information: bool) -> None:
     record = read_run(run)
     text = yaml.safe_dump(published_recipe(record.recipe), sort_keys=False, allow_unicode=True, width=120)
     (folder / RECIPE).write_text(text, encoding="utf-8")
-    for name in (ENVIRONMENT, *((LINEAGE,) if client_information else ())):
-        shutil.copyfile(run / name, folder / name)
+    for name in (ENVIRONMENT, TASK, *((LINEAGE,) if client_information else ())):
+        if name != TASK or record.task is not None:
+            shutil.copyfile(run / name, folder / name)
     lines = published_metrics(record.metrics, private=record.recipe["training"].get("privacy") is not None)
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     (folder / METRICS).write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +12,10 @@ from fedmr_merge.errors import CheckpointError, FedmrMergeError, shown
 from fedmr_merge.federated.catalogue import ARCHITECTURES
 from fedmr_merge.federated.cohort import weights_of
 from fedmr_merge.federated.models._own import given_model
-from fedmr_merge.federated.models.base import Architecture, image_shape_of
+from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.options import Faults, check_options
 from fedmr_merge.own_code import is_import_path
-
-_MAX_SIDE = 4096
-_MAX_CHANNELS = 1024
-_MAX_CLASSES = 1_000_000
+from fedmr_merge.publish.built_for import built_for
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -40,17 +36,17 @@ def rebuild(
     Raises CheckpointError when the architecture is unknown, an option of it is not possible, or the shapes differ.
     """
     architecture = _architecture(config, file) if model is None else _given(config, file, model)
-    shape, classes = _image_shape(config, file), _classes(config, file)
+    shape, outputs = built_for(config, file)
     try:
         if isinstance(model, nn.Module):  # it is there already
             expected = weights_of(model)
         else:
             with torch.device("meta"):  # shapes without memory
-                expected = weights_of(architecture.build(shape, classes))
+                expected = weights_of(architecture.build(shape, outputs))
         _check_shapes({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes, file)
         # Not `initialise`: that may fetch trained weights to start from, which would be overwritten at once.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            return architecture.build(shape, classes)
+            return architecture.build(shape, outputs)
     except CheckpointError:
         raise
     except (FedmrMergeError, RuntimeError, ValueError, TypeError, OverflowError, ArithmeticError) as error:
@@ -89,28 +85,6 @@ def _architecture(config: Mapping[str, Any], file: str) -> Architecture:
     if faults:
         raise CheckpointError(file, "; ".join(map(str, faults)))
     return ARCHITECTURES.find(name)(**values)
-
-
-def _image_shape(config: Mapping[str, Any], file: str) -> tuple[int, int, int]:
-    preprocess = config.get("preprocess")
-    parts = [preprocess.get(key) if isinstance(preprocess, dict) else None for key in ("mean", "std", "size")]
-    mean, std, size = [part if isinstance(part, list) else [] for part in parts]
-    numbers = [value for value in (*mean, *std) if type(value) in (int, float) and math.isfinite(value)]
-    fits = 1 <= len(mean) == len(std) <= _MAX_CHANNELS and len(numbers) == 2 * len(mean) and 0 not in std
-    if not fits or len(size) != 2 or not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in size):
-        raise CheckpointError(
-            file, "preprocess must give mean and std, a number for every channel, and size, [height, width]"
-        )
-    return image_shape_of({"mean": mean, "size": size})
-
-
-def _classes(config: Mapping[str, Any], file: str) -> int:
-    classes, names = config.get("num_classes"), config.get("label_names")
-    if type(classes) is not int or not 1 <= classes <= _MAX_CLASSES:
-        raise CheckpointError(file, f"num_classes must be a whole number, found {str(classes)[:80]!r}")
-    if names is not None and (not isinstance(names, list) or len(names) != classes):
-        raise CheckpointError(file, f"label_names must be a list of {classes} names")
-    return classes
 
 
 def _check_shapes(expected: Shapes, found: Shapes, file: str) -> None:

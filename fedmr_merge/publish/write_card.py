@@ -51,7 +51,7 @@ def _draw_figures(folder: Path) -> None:
     run = read_run(folder)
     name = run.recipe["name"]
     with replaced_path(folder / "curves.png") as staged:
-        draw_curves(run.metrics, staged, title=name)
+        draw_curves(run.metrics, staged, title=name, metric=run.metric)
     if run.partition is not None:
         counts, classes = run.partition["class_counts"], run.partition["class_names"]
         with replaced_path(folder / "partition.png") as staged:

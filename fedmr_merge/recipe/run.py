@@ -27,7 +27,7 @@ from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Evaluate, Publish, Recalibrate, TrainingStage
 from fedmr_merge.runs.checkpoints import CheckpointWriter, Saved, remove_checkpoint
 from fedmr_merge.runs.folder import RunFolder, describe_environment
-from fedmr_merge.runs.logs import damaged
+from fedmr_merge.runs.logs import damaged, read_object
 from fedmr_merge.runs.names import (
     DEPLOYMENT,
     ENVIRONMENT,
@@ -36,6 +36,7 @@ from fedmr_merge.runs.names import (
     METRICS,
     PARTITION,
     RECIPE,
+    TASK,
     Place,
     find_checkpoints,
 )
@@ -109,6 +110,7 @@ class Run:
             self.folder.set_aside()  # not before it is known that the new run can start
         own_data = is_import_path(self.recipe.data.name)  # or given from Python
         self.folder.write_json(PARTITION, partition_json(self.federation, hashed=own_data))
+        self.folder.write_json(TASK, self.federation.task.to_json())
         self.folder.write_json(ENVIRONMENT, describe_environment(self.federation.device))
         self.folder.write_text(RECIPE, self.recipe.to_yaml())  # last: it makes the folder a run folder
         self.folder.forget()
@@ -116,6 +118,7 @@ class Run:
     def _resume(self, *, extend: bool) -> None:
         path = self.folder.path
         require_agreement(path, self.recipe, extend=extend)
+        read_object(path, TASK)  # a damaged one is reported before anything is computed; older runs have none
         saved, threads = self.folder.read_json(PARTITION), int(self.folder.read_json(ENVIRONMENT)["threads"])
         try:
             partition = Partition.from_json(saved)
@@ -235,10 +238,10 @@ class Run:
         """Run the rounds of a stage that are not done yet; `here` is the checkpoint within it that is resumed."""
         first = here.first_round if here else done + 1
         last = first + stage.length.rounds - 1
-        until = stage.length.until
+        until, metric = stage.length.until, self.federation.task.decisive
         history = [line for line in self.folder.read_log(METRICS) if line["stage"] == position + 1]
         # Not as the checkpoint has it: the recipe may have become longer since then.
-        if here and (done >= last or (until is not None and until.reached(history))):
+        if here and (done >= last or (until is not None and until.reached(history, metric))):
             return
         if here is None:
             state = begin_stage(self.federation, stage.method, state)
@@ -257,7 +260,7 @@ class Run:
             ):
                 seconds = time.perf_counter() - before
                 history.append(self._record(position, result, seconds))
-                reached = until.reached(history) if until else None
+                reached = until.reached(history, metric) if until else None
                 over = result.round == last or reached is not None
                 unsaved = Saved(Place(result.round, position, stage.name), result.state, first, over)
                 if over or (result.round - first + 1) % self.recipe.running.checkpoint_every == 0:
@@ -303,4 +306,5 @@ class Run:
     def _evaluate(self, state: State, rounds_done: int) -> str:
         found = evaluation_json(self.federation, state, rounds_done)
         self.folder.write_json(EVALUATION, found)
-        return f"test accuracy {found['accuracy']:.4f} on {found['examples']:,} held-out examples"
+        metric = self.federation.task.decisive
+        return f"test {metric.name} {found[metric.name]:.4f} on {found['examples']:,} held-out examples"

@@ -27,7 +27,9 @@ class FinishedRun:
     rounds: int  #: that were done in all; fewer than the recipe's where a criterion ended a stage
     test_accuracy: float | None
     """Of the global model after the last round, 0 to 1; None where no round was left to do or the task has none."""
-    metrics: Mapping[str, float] = field(default_factory=dict)  #: all that was recorded of the last round that was done
+    metrics: Mapping[str, float] = field(
+        default_factory=dict
+    )  #: all that was recorded of the last round that was evaluated
 
     @property
     def model(self) -> Path | None:
@@ -65,7 +67,7 @@ def run_recipe(
             0 to 1, seconds, bytes), and after every other stage with a StageDone.
 
     Returns:
-        A FinishedRun: the run folder, the number of rounds, the last test accuracy, and where the model is.
+        A FinishedRun: the run folder, the number of rounds, what was measured last, and where the model is.
 
     Raises:
         RecipeError: the recipe has faults; all of them are reported at once.
@@ -91,7 +93,8 @@ def run_recipe(
             rounds = run.resumed_from.round
         for event in run.execute():
             if isinstance(event, RoundDone):
-                rounds, metrics = event.result.round, dict(event.result.metrics)
+                rounds = event.result.round
+                metrics = dict(event.result.metrics) if event.result.evaluated else metrics
             on_event(event)
     return FinishedRun(folder, rounds, metrics.get("test_accuracy"), metrics)
 

@@ -37,7 +37,8 @@ class Progress:
     name: str
     round: int
     rounds: int  #: of the whole run
-    accuracy: float  #: of the global model on the test data, 0 to 1
+    metric: str = ""  #: the metric that decides
+    value: float | None = None  #: of the global model on the test data; None where the round was not evaluated
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,11 @@ def _follow(job: Job, connection: Connection) -> None:
     if job.beginning is not None and not holds_run(job.folder):
         _fork(*job.beginning, job.folder, recipe.to_yaml())
     with Run(recipe, job.folder) as run:
+        metric = run.federation.task.decisive
         for event in run.execute():
             if isinstance(event, RoundDone):
-                metrics = event.result.metrics
-                connection.send(Progress(job.name, event.result.round, recipe.rounds, metrics["test_accuracy"]))
+                value = event.result.metrics.get(metric.key)
+                connection.send(Progress(job.name, event.result.round, recipe.rounds, metric.name, value))
     connection.send(Ended(job.name))
 
 

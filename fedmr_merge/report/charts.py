@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedmr_merge.report.figures import PALETTE, class_colours
+from fedmr_merge.report.figures import PALETTE, axis_title, class_colours
 from fedmr_merge.report.study import Experiment, Spread
 from fedmr_merge.runs.record import RunRecord
 
@@ -18,8 +18,8 @@ _MOST_BARS = 300  # of clients
 
 
 def curves(experiments: Sequence[Experiment]) -> Figure:
-    """Return test accuracy against rounds, with the deviation over seeds as a band; buttons show it against the bytes
-    sent so far, and on a logarithmic axis.
+    """Return accuracy, or another metric, against rounds, with the deviation over seeds as a band; buttons show it
+    against the bytes sent so far, and on a logarithmic axis.
     """
     import plotly.graph_objects as go
 
@@ -27,11 +27,10 @@ def curves(experiments: Sequence[Experiment]) -> Figure:
     by_bytes: list[Any] = []
     by_round: list[Any] = []
     for number, experiment in enumerate(experiments):
-        spreads = [Spread.of(found) for found in zip(*experiment.curves.values(), strict=False)]
-        rounds = list(range(1, len(spreads) + 1))
+        rounds, metric = [round for round, _ in experiment.points], experiment.metric
         sent = [round * (experiment.bytes_a_round or 0) / 1e6 for round in rounds]
-        means = [100 * spread.mean for spread in spreads]
-        bands = [100 * (spread.deviation or 0) for spread in spreads]
+        means = [metric.scale * spread.mean for _, spread in experiment.points]
+        bands = [metric.scale * (spread.deviation or 0) for _, spread in experiment.points]
         colour, dash = PALETTE[number % len(PALETTE)], _DASHES[number // len(PALETTE) % len(_DASHES)]
         group = experiment.method
         figure.add_scatter(
@@ -53,14 +52,14 @@ def curves(experiments: Sequence[Experiment]) -> Figure:
             name=group,
             legendgroup=group,
             line={"color": colour, "dash": dash, "width": 2},
-            hovertemplate="%{y:.2f} ± %{customdata:.2f} %<extra>%{fullData.name}, round %{x}</extra>",
+            hovertemplate="%{y:.2f} ± %{customdata:.2f}" + metric.unit + "<extra>%{fullData.name}, round %{x}</extra>",
         )
         by_round += [rounds + rounds[::-1], rounds]
         by_bytes += [sent + sent[::-1], sent]
     figure.update_layout(
         updatemenus=[_axis_buttons(by_round, by_bytes if any(e.bytes_a_round for e in experiments) else None)],
         xaxis_title="round",
-        yaxis_title="test accuracy of the global model (%)",
+        yaxis_title=axis_title(tuple(dict.fromkeys(experiment.metric for experiment in experiments))),
     )
     return figure
 

@@ -7,7 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedmr_merge.report.figures import LINE_STYLES, PALETTE, draw, lowest_shown
+from fedmr_merge.federated.metrics import ACCURACY
+from fedmr_merge.report.figures import LINE_STYLES, PALETTE, axis_title, draw, lowest_shown
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, differing_options
 from fedmr_merge.report.verdict import Margin, cell_margin
 
@@ -17,16 +18,20 @@ VERDICT_COLUMNS = ["cell", "FedMR over", "points", "paper's points", "p (paired 
 def comparison_table(study: Study, target: float | None) -> tuple[list[str], list[list[str]]]:
     """Return the columns and rows of the table for people: accuracies in percent, mean ± standard deviation.
 
-    Columns that are empty in every row are left out.
+    Other metrics are in their own units, and a column names them. Columns that are empty in every row are left out.
 
     Args:
         study: The experiments, a row each.
-        target: An accuracy from 0 to 1; if given, a column says in which round it is reached.
+        target: An accuracy from 0 to 1, or a value of another metric; if given, a column says in which round it is
+            reached.
     """
     axes = [axis for axis in study.axes if axis != METHOD]
+    usual = study.metrics == (ACCURACY,)
+    unit = ", %" if usual else ""
     columns = ["run", *axes, "method", "data", "model", "options", "seeds", "rounds"]
-    columns += ["last 10 rounds, %", "last round, %", "best round, %", "published, %", "sent a round"]
-    columns += [f"rounds to {100 * target:g} %"] if target is not None else []
+    columns += ["metric", f"last 10 rounds{unit}", f"last round{unit}", f"best round{unit}", f"published{unit}"]
+    columns += ["sent a round"]
+    columns += [f"rounds to {f'{100 * target:g} %' if usual else f'{target:g}'}"] if target is not None else []
     rows = []
     for experiment, options in zip(study.experiments, differing_options(study.experiments), strict=True):
         published = study.published_for(experiment.choices) if experiment.choices else None
@@ -40,9 +45,8 @@ def comparison_table(study: Study, target: float | None) -> tuple[list[str], lis
                 "" if experiment.choices else options,
                 str(len(experiment.runs)),
                 experiment.rounds,
-                experiment.final.shown(100),
-                experiment.last.shown(100),
-                experiment.best.shown(100),
+                "" if usual else experiment.metric.name,
+                *(_shown(spread, experiment, usual) for spread in (experiment.final, experiment.last, experiment.best)),
                 f"{published.mean:.2f} ± {published.deviation:.2f}" if published else "",
                 _size(experiment.bytes_a_round),
                 *([_rounds_to(experiment, target)] if target is not None else []),
@@ -50,6 +54,10 @@ def comparison_table(study: Study, target: float | None) -> tuple[list[str], lis
         )
     used = [number for number in range(len(columns)) if any(row[number] for row in rows)]
     return [columns[number] for number in used], [[row[number] for number in used] for row in rows]
+
+
+def _shown(spread: Spread, experiment: Experiment, usual: bool) -> str:
+    return spread.shown(experiment.metric.scale) + ("" if usual else experiment.metric.unit)
 
 
 def verdict_table(study: Study) -> tuple[list[str], list[list[str]]]:
@@ -98,22 +106,23 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def comparison_csv(study: Study) -> str:
-    """Return the accuracies for programs, one line for each run: 0 to 1, in full precision."""
+    """Return the metrics for programs, one line for each run: in full precision, shares from 0 to 1."""
     axes = [axis for axis in study.axes if axis != METHOD]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     head = ("run", *axes, "method", "stages", "data", "model", "options", "seed", "rounds")
-    writer.writerow((*head, "last10", "last", "best", "best_round", "bytes_a_round", *_VERSIONS))
+    writer.writerow((*head, "metric", "last10", "last", "best", "best_round", "bytes_a_round", *_VERSIONS))
     for experiment, options in zip(study.experiments, differing_options(study.experiments), strict=True):
         recipe = experiment.recipe
         described = (experiment.method, " ".join(experiment.stages), recipe["data"]["name"], recipe["model"]["name"])
         cells = [experiment.choices.get(axis, "") for axis in axes]
         for seed, curve in sorted(experiment.curves.items()):
-            best = max(curve)
+            best, rounds = experiment.metric.best(curve.values()), len(experiment.runs[seed].metrics)
+            best_round = next(round for round, value in curve.items() if value == best)
             writer.writerow(
                 (
-                    *(experiment.name, *cells, *described, "" if experiment.choices else options, seed, len(curve)),
-                    *(experiment.final_by_seed[seed], curve[-1], best, 1 + curve.index(best)),
+                    *(experiment.name, *cells, *described, "" if experiment.choices else options, seed, rounds),
+                    *(experiment.metric.name, experiment.final_by_seed[seed], curve[max(curve)], best, best_round),
                     experiment.bytes_a_round if experiment.bytes_a_round is not None else "",
                     *_versions(experiment.runs[seed].environment),
                 )
@@ -133,22 +142,29 @@ def _versions(environment: Mapping[str, object] | None) -> list[object]:
 
 
 def curves_csv(study: Study, every: int = 10) -> str:
-    """Return the learning curves for programs, a line for each run and every tenth round, and its last one."""
+    """Return the learning curves for programs, a line for each run and every tenth round, and its last one.
+
+    Each metric that decides in an experiment has a column. Of runs that were not evaluated in every round, all
+    evaluated rounds have a line.
+    """
+    metrics = study.metrics
     axes = [axis for axis in study.axes if axis != METHOD]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("run", *axes, "method", "seed", "round", "test_accuracy"))
+    writer.writerow(("run", *axes, "method", "seed", "round", *(metric.key for metric in metrics)))
     for experiment in study.experiments:
         head = (experiment.name, *(experiment.choices.get(axis, "") for axis in axes), experiment.method)
         for seed, curve in sorted(experiment.curves.items()):
-            for round, accuracy in enumerate(curve, start=1):
-                if round % every == 0 or round == len(curve):
-                    writer.writerow((*head, seed, round, accuracy))
+            sparse = len(curve) < len(experiment.runs[seed].metrics)
+            for round, value in curve.items():
+                if sparse or round % every == 0 or round == max(curve):
+                    values = (value if metric == experiment.metric else "" for metric in metrics)
+                    writer.writerow((*head, seed, round, *values))
     return stream.getvalue()
 
 
 def draw_comparison(study: Study, path: Path) -> None:
-    """Draw each experiment's mean test accuracy against rounds, its standard deviation as a band, as PNG.
+    """Draw each experiment's mean accuracy, or other metric, against rounds, its standard deviation as a band, as PNG.
 
     The axis is chosen so that the later rounds can be distinguished. Rounds that not all runs of an experiment have are
     left out. Colours repeat after eight experiments with another kind of line, and the legend stands beside the curves.
@@ -158,11 +174,10 @@ def draw_comparison(study: Study, path: Path) -> None:
     experiments, shown = study.experiments, list[list[float]]()
     with draw(path, 9.0, max(4.0, 0.25 * min(len(experiments), 40))) as axes:
         for number, (experiment, options) in enumerate(zip(experiments, differing_options(experiments), strict=True)):
-            spreads = [Spread.of(found) for found in zip(*experiment.curves.values(), strict=False)]
-            rounds = range(1, len(spreads) + 1)
-            means = [100 * spread.mean for spread in spreads]
+            rounds, scale = [round for round, _ in experiment.points], experiment.metric.scale
+            means = [scale * spread.mean for _, spread in experiment.points]
             shown.append(means)
-            bands = [100 * (spread.deviation or 0.0) for spread in spreads]
+            bands = [scale * (spread.deviation or 0.0) for _, spread in experiment.points]
             colour, style = PALETTE[number % len(PALETTE)], LINE_STYLES[number // len(PALETTE) % len(LINE_STYLES)]
             axes.plot(
                 rounds,
@@ -170,13 +185,14 @@ def draw_comparison(study: Study, path: Path) -> None:
                 color=colour,
                 linestyle=style,
                 linewidth=1.6,
-                marker="o" if len(spreads) < 3 else None,
+                marker="o" if len(means) < 3 else None,
                 label=_label(experiment, options),
             )
             lower, upper = ([mean + sign * band for mean, band in zip(means, bands, strict=True)] for sign in (-1, 1))
             axes.fill_between(rounds, lower, upper, color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="round", ylabel="test accuracy of the global model (%)")
-        axes.set_ylim(lowest_shown(shown), 100)
+        axes.set(xlabel="round", ylabel=axis_title(study.metrics))
+        if all(metric.is_share for metric in study.metrics):
+            axes.set_ylim(lowest_shown(shown), 100)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, fontsize="small")

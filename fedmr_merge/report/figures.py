@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmr_merge.federated.metrics import Metric
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -57,3 +59,9 @@ def draw(path: Path, width_inches: float, height_inches: float) -> Iterator[Axes
         FigureCanvasAgg(figure)
         yield figure.subplots()
         figure.savefig(path, format="png", dpi=144, metadata={"Software": None})
+
+
+def axis_title(metrics: Sequence[Metric]) -> str:
+    """Return what an axis shows of these metrics, e.g. `test accuracy of the global model (%)`."""
+    unit = " (%)" if all(metric.is_share for metric in metrics) else ""
+    return f"test {' or '.join(metric.name for metric in metrics)} of the global model{unit}"

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import fedmr_merge
 from fedmr_merge.checkpoint.writer import write_text
 from fedmr_merge.errors import FedmrMergeError
+from fedmr_merge.federated.metrics import ACCURACY
 from fedmr_merge.report import charts
 from fedmr_merge.report.cohort import layer_similarity
 from fedmr_merge.report.comparison import cell_name, comparison_table, verdict_table
+from fedmr_merge.report.figures import axis_title
 from fedmr_merge.report.study import Experiment, Spread, Study, differing_options
 from fedmr_merge.runs.record import RunRecord
 
@@ -59,7 +61,8 @@ def write_page(study: Study, path: Path, *, target: float | None = None) -> None
     Args:
         study: What the page is about.
         path: The HTML file to write.
-        target: An accuracy from 0 to 1; if given, the page says in which round and after how many bytes it is reached.
+        target: An accuracy from 0 to 1, or a value of another metric; if given, the page says in which round and after
+            how many bytes it is reached.
 
     Raises:
         FedmrMergeError: If plotly is not installed.
@@ -106,11 +109,14 @@ def _results(study: Study, target: float | None) -> Iterator[Part]:
         text = (
             "The accuracy of a method is the mean over its seeds of the mean of the last ten rounds. The margin is "
             "FedMR's accuracy less that of the best method that keeps one model; the test is a paired t-test over the "
-            "seeds that both have."
+            "seeds that both have. Where another metric decides, it takes the place of accuracy, and a positive margin "
+            "is one in favour of FedMR."
         )
         yield Part("Does recombination win?", text, table=Table(*verdicts))
     text = "Mean ± standard deviation over the seeds. The best round was picked by the test data."
-    yield Part("Test accuracy of the global model", text, table=Table(*comparison_table(study, target)))
+    yield Part(
+        axis_title(study.metrics).removesuffix(" (%)").capitalize(), text, table=Table(*comparison_table(study, target))
+    )
 
 
 def _communication(study: Study, target: float | None) -> Iterator[Part]:
@@ -125,7 +131,9 @@ def _communication(study: Study, target: float | None) -> Iterator[Part]:
             row += [Spread.of(reached).shown(digits=1), spread.shown()] if spread else ["not reached", ""]
         rows.append(row)
     columns = ["experiment", "MB a round, to the clients and back"]
-    columns += [f"rounds to {100 * target:g} %", f"MB to {100 * target:g} %"] if target is not None else []
+    if target is not None:
+        aim = f"{100 * target:g} %" if study.metrics == (ACCURACY,) else f"{target:g}"
+        columns += [f"rounds to {aim}", f"MB to {aim}"]
     if rows:
         yield Part(
             "Bytes a round", "Counted from the tensors that were sent and came back.", table=Table(columns, rows)
@@ -145,7 +153,7 @@ def _partitions(study: Study) -> Iterator[Part]:
 def _classes(experiment: Experiment) -> Iterator[Part]:
     run = _first(experiment)
     found = run.evaluation
-    if found is None:
+    if found is None or "confusion" not in found:
         return
     about = f"{_name(experiment)}, seed {run.recipe['seed']}"
     text = f"Measured after round {found['round']} on {found['examples']:,} test examples."

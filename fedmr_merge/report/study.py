@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmr_merge.errors import RunError
+from fedmr_merge.federated.metrics import Metric
 from fedmr_merge.runs.record import RunRecord, holds_run, read_run
 from fedmr_merge.runs.sweep_folder import RUNS, SWEEP_FILE, PublishedNumber, read_sweep_folder
 
@@ -79,40 +80,65 @@ class Experiment:
         kept = comparable(self.recipe)
         return (("setting", json.dumps({key: kept[key] for key in ("data", "model", "training")}, sort_keys=True)),)
 
+    @property
+    def metric(self) -> Metric:
+        """The metric of its task that decides; that of a classification is the accuracy."""
+        return next(iter(self.runs.values())).metric
+
     @cached_property
-    def curves(self) -> dict[int, tuple[float, ...]]:
-        """Seed → test accuracy of the global model after each round, 0 to 1."""
-        return {seed: tuple(line["test_accuracy"] for line in run.metrics) for seed, run in self.runs.items()}
+    def curves(self) -> dict[int, dict[int, float]]:
+        """Seed → round → this metric of the global model on the test data, for the rounds that were evaluated."""
+        key = self.metric.key
+        return {
+            seed: {line["round"]: line[key] for line in run.metrics if line.get(key) is not None}
+            for seed, run in self.runs.items()
+        }
+
+    @cached_property
+    def points(self) -> list[tuple[int, Spread]]:
+        """The rounds that all its runs evaluated, and the spread over these runs."""
+        first, *others = self.curves.values()
+        shared = [round for round in first if all(round in other for other in others)]
+        return [(round, Spread.of([curve[round] for curve in self.curves.values()])) for round in shared]
 
     @property
     def rounds(self) -> str:
         """How many rounds its runs have; from and to, where they differ."""
-        lengths = sorted({len(curve) for curve in self.curves.values()})
+        lengths = sorted({len(run.metrics) for run in self.runs.values()})
         return "-".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
 
     @property
     def last(self) -> Spread:
-        """The accuracy after the last round."""
-        return Spread.of([curve[-1] for curve in self.curves.values()])
+        """The metric after the last round."""
+        return Spread.of([curve[max(curve)] for curve in self.curves.values()])
 
     @property
     def final(self) -> Spread:
-        """The mean accuracy of the last ten rounds, which varies less than that of the last one."""
+        """The mean of the metric over the last ten rounds, which varies less than that of the last one."""
         return Spread.of(list(self.final_by_seed.values()))
 
     @property
     def final_by_seed(self) -> dict[int, float]:
-        """Seed → mean accuracy of the last ten rounds."""
-        return {seed: statistics.fmean(curve[-_LAST_ROUNDS:]) for seed, curve in self.curves.items()}
+        """Seed → mean of the metric over those of the last ten rounds that were evaluated."""
+        return {seed: self._final(self.curves[seed], len(run.metrics)) for seed, run in self.runs.items()}
+
+    @staticmethod
+    def _final(curve: Mapping[int, float], rounds: int) -> float:
+        late = [value for round, value in curve.items() if round > rounds - _LAST_ROUNDS]
+        return statistics.fmean(late or [curve[max(curve)]])
 
     @property
     def best(self) -> Spread:
-        """The accuracy after the best round of each run."""
-        return Spread.of([max(curve) for curve in self.curves.values()])
+        """The metric after the best round of each run."""
+        return Spread.of([self.metric.best(curve.values()) for curve in self.curves.values()])
 
     def rounds_to(self, target: float) -> list[int]:
-        """Return, for each run that reaches this accuracy, the round that does."""
-        first = (next((i for i, found in enumerate(c, start=1) if found >= target), None) for c in self.curves.values())
+        """Return, for each run that reaches this value of the metric, the round that does."""
+        metric = self.metric
+        first = (
+            next((round for round, found in curve.items() if not metric.is_better(target, found)), None)
+            for curve in self.curves.values()
+        )
         return [round for round in first if round is not None]
 
     @property
@@ -140,6 +166,11 @@ class Study:
         """Return the published number for these choices, if there is one."""
         found = (p for p in self.published if p.choices and p.choices.items() <= choices.items())
         return next(found, None)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that decide in its experiments, each once."""
+        return tuple(dict.fromkeys(experiment.metric for experiment in self.experiments))
 
     @property
     def cells(self) -> dict[tuple[tuple[str, str], ...], list[Experiment]]:
@@ -183,6 +214,12 @@ def _add(found: dict[str, Experiment], run: RunRecord, choices: Mapping[str, str
         raise RunError(f"{run.path}: the run has no round yet", hint="`fedmr-merge run` resumes it", path=run.path)
     seed = run.recipe["seed"]
     key = json.dumps([dict(choices), comparable(run.recipe)], sort_keys=True)
+    if not any(line.get(run.metric.key) is not None for line in run.metrics):
+        raise RunError(
+            f"{run.path}: no round of this run has been evaluated yet",
+            hint="`fedmr-merge run` resumes it",
+            path=run.path,
+        )
     known = found.get(key)
     if known is None:
         found[key] = Experiment(run.recipe, {seed: run}, choices)

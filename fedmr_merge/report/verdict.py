@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study
 
 _FEDMR = "FedMR"
@@ -19,7 +20,7 @@ class Scores:
 
     method: str
     stages: tuple[str, ...]  #: the training methods that its stages name
-    by_seed: Mapping[int, float]  #: accuracy, 0 to 1
+    by_seed: Mapping[int, float]  #: accuracy, 0 to 1, or another metric
 
     @property
     def mean(self) -> float:
@@ -29,7 +30,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Margin:
-    """FedMR's accuracy less that of the best baseline of a cell, in percentage points."""
+    """FedMR's accuracy less that of the best baseline of a cell, in percentage points.
+
+    Of another metric it is how much better FedMR is, in the metric's unit: below 0 where it is worse.
+    """
 
     fedmr: str
     baseline: str  #: the best one
@@ -52,7 +56,7 @@ class Margin:
         return "agrees with the paper in the sign alone: less than half of the margin"
 
 
-def margin(cell: Sequence[Scores], published: Mapping[str, float]) -> Margin | None:
+def margin(cell: Sequence[Scores], published: Mapping[str, float], metric: Metric = ACCURACY) -> Margin | None:
     """Return FedMR's margin in a cell; None where FedMR or a baseline is missing.
 
     FedMR is the method of that name, else the best of those that have a `fedmr` stage; baselines are the methods in
@@ -61,23 +65,25 @@ def margin(cell: Sequence[Scores], published: Mapping[str, float]) -> Margin | N
     Args:
         cell: The methods that are compared with each other.
         published: Method → published accuracy in percent.
+        metric: What the scores are values of.
     """
     recombining = [scores for scores in cell if _RECOMBINES in scores.stages]
     named = [scores for scores in recombining if scores.method == _FEDMR]
     baselines = [scores for scores in cell if not any(stage in _NOT_A_BASELINE for stage in scores.stages)]
     if not recombining or not baselines:
         return None
-    ours = (named or [max(recombining, key=lambda scores: scores.mean)])[0]
-    best = max(baselines, key=lambda scores: scores.mean)
+    worth = metric.scale if metric.higher_is_better else -metric.scale
+    ours = (named or [max(recombining, key=lambda scores: worth * scores.mean)])[0]
+    best = max(baselines, key=lambda scores: worth * scores.mean)
     seeds = tuple(sorted(ours.by_seed.keys() & best.by_seed.keys()))
-    pairs = [(100 * ours.by_seed[seed], 100 * best.by_seed[seed]) for seed in seeds]
+    pairs = [(worth * ours.by_seed[seed], worth * best.by_seed[seed]) for seed in seeds]
     # Of the published baselines those count that were run, so that both margins are over the same methods.
     theirs = {scores.method: published[scores.method] for scores in baselines if scores.method in published}
     known = max(theirs, key=lambda method: theirs[method]) if theirs and _FEDMR in published else None
     return Margin(
         fedmr=ours.method,
         baseline=best.method,
-        points=100 * (ours.mean - best.mean),
+        points=worth * (ours.mean - best.mean),
         deviation=_deviation(pairs),
         seeds=seeds,
         p_value=_paired_test(pairs),
@@ -87,12 +93,17 @@ def margin(cell: Sequence[Scores], published: Mapping[str, float]) -> Margin | N
 
 
 def cell_margin(study: Study, cell: Sequence[Experiment]) -> Margin | None:
-    """Return FedMR's margin among the experiments of a cell, by the mean accuracy of their last ten rounds."""
+    """Return FedMR's margin among the experiments of a cell, by the mean accuracy of their last ten rounds.
+
+    None, too, where they have different metrics.
+    """
+    if len({experiment.metric for experiment in cell}) > 1:
+        return None
     scores = [Scores(e.method, e.stages, e.final_by_seed) for e in cell]
     found = {e.method: study.published_for(e.choices) for e in cell if e.choices}
     own = study.published_for({**cell[0].choices, METHOD: _FEDMR}) if cell[0].choices else None
     published = {method: number.mean for method, number in {**found, _FEDMR: own}.items() if number is not None}
-    return margin(scores, published)
+    return margin(scores, published, cell[0].metric)
 
 
 def _deviation(pairs: Sequence[tuple[float, float]]) -> float | None:

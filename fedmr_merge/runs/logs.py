@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fedmr_merge.checkpoint.json_reader import refuse_surrogates
 from fedmr_merge.checkpoint.writer import sync, write_text
 from fedmr_merge.errors import RunError
-from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, LOGS, METRICS, PARTITION, STATE, Place
+from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, LOGS, METRICS, PARTITION, STATE, TASK, Place
 from fedmr_merge.runs.schema import (
     EnvironmentFile,
     EvaluationFile,
@@ -25,6 +25,7 @@ from fedmr_merge.runs.schema import (
     MetricsLine,
     PartitionFile,
     StateFile,
+    TaskFile,
     check_content,
 )
 
@@ -33,6 +34,7 @@ _FILES: dict[str, type[BaseModel]] = {
     PARTITION: PartitionFile,
     ENVIRONMENT: EnvironmentFile,
     EVALUATION: EvaluationFile,
+    TASK: TaskFile,
 }
 
 

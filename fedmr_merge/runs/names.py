@@ -3,6 +3,7 @@
 recipe.yaml        the resolved recipe                 environment.json   versions, device, threads
 partition.json     client → examples                   metrics.jsonl      one line for each round
 lineage.jsonl      one line for each round: clients and plan
+task.json          the task and its metrics; runs of versions before 0.3.0, which classify images, have none
 deployment.jsonl   one line for each round on several machines: which node trained what, and what was refused
 checkpoints/       complete or absent                  evaluation.json    the last `evaluate` stage
 global/, cohort/   the last `publish` stage            unpushed/          branches that wait for the Hub
@@ -18,6 +19,7 @@ LOCK = ".lock"
 RECIPE = "recipe.yaml"
 ENVIRONMENT = "environment.json"
 PARTITION = "partition.json"
+TASK = "task.json"
 METRICS = "metrics.jsonl"
 LINEAGE = "lineage.jsonl"
 DEPLOYMENT = "deployment.jsonl"
@@ -32,7 +34,7 @@ REMOVED = ".removed"  #: the same, while it is removed
 
 LOGS = (METRICS, LINEAGE)  #: both have one line for each round, in order, from round 1
 PUBLISHED = (GLOBAL, COHORT)  #: the folders that a `publish` stage writes
-FIRST_FILES = (LOCK, PARTITION, ENVIRONMENT)  #: written before the recipe, which makes a folder a run folder
+FIRST_FILES = (LOCK, PARTITION, TASK, ENVIRONMENT)  #: written before the recipe, which makes a folder a run folder
 #: Everything that is written into a run folder. The name of what is staged beside an entry begins with a dot.
 OF_A_RUN = (
     *(*FIRST_FILES, RECIPE, *LOGS, DEPLOYMENT, EVALUATION, CHECKPOINTS, *PUBLISHED, UNPUSHED),

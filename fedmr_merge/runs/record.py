@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmr_merge.errors import RunError
+from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.runs.logs import damaged, read_log, read_object
 from fedmr_merge.runs.names import (
     CHECKPOINTS,
@@ -20,6 +21,7 @@ from fedmr_merge.runs.names import (
     METRICS,
     PARTITION,
     RECIPE,
+    TASK,
     Place,
     find_checkpoints,
 )
@@ -49,6 +51,24 @@ class RunRecord:
     def partition(self) -> dict[str, Any] | None:
         """`class_names` and `class_counts` [clients][classes]; `clients` in a run folder. None where not published."""
         return read_object(self.path, PARTITION)
+
+    @cached_property
+    def task(self) -> dict[str, Any] | None:
+        """Name, pipeline tag and metrics of the task. None where a version that had no other one classified images."""
+        return read_object(self.path, TASK)
+
+    @cached_property
+    def metrics_of_task(self) -> tuple[Metric, ...]:
+        """The metrics of the task; the first is the one that decides."""
+        if self.task is None:
+            return (ACCURACY, Metric("loss", higher_is_better=False))
+        keys = ("name", "higher_is_better", "is_share")
+        return tuple(Metric(**{key: entry[key] for key in keys if key in entry}) for entry in self.task["metrics"])
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that decides which of two models is better."""
+        return self.metrics_of_task[0]
 
     @cached_property
     def environment(self) -> dict[str, Any] | None:

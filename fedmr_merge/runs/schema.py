@@ -35,8 +35,8 @@ class Round(_Content):
 class MetricsLine(Round):
     """A line of metrics.jsonl."""
 
-    test_accuracy: Share
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    test_accuracy: Share | None = None  #: of classification, where a round was evaluated
     train_loss: Finite | None = None
     test_loss: Finite | None = None
     similarity: Finite | None = None
@@ -70,6 +70,24 @@ class PartitionFile(_Content):
     class_counts: Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)]
     format_version: Literal[1] = 1
     clients: list[list[Count]] | None = None
+
+
+class MetricEntry(_Content):
+    """A metric of task.json."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    higher_is_better: bool
+    is_share: bool = False
+
+
+class TaskFile(_Content):
+    """task.json."""
+
+    format_version: Literal[1]
+    name: str
+    pipeline_tag: str
+    metrics: Annotated[list[MetricEntry], Field(min_length=1)]
+    widget: list[dict[str, str]] = []
 
 
 class EnvironmentFile(_Content):
@@ -106,7 +124,7 @@ class EvaluationFile(_Content):
 
     round: Count
     examples: Number
-    accuracy: Share
+    accuracy: Share | None = None  #: of classification
     loss: Finite
 
 

@@ -62,8 +62,8 @@ def metrics(*accuracies: float) -> list[dict[str, Any]]:
 def test_stages_with_their_rounds_end_and_best() -> None:
     unknown = {"bytes_down": None, "bytes_up": None}  # version 0.1.0 did not record them
     assert stage_table(metrics(0.5, 0.25, 0.5, 0.75, 0.625)) == [
-        {"stage": 1, "method": "a", "first": 1, "last": 2, "rounds": 2, "accuracy": 0.25, "best": 0.5} | unknown,
-        {"stage": 2, "method": "b", "first": 3, "last": 5, "rounds": 3, "accuracy": 0.625, "best": 0.75} | unknown,
+        {"stage": 1, "method": "a", "first": 1, "last": 2, "rounds": 2, "value": 0.25, "best": 0.5} | unknown,
+        {"stage": 2, "method": "b", "first": 3, "last": 5, "rounds": 3, "value": 0.625, "best": 0.75} | unknown,
     ]
 
 

@@ -26,7 +26,7 @@ from fedmr_merge.publish.staging import pushed_folder
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.recipe.schema import read_recipe
 
-FACTS = {"recipe.yaml", "environment.json", "metrics.jsonl", "curves.png", "README.md"}
+FACTS = {"recipe.yaml", "environment.json", "task.json", "metrics.jsonl", "curves.png", "README.md"}
 OF_CLIENTS = {"partition.json", "partition.png", "lineage.jsonl"}
 MODEL = {"model.safetensors", "config.json"}
 SLOTS = ["slot-00", "slot-01", "slot-02"]

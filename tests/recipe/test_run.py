@@ -72,7 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_folder_is_complete(whole: Path) -> None:
     names = {path.name for path in whole.iterdir() if path.name != ".lock"}
     assert names == {
-        *("recipe.yaml", "environment.json", "partition.json", "metrics.jsonl", "lineage.jsonl"),
+        *("recipe.yaml", "environment.json", "partition.json", "task.json", "metrics.jsonl", "lineage.jsonl"),
         *("checkpoints", "evaluation.json", "global"),
     }
     metrics = log(whole, "metrics.jsonl")

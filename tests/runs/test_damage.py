@@ -112,6 +112,8 @@ REFUSED = [
     ("partition.json", changed(class_counts=[[1]]), "partition.json: damaged: its counts"),
     ("partition.json", without("clients"), "partition.json: damaged: "),
     ("partition.json", Path.unlink, "partition.json: damaged: it is missing"),
+    ("task.json", text("{}"), "task.json: damaged: format_version: Field required"),
+    ("task.json", changed(metrics=[]), "task.json: damaged: metrics: List should have at least 1 item"),
     ("environment.json", text("{}"), "environment.json: damaged: fedmr_merge: Field required"),
     ("environment.json", changed(threads="many"), "environment.json: damaged: threads"),
     ("environment.json", changed(threads=10**9), "environment.json: damaged: threads"),

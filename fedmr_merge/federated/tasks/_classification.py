@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmr_merge.errors import DataError, TrainingError
 from fedmr_merge.federated.data.examples import Data
-from fedmr_merge.federated.metrics import Metric
+from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.federated.tasks.base import Loss, Task
 from fedmr_merge.federated.training.options import Training
 
@@ -39,10 +39,7 @@ class CrossEntropy:
 class Classification(Task):
     """Base of the tasks in which every example belongs to one class."""
 
-    metrics = (
-        Metric("accuracy", higher_is_better=True, is_share=True),
-        Metric("loss", higher_is_better=False),
-    )
+    metrics = (ACCURACY, Metric("loss", higher_is_better=False))
 
     def check(self, data: Data, training: Training) -> None:
         """Raise DataError for targets that are not classes, TrainingError for other weights than one for each class."""

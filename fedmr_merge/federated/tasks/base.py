@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -27,6 +28,7 @@ class Task(Plugin):
     pipeline_tag: ClassVar[str]  #: what the Hub calls it, e.g. `image-classification`
     metrics: ClassVar[tuple[Metric, ...]]
     """All metrics, `loss` among them. The first is the one that decides: `until`, the best round, comparisons."""
+    widget: ClassVar[tuple[Mapping[str, str], ...]] = ()  #: inputs that the Hub's page of a model offers to try
     kinds: ClassVar[tuple[str, ...]]  #: the kinds of data of this package that it applies to
 
     def check(self, data: Data, training: Training) -> None:
@@ -79,6 +81,16 @@ class Task(Plugin):
                 raise TrainingError(
                     f"training.{option} is about classes, and task {self.name} has none", hint=f"leave {option} out"
                 )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `task.json` of a run folder says, from which reports and cards are made."""
+        return {
+            "format_version": 1,
+            "name": self.name,
+            "pipeline_tag": self.pipeline_tag,
+            "metrics": [asdict(metric) for metric in self.metrics],
+            **({"widget": [dict(example) for example in self.widget]} if self.widget else {}),
+        }
 
     @property
     def decisive(self) -> Metric:

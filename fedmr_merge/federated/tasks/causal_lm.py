@@ -27,6 +27,7 @@ class CausalLm(Task):
 
     pipeline_tag = "text-generation"
     metrics = (Metric("perplexity", higher_is_better=False), Metric("loss", higher_is_better=False))
+    widget = ({"text": "Once upon a time"},)
     kinds = ("tokens",)
 
     def check(self, data: Data, training: Training) -> None:
