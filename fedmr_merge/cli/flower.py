@@ -81,10 +81,16 @@ def run_on(where: Where, recipe: Recipe, folder: Path, again: str, *, code: Path
 
 def _rehearsed_names(recipe: Recipe) -> list[str]:
     """Check everything that can be checked before a process is started; return the names of the nodes."""
+    from fedmr_merge.flower.node_data import stays_at_nodes
     from fedmr_merge.flower.nodes import Binding
     from fedmr_merge.recipe.deployment import Deployment
     from fedmr_merge.recipe.prepare import check_stages, prepare
 
+    if stays_at_nodes(recipe):
+        raise UsageError(
+            "--on flower rehearses with data of this machine, and the recipe's are on the clients' machines",
+            hint="rehearse with another data.partition, or name a SuperLink: --on flower:NAME",
+        )
     federation = prepare(recipe)
     check_stages(recipe, federation)
     _show_costs(recipe, federation)

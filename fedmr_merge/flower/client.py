@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,18 @@ from fedmr_merge.federated.training.local_training import LocalTraining, SlotOfR
 from fedmr_merge.federated.training.precision import float32_products
 from fedmr_merge.federated.training.privacy import privatise
 from fedmr_merge.flower.arrays import RefusedError
-from fedmr_merge.flower.wire import Instruction, ReplyFacts, Side, pack_reply, unpack_instruction
+from fedmr_merge.flower.node_data import client_federation, describe
+from fedmr_merge.flower.wire import (
+    Description,
+    Instruction,
+    ReplyFacts,
+    Side,
+    pack_facts,
+    pack_reply,
+    unpack_instruction,
+    unpack_question,
+)
 from fedmr_merge.recipe.identity import identity
-from fedmr_merge.recipe.prepare import prepare
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import TrainingStage
 
@@ -28,10 +38,13 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 
-def answer(content: RecordDict, recipe: Recipe) -> RecordDict:
+def answer(content: RecordDict, recipe: Recipe, node: Mapping[str, Any] | None = None) -> RecordDict:
     """Train as an instruction says, with the data of this machine, and return the content of the reply.
 
-    What the method adds to a model stays as it is: it is of use to this client alone, and nothing of it is kept.
+    Args:
+        content: The content of the instruction.
+        recipe: The recipe, as this machine got it.
+        node: The configuration of this machine's SuperNode, which says where its data are.
 
     Raises TrainingError when the instruction is refused, or the recipe cannot be followed here.
     """
@@ -41,7 +54,7 @@ def answer(content: RecordDict, recipe: Recipe) -> RecordDict:
     except RefusedError as error:
         raise TrainingError(f"the instruction is refused: {error}") from error
     torch.set_num_threads(max(1, instruction.threads))
-    federation = prepare(recipe)
+    federation = client_federation(recipe, node or {}, instruction.client)
     task = local_training(recipe, federation, instruction, model, context)
     with float32_products():
         cohort, losses = Loop().train(task)
@@ -57,6 +70,20 @@ def answer(content: RecordDict, recipe: Recipe) -> RecordDict:
         finite=finite,
     )
     return pack_reply(facts, _sent(task, cohort) if finite else {})
+
+
+def answer_question(content: RecordDict, recipe: Recipe, node: Mapping[str, Any]) -> RecordDict:
+    """Describe the data of this machine: how many examples of which class, and in what form.
+
+    Raises TrainingError when the question is refused, DataError when the data cannot be read.
+    """
+    try:
+        question = unpack_question(content)
+        Side.here(identity(recipe)).refuse_other(Side(question.version, question.recipe), "the server")
+    except RefusedError as error:
+        raise TrainingError(f"the question is refused: {error}") from error
+    data = json.dumps(describe(recipe, node))
+    return pack_facts(Description(question.version, question.recipe, question.client, data))
 
 
 def local_training(

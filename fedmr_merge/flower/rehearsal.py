@@ -82,9 +82,11 @@ class Rehearsal:
 
     Args:
         names: The registered names of the nodes, one for each client.
+        configurations: What `--node-config` is given for nodes that need it, by name.
     """
 
     names: Sequence[str]
+    configurations: Mapping[str, str] = field(default_factory=dict)
     folder: Path = field(init=False)  #: certificates, keys, database, logs, Flower's home
     superlink_pid: int = field(init=False, default=0)
     node_pids: dict[str, int] = field(init=False, default_factory=dict)
@@ -98,7 +100,8 @@ class Rehearsal:
             self._before = os.environ.get("FLWR_HOME")
             os.environ["FLWR_HOME"] = str(self.folder / "home")
             self._certificates = make_certificates(self.folder)
-            self._port, *self._node_ports = _free_ports(1 + len(self.names))
+            self._port, *ports = _free_ports(1 + len(self.names))
+            self._node_ports = dict(zip(self.names, ports, strict=True))
             self._write_connection()
             self.start_superlink()
             self._keys = {name: make_node_key(self.folder, name) for name in self.names}
@@ -151,15 +154,22 @@ class Rehearsal:
 
     def start_node(self, name: str) -> None:
         """Start the SuperNode of a name."""
-        files, port = self._certificates, self._node_ports[list(self.names).index(name)]
+        files, port = self._certificates, self._node_ports[name]
         command = [
             *_program("flower-supernode"),
             *("--superlink", self.address, "--root-certificates", str(files.authority)),
             *("--auth-supernode-private-key", str(self._keys[name][0])),
             *("--host", _HOST, "--port", str(port)),
             *_tls(files),
+            *(("--node-config", self.configurations[name]) if name in self.configurations else ()),
         ]
         self.node_pids[name] = self.supervisor.start(command, self._environment(), self.folder / f"{name}.log")
+
+    def add_node(self, name: str, key: tuple[Path, Path]) -> None:
+        """Start a SuperNode with a key that is not registered, to see it refused."""
+        self._keys[name] = key
+        [self._node_ports[name]] = _free_ports(1)
+        self.start_node(name)
 
     def online(self) -> list[str]:
         """Return the names of the nodes that are online."""

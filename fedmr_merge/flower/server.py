@@ -9,11 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmr_merge.errors import FedmrMergeError
+from fedmr_merge.errors import DataError, FedmrMergeError
+from fedmr_merge.federated.data.examples import Data
+from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.data.partitions.nodes import Nodes
+from fedmr_merge.federated.federation import Federation
 from fedmr_merge.flower.engine import FlowerEngine
 from fedmr_merge.flower.events import event_line
+from fedmr_merge.flower.exchange import Outgoing, exchange
+from fedmr_merge.flower.node_data import Outline, outline_of, server_federation, stays_at_nodes, with_paths
 from fedmr_merge.flower.nodes import Binding, FoundNodes
+from fedmr_merge.flower.wire import QUERY, Question, Side, pack_facts, unpack_description
 from fedmr_merge.recipe.deployment import Deployment
+from fedmr_merge.recipe.identity import identity
+from fedmr_merge.recipe.prepare import prepare
 from fedmr_merge.recipe.run import RoundDone, Run
 from fedmr_merge.recipe.schema import Recipe, read_recipe
 
@@ -57,7 +66,14 @@ def serve(grid: Grid, recipe_file: Path, options: ServerOptions, report: Report)
         recipe = read_recipe(recipe_file)
         out = Path(options.out or f"runs/{recipe.name}")
         engine = FlowerEngine(grid, recipe)
-        with Run(recipe, out, fresh=options.fresh, extend=options.extend, engine=engine) as run:
+
+        def prepared(recipe: Recipe, partition: Partition | None) -> Federation:
+            if not stays_at_nodes(recipe):
+                return prepare(recipe, partition)
+            own, outlines = gather_outlines(grid, recipe)
+            return server_federation(recipe, outlines, own, partition)
+
+        with Run(recipe, out, fresh=options.fresh, extend=options.extend, engine=engine, prepare=prepared) as run:
             _follow(grid, recipe, run, out, report)
     except FedmrMergeError as error:
         report({"event": "error", "message": str(error), "hint": error.hint, "exit_code": error.exit_code})
@@ -87,6 +103,37 @@ def _follow(grid: Grid, recipe: Recipe, run: Run, out: Path, report: Report) -> 
             }
         )
     report({"event": "done"})
+
+
+def gather_outlines(grid: Grid, recipe: Recipe) -> tuple[Data, list[Outline]]:
+    """Ask every client what data it has; return the server's own data, and the outlines by client.
+
+    Raises DataError when a client does not answer, or has data that do not fit the server's.
+    """
+    from flwr.app import Message
+
+    deployment = recipe.deployment or Deployment()
+    own = with_paths(recipe, deployment.server, "deployment.server").data.load()
+    assert isinstance(recipe.partition, Nodes)
+    clients, side = recipe.partition.clients, Side.here(identity(recipe))
+    nodes = _wait_for_nodes(grid, recipe, clients)
+    outgoing = []
+    for client, node in nodes.ids.items():
+        content = pack_facts(Question(side.version, side.recipe, client))
+        outgoing.append(Outgoing(client, node, Message(content, node, QUERY, ttl=deployment.timeout_seconds)))
+    found = exchange(
+        grid, outgoing, deployment.timeout_seconds, lambda client, content: unpack_description(content, side, client)
+    )
+    reasons = {**nodes.faults, **found.reasons}
+    if reasons:
+        client, reason = min(reasons.items())
+        more = f" (and {len(reasons) - 1} more clients)" if len(reasons) > 1 else ""
+        raise DataError(
+            f"client {client} does not describe its data: {reason}{more}",
+            hint="a run begins, and is resumed, when all nodes of the recipe are online",
+            client=client,
+        )
+    return own, [outline_of(found.contents[client], own, client) for client in range(clients)]
 
 
 def _wait_for_nodes(grid: Grid, recipe: Recipe, clients: int) -> FoundNodes:

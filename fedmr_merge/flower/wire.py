@@ -7,6 +7,7 @@ version and the recipe of their side.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from flwr.app import Array, RecordDict
 
 TRAIN = "train"  #: the type of the messages that ask for local training
+QUERY = "query"  #: the type of the messages that ask what data a client has
 _FACTS, _MODEL, _SHARED, _OWN = "facts", "model", "shared", "own"
 _LONGEST = 200  # characters of what another machine says
+_LONGEST_DESCRIPTION = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,25 @@ class ReplyFacts:
     def side(self) -> Side:
         """The client's side."""
         return Side(self.version, self.recipe)
+
+
+@dataclass(frozen=True)
+class Question:
+    """The facts of a question: what data has the client?"""
+
+    version: str
+    recipe: str
+    client: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """The facts of the answer to a question."""
+
+    version: str
+    recipe: str
+    client: int
+    data: str  #: JSON: see `node_data.describe`
 
 
 @dataclass(frozen=True)
@@ -179,6 +201,31 @@ def unpack_reply(content: RecordDict, expected: Expected) -> tuple[ReplyFacts, M
     return facts, dict(records[_MODEL])
 
 
+def pack_facts(facts: Question | Description) -> RecordDict:
+    """Return the content of a message that has facts alone."""
+    from flwr.app import ConfigRecord, RecordDict
+
+    return RecordDict({_FACTS: ConfigRecord(asdict(facts))})
+
+
+def unpack_question(content: RecordDict) -> Question:
+    """Return the facts of a question. Raises RefusedError for something else."""
+    found: Question = _facts(content, Question)
+    return found
+
+
+def unpack_description(content: RecordDict, side: Side, client: int) -> Any:
+    """Return what a client describes its data as. Raises RefusedError unless it comes from the same side and client."""
+    facts: Description = _facts(content, Description)
+    side.refuse_other(Side(facts.version, facts.recipe), "the client")
+    if facts.client != client:
+        raise RefusedError(f"the description is that of client {facts.client}, and client {client} was asked")
+    try:
+        return json.loads(facts.data)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError("the description is not JSON") from error
+
+
 def _facts(content: RecordDict, cls: type[Any]) -> Any:
     """Return the facts of a message. Raises RefusedError when one is missing, unknown or of another type."""
     if _FACTS not in content.config_records:
@@ -193,6 +240,6 @@ def _facts(content: RecordDict, cls: type[Any]) -> Any:
             raise RefusedError(f"the fact {name} is {shown(repr(value), 60)}, not of type {known[name]}")
         if known[name] == "int" and value < 0:
             raise RefusedError(f"the fact {name} is {value}")
-        if known[name] == "str" and len(value) > _LONGEST:
+        if known[name] == "str" and len(value) > (_LONGEST_DESCRIPTION if name == "data" else _LONGEST):
             raise RefusedError(f"the fact {name} is too long")
     return cls(**found)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedmr_merge.checkpoint.tensors import load_checkpoint
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import weights_of
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.own import content_hash
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import require_recalibration_batches
@@ -50,12 +51,12 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def prepare(recipe: Recipe, partition: Partition | None = None) -> Federation:
-    """Load the data, deal it to the clients (unless dealt already) and build the model."""
+def prepare(recipe: Recipe, partition: Partition | None = None, data: Data | None = None) -> Federation:
+    """Load the data, deal it to the clients (unless loaded and dealt already) and build the model."""
     device = choose_device(recipe.running.device)
     if device.type == "cuda":
         make_deterministic()
-    data = recipe.data.load()
+    data = recipe.data.load() if data is None else data
     return open_federation(
         recipe.model,
         data,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from fedmr_merge.errors import DataError, OutputError, RunError
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
+from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds
 from fedmr_merge.federated.training.local_training import Engine
@@ -71,12 +72,20 @@ class Run:
     """A recipe in its run folder. Use as a context manager: the folder is locked until the end."""
 
     def __init__(
-        self, recipe: Recipe, out: Path, *, fresh: bool = False, extend: bool = False, engine: Engine | None = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        fresh: bool = False,
+        extend: bool = False,
+        engine: Engine | None = None,
+        prepare: Callable[[Recipe, Partition | None], Federation] = prepare,
     ) -> None:
         """Open the folder, check that its run can be resumed with the recipe, and prepare.
 
         With `fresh` a run that is there is replaced; with `extend` it may have been run with another recipe that agrees
-        with this one so far. The clients train by `engine`, or by the one that the recipe names.
+        with this one so far. The clients train by `engine`, or by the one that the recipe names;
+        `prepare` returns what the run computes with.
 
         Raises RunError, DataError or TrainingError.
         """
@@ -84,7 +93,7 @@ class Run:
             raise RunError(
                 "--fresh and --extend exclude each other", hint="--extend keeps the run, --fresh replaces it"
             )
-        self.recipe, self._engine = recipe, engine
+        self.recipe, self._engine, self._prepare = recipe, engine, prepare
         self.folder = RunFolder(out)
         self.notes: list[str] = []  #: what a user should know about where the run is resumed
         self._resumed: Saved | None = None
@@ -102,7 +111,7 @@ class Run:
     def _begin(self) -> None:
         if not self.folder.is_new:
             self.folder.refuse_others()
-        self.federation = prepare(self.recipe)
+        self.federation = self._prepare(self.recipe, None)
         check_stages(self.recipe, self.federation)
         check_pushes(self.recipe.stages)
         torch.set_num_threads(sensible_threads(self.federation))
@@ -124,7 +133,7 @@ class Run:
             partition = Partition.from_json(saved)
         except DataError as error:
             raise damaged(path / PARTITION, str(error)) from error
-        self.federation = prepare(self.recipe, partition)
+        self.federation = self._prepare(self.recipe, partition)
         dealt = partition_json(self.federation, hashed=DATA_HASH in saved)
         if dealt.get(DATA_HASH) != saved.get(DATA_HASH):
             raise RunError(

@@ -242,7 +242,13 @@ class TestFile:
             File(path=str(tmp_path / "nothing.json")).split(make_data(), seed=0)
 
 
-@pytest.mark.parametrize("name", PARTITIONS.names())
+def test_data_on_other_machines_are_not_dealt_here():
+    with pytest.raises(DataError, match="the clients' data are on their own machines") as error:
+        PARTITIONS.find("nodes")(clients=3).split(make_data(), 0)
+    assert "--on flower:NAME" in error.value.hint
+
+
+@pytest.mark.parametrize("name", sorted({*PARTITIONS.names()} - {"nodes"}))
 def test_contract(name, tmp_path):
     """A partition depends on data and seed alone, and gives nothing away twice."""
     (tmp_path / "partition.json").write_text("[[0, 2], [5]]")
