@@ -111,5 +111,9 @@ DATA_SETS = Catalogue(
 PARTITIONS = Catalogue("fedmr_merge.federated.data.partitions", PartitionMethod, "fedmr_merge.partitions")
 TASKS = Catalogue("fedmr_merge.federated.tasks", Task, "fedmr_merge.tasks")
 ARCHITECTURES = Catalogue(
-    "fedmr_merge.federated.models", Architecture, "fedmr_merge.models", {"torchvision": "NAME"}, own_model
+    "fedmr_merge.federated.models",
+    Architecture,
+    "fedmr_merge.models",
+    {"timm": "NAME", "torchvision": "NAME", "transformers": "ID_OR_FOLDER"},
+    own_model,
 )

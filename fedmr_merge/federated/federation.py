@@ -175,6 +175,7 @@ def open_federation(
             hint="lower training.clients_per_round or raise the partition's number of clients",
         )
     device = torch.device(device)
+    architecture = _for_task(architecture, data, task)
     module = _initialise(architecture, data, task, seed)
     federation = Federation(
         architecture=architecture,
@@ -191,17 +192,24 @@ def open_federation(
     return federation
 
 
-def _initialise(architecture: Architecture, data: Data, task: Task, seed: int) -> nn.Module:
-    """Build the module. Raises TrainingError when it, or what is to build it, is of another kind."""
-    hint = "build the module in an Architecture of the same file"
+_HINT = "build the module in an Architecture of the same file"
+
+
+def _for_task(architecture: Architecture, data: Data, task: Task) -> Architecture:
+    """Return the architecture for the task. Raises TrainingError when it is something else, or takes other data."""
     if not isinstance(architecture, Architecture):
         kind = type(architecture).__name__
-        raise TrainingError(f"the model to train must be an Architecture, {kind} is not one", hint=hint)
+        raise TrainingError(f"the model to train must be an Architecture, {kind} is not one", hint=_HINT)
     architecture.require_kind(data.kind)
+    return architecture.for_task(task.name)
+
+
+def _initialise(architecture: Architecture, data: Data, task: Task, seed: int) -> nn.Module:
+    """Build the module. Raises TrainingError when it is of another kind."""
     module = architecture.initialise(data.example_shape, task.outputs(data), seed)
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
-        raise TrainingError(f"model {architecture.name} builds a {kind}, which is not a torch module", hint=hint)
+        raise TrainingError(f"model {architecture.name} builds a {kind}, which is not a torch module", hint=_HINT)
     return module
 
 

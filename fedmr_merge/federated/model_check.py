@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
@@ -55,7 +56,9 @@ def require_trainable(federation: Federation) -> None:
             stacked = {name: torch.stack([tensor, tensor]) for name, tensor in weights.items()}
             together = (_twice(inputs), torch.stack([targets, targets]))
             hint = "set training.engine to loop"
-            with explained(f"{model} cannot be trained by engine vmap", TrainingError, hint):
+            # Here, but not in training, operations are mapped that are slow to map.
+            with explained(f"{model} cannot be trained by engine vmap", TrainingError, hint), catch_warnings():
+                simplefilter("ignore", UserWarning)
                 vmap(step, randomness="different")(*_split(federation, stacked), *together)
 
 

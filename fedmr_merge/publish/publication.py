@@ -102,7 +102,7 @@ def _write_models(folder: Path, federation: Federation, state: State, what: What
     for place, weights in models.items():
         place.mkdir(exist_ok=True)
         save_tensors(place / WEIGHTS_FILE, weights, metadata)
-        write_json(place / CONFIG_FILE, model_config(federation.architecture, federation.config))
+        write_json(place / CONFIG_FILE, model_config(federation.architecture, federation.module, federation.config))
         federation.data.write_sidecars(place)
 
 

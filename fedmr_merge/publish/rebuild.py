@@ -42,11 +42,11 @@ def rebuild(
             expected = weights_of(model)
         else:
             with torch.device("meta"):  # shapes without memory
-                expected = weights_of(architecture.build(shape, outputs))
+                expected = weights_of(architecture.rebuild(config, shape, outputs))
         _check_shapes({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes, file)
         # Not `initialise`: that may fetch trained weights to start from, which would be overwritten at once.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            return architecture.build(shape, outputs)
+            return architecture.rebuild(config, shape, outputs)
     except CheckpointError:
         raise
     except (FedmrMergeError, RuntimeError, ValueError, TypeError, OverflowError, ArithmeticError) as error:

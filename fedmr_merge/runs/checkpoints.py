@@ -54,7 +54,8 @@ def save_state(folder: Path, saved: Saved, federation: Federation) -> None:
     """Write a state as the checkpoint of its place."""
     place, state = saved.place, saved.state
     metadata = checkpoint_metadata(federation.architecture, federation.module)
-    config = json.dumps(model_config(federation.architecture, federation.config), indent=1, ensure_ascii=False) + "\n"
+    described = model_config(federation.architecture, federation.module, federation.config)
+    config = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
     slots = state.cohort.slots
     models = [*(state.cohort.slot(slot) for slot in range(slots)), state.global_weights]
     with staged_output(folder / place.folder) as staging:

@@ -76,6 +76,21 @@ class Architecture(Plugin):
             torch.manual_seed(derive_seed(seed, "initial weights"))
             return self.build(shape, outputs)
 
+    def for_task(self, task: str) -> Architecture:
+        """Return the architecture for a task of this name, where what it builds depends on the task."""
+        return self
+
+    def rebuild(self, config: Mapping[str, Any], shape: Any, outputs: int) -> nn.Module:
+        """Return the module that a `config.json` describes, with random weights; nothing is fetched."""
+        return self.build(shape, outputs)
+
+    def described(self, module: nn.Module, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `config.json` says of the module, beside the name and the options of the architecture.
+
+        `about` is what the task says there; see `Task.config`.
+        """
+        return {}
+
     def require_kind(self, kind: str) -> None:
         """Raise TrainingError when examples are of another kind than it takes."""
         if self.takes not in (None, kind):
@@ -139,12 +154,13 @@ def checkpoint_metadata(architecture: Architecture, module: nn.Module) -> dict[s
     return {"format": "pt", LAYERS_KEY: json.dumps(architecture.layers(module), sort_keys=True)}
 
 
-def model_config(architecture: Architecture, about: Mapping[str, Any]) -> dict[str, Any]:
+def model_config(architecture: Architecture, module: nn.Module, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of `config.json`: all that is needed to rebuild the module and to feed it.
 
     `about` is what the task says of itself and of the data; see `Task.config`.
     """
     return {
+        **architecture.described(module, about),
         "format_version": 1,
         "library_name": "fedmr-merge",
         "architecture": architecture.name,

@@ -18,8 +18,8 @@ from fedmr_merge.federated.tasks.image_classification import ImageClassification
 from fedmr_merge.layers.layer_rule import layers_from_names
 from fedmr_merge.layers.rules import group_tensors
 
-_ALL = ("torchvision:resnet18" if name == "torchvision:NAME" else name for name in ARCHITECTURES.names())
-NAMES = tuple(name for name in _ALL if ARCHITECTURES.find(name).takes == "images")
+_OWN = (name for name in ARCHITECTURES.names() if ":" not in name)  # the others are of other libraries
+NAMES = (*(name for name in _OWN if ARCHITECTURES.find(name).takes == "images"), "torchvision:resnet18")
 
 
 def parameters(module):
@@ -146,7 +146,7 @@ class TestContract:
         data = make_data(shape=(3, 32, 32))
         architecture = ARCHITECTURES.find(name)()
         module = architecture.build(data.image_shape, data.num_classes)
-        config = json.loads(json.dumps(model_config(architecture, ImageClassification().config(data))))
+        config = json.loads(json.dumps(model_config(architecture, module, ImageClassification().config(data))))
         rebuilt = ARCHITECTURES.find(config["architecture"])(**config["arch_args"])
         assert rebuilt == architecture
         again = rebuilt.build(image_shape_of(config["preprocess"]), config["num_classes"])

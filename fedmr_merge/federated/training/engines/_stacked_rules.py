@@ -216,6 +216,27 @@ def _is_mean_cross_entropy(arguments: Mapping[str, Any]) -> bool:
     return dimensions == (2, 1) and all(arguments.get(name, value) == value for name, value in plain.items())
 
 
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,  # noqa: ARG001
+    norm_type: float = 2.0,  # noqa: ARG001
+    scale_grad_by_freq: bool = False,  # noqa: ARG001
+    sparse: bool = False,  # noqa: ARG001
+) -> Stacked:
+    clients, count = weight.shape[:2]
+    first = count * torch.arange(clients, device=input.device)
+    rows = F.embedding(input + first.view(-1, *[1] * (input.dim() - 1)), weight.flatten(0, 1))
+    if padding_idx is not None:  # its row has no gradient; `vmap` gives it one, but for the first client
+        rows = torch.where((input == padding_idx % count)[..., None], rows.detach(), rows)
+    return rows, 0
+
+
+def _is_plain_embedding(arguments: Mapping[str, Any]) -> bool:
+    return not any(arguments.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
+
+
 def _has_channels(arguments: Mapping[str, Any]) -> bool:
     return bool(arguments["input"].dim() > 1)
 
@@ -235,6 +256,7 @@ RULES = {
     F.avg_pool2d: Rule(_avg_pool2d, _is_images),
     F.adaptive_avg_pool2d: Rule(_adaptive_avg_pool2d, _is_images),
     F.scaled_dot_product_attention: Rule(_attention, _is_attention_of_batches),
+    F.embedding: Rule(_embedding, _is_plain_embedding),
     F.cross_entropy: Rule(_cross_entropy, _is_mean_cross_entropy),
 }
-"""Function → its rule, for those that `vmap` maps to more launches or bytes than are needed."""
+"""Function → its rule, for those that `vmap` maps to more launches or bytes than are needed, or not correctly."""

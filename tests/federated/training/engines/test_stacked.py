@@ -101,6 +101,19 @@ def test_cross_entropy_is_the_mean_of_each_clients_examples(ignored):
     torch.testing.assert_close(*(torch.autograd.grad(each.sum(), logits) for each in (found, expected)))
 
 
+@pytest.mark.parametrize("padding", [None, 0, -1])
+def test_the_row_of_padding_has_no_gradient_at_any_client(padding):
+    tokens = torch.tensor([[0, 1, 4], [4, 2, 0], [0, 0, 3]])
+
+    def embed(tokens, weight):
+        return F.embedding(tokens, weight, padding_idx=padding)
+
+    weight = torch.randn(CLIENTS, 5, 2, requires_grad=True)
+    found, expected = stacked(embed, tokens, weight), one_by_one(embed, tokens, weight)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(each.sum(), weight) for each in (found, expected)))
+
+
 class Counting(nn.Module):
     """Uses its counter, and normalises twice with one of its layers."""
 

@@ -1,0 +1,69 @@
+"""Any image classifier of timm, by the name that it has there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedmr_merge.errors import TrainingError, shown
+from fedmr_merge.federated.models._pretrained import Base, library, open_base, refused
+from fedmr_merge.federated.models.base import Architecture
+from fedmr_merge.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Timm(Architecture):
+    """`timm:NAME`: a classifier of timm; its tensors are named as there. Dropout and stochastic depth are off.
+
+    It has random weights, or those of a folder or a Hub id that `weights` names, of which only safetensors are read.
+    """
+
+    weights: str | None = None
+    """A folder or a Hub id with `model.safetensors` to start from, e.g. timm/vit_tiny_patch16_224.augreg_in21k; left
+    out: random weights. The last layer is random where its number of classes differs."""
+
+    def base(self) -> Base | None:
+        """Return the model that it starts from, None where that is random. Raises FedmrMergeError."""
+        return None if self.weights is None else open_base(self.weights)
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """Return the module with random weights.
+
+        Raises TrainingError when timm has no such classifier, or when it cannot take such images.
+        """
+        return self._made(image_shape, num_classes, {})
+
+    def initialise(self, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
+        """Return the module with the weights that were asked for; what they leave open is drawn with the seed."""
+        base = self.base()
+        if base is None:
+            return super().initialise(image_shape, num_classes, seed)
+        if len(base.weights) > 1:
+            raise TrainingError(f"{shown(base.name)}: is in {len(base.weights)} files, and timm loads one")
+        # The last layer and the first one, for other channels, are what timm makes of them; so are places of an image.
+        options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(base.folder / base.weights[0])}}
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(derive_seed(seed, "initial weights"))
+            return self._made(image_shape, num_classes, options)
+
+    def _made(self, image_shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]) -> nn.Module:
+        timm = library("timm", "timm", f"model {shown(self.name)}")
+        if self.argument not in timm.list_models():
+            raise TrainingError(
+                f"timm has no model {shown(self.argument)}", hint="`timm.list_models()` lists them, e.g. resnet18"
+            )
+        channels, height, width = image_shape
+        options |= {"num_classes": num_classes, "in_chans": channels}
+        with refused(f"model {shown(self.name)} cannot be built for images of {height}x{width}"):
+            try:
+                module: nn.Module = timm.create_model(self.argument, **options, img_size=(height, width))
+            except TypeError:  # a network of convolutions, which takes any size
+                module = timm.create_model(self.argument, **options)
+        for part in module.modules():
+            for name in ("p", "drop_prob"):
+                if "Drop" in type(part).__name__ and isinstance(getattr(part, name, None), float):
+                    setattr(part, name, 0.0)
+        return module
