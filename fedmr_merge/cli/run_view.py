@@ -36,6 +36,7 @@ def follow(run: Run, folder: Path, again: str) -> None:
 
 def _announce(run: Run, folder: Path) -> None:
     from fedmr_merge.federated.federation import describe_last_batches
+    from fedmr_merge.federated.training.devices import describe_devices
     from fedmr_merge.recipe.prepare import parameters
 
     recipe, federation = run.recipe, run.federation
@@ -44,7 +45,7 @@ def _announce(run: Run, folder: Path) -> None:
         f"{federation.device.type}, {parameters(federation):,} parameters, in {folder}"
     )
     warn_of_data(federation)
-    if line := describe_last_batches(federation):
+    for line in filter(None, (describe_last_batches(federation), describe_devices(federation))):
         console.say(line)
     for note in run.notes:
         console.complain("warning", note)
@@ -136,11 +137,12 @@ def memory_line(memory: MemoryForecast) -> str:
 
 def _show_sizes(recipe: Recipe, federation: Federation) -> None:
     from fedmr_merge.federated.federation import describe_last_batches
+    from fedmr_merge.federated.training.devices import describe_devices
     from fedmr_merge.recipe.prepare import parameters, stage_traffic
 
     sizes = federation.partition.sizes
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples")
-    if line := describe_last_batches(federation):
+    for line in filter(None, (describe_last_batches(federation), describe_devices(federation))):
         console.say(line)
     console.say(f"{parameters(federation):,} parameters in {len(set(federation.layers.values()))} layers")
     if federation.device.type == "cuda":

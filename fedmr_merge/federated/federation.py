@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class Federation:
     module: nn.Module  #: on `device`, with the initial weights; a template that no training changes
     cores: int  #: of a CPU, to train as many clients side by side
     task: Task  #: what the model is to predict, its loss and its metrics
+    devices: tuple[torch.device, ...]  #: those that there are to train on, `device` being the first
 
     @property
     def slots(self) -> int:
@@ -59,6 +60,25 @@ class Federation:
         if self.training.engine == "auto":
             return "vmap" if self.device.type == "cuda" else "loop"
         return self.training.engine
+
+    @property
+    def clients_at_once(self) -> int:
+        """How many clients engine `vmap` trains at once, where memory has room for them."""
+        return self.training.cohort_chunk or -(-self.slots // len(self.training_devices))
+
+    @property
+    def training_devices(self) -> tuple[torch.device, ...]:
+        """The devices that clients are dealt to. With `compile` it is one: several have not been tried with it."""
+        return self.devices[:1] if self.training.compile or self.engine == "loop" else self.devices
+
+    def on_devices(self) -> tuple[Federation, ...]:
+        """Return the federation as each of several devices has it, with data and a module of its own; or itself."""
+        if len(self.training_devices) == 1:
+            return (self,)
+        return tuple(
+            replace(self, data=self.data.to(each), module=deepcopy(self.module).to(each), device=each, devices=(each,))
+            for each in self.devices
+        )
 
     @cached_property
     def layers(self) -> dict[str, str]:
@@ -153,10 +173,12 @@ def open_federation(
     device: torch.device | str = "cpu",
     cores: int | None = None,
     task: Task = ImageClassification(),  # noqa: B008 - a frozen value
+    devices: Sequence[torch.device] = (),
 ) -> Federation:
     """Put the parts of a federation together on a device, with a freshly initialised module.
 
-    A CPU trains with all its cores, or with so many.
+    A CPU trains with all its cores, or with so many. `devices` are all that clients may be dealt to, where there are
+    several; `device` is the first of them.
 
     Raises DataError when the partition does not fit the data, TrainingError when there are fewer clients than a round
     selects or an option cannot apply to this device, engine or model.
@@ -187,6 +209,7 @@ def open_federation(
         module=module.to(device),
         cores=cores or _CORES,
         task=task,
+        devices=tuple(devices) or (device,),
     )
     _refuse_what_cannot_apply(federation)
     return federation

@@ -28,8 +28,8 @@ _REPEATED = "privacy_repeated_models"
 """Key of a state's facts: the number of rounds whose clients were drawn uniformly, which privacy is accounted by."""
 
 _FITTING = "engine_fitting_clients"
-"""Key of a state's facts: the number of clients that memory has room for at once. How a cohort is split decides how
-its sums round, so that a resumed run must split it in the same way."""
+"""Key of a state's facts: the number of clients that train at once, where memory or several devices ask for it. How a
+cohort is split decides how its sums round, so that a resumed run must split it in the same way."""
 
 _FORMER_KEYS = {
     "privacy: rounds with uniformly drawn clients": _SAMPLED_ROUNDS,

@@ -42,6 +42,12 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def visible_devices(device: torch.device) -> tuple[torch.device, ...]:
+    """Return all devices that clients may be dealt to: every visible GPU, or the device alone."""
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    return tuple(torch.device("cuda", index) for index in range(count)) if count > 1 else (device,)
+
+
 def make_deterministic() -> None:
     """Let the kernels of a GPU give the same bytes every time."""
     # Read when the CUDA context is made; without it some of its kernels give other bytes every time.
@@ -66,6 +72,7 @@ def prepare(recipe: Recipe, partition: Partition | None = None, data: Data | Non
         device=device,
         cores=recipe.running.threads,
         task=recipe.task,
+        devices=visible_devices(device),
     )
 
 

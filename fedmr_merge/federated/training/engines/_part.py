@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -33,9 +34,9 @@ class Losses:
 class Part:
     """The clients of some slots, in processing order, whose models lie in a stack."""
 
-    def __init__(self, task: LocalTraining, part: Sequence[int], stack: Stack) -> None:
-        """Take what their batches hold; the models must have been loaded."""
-        self._task, self._part, self._stack = task, part, stack
+    def __init__(self, task: LocalTraining, part: Sequence[int], stack: Stack, interrupted: Event) -> None:
+        """Take what their batches hold; the models must have been loaded. `interrupted` ends it after a step."""
+        self._task, self._part, self._stack, self._interrupted = task, part, stack, interrupted
         self._sizes = [task.step_sizes(slot) for slot in part]
         self._orders = [task.order(slot) for slot in part]
 
@@ -98,6 +99,8 @@ class Part:
         # One transfer, which is waited for: there is none within an epoch.
         indices = torch.cat(batches).to(self._stack.totals.device)
         for step in planned:
+            if self._interrupted.is_set():
+                return
             count = (step.stop - step.start) * step.size
             yield step, indices[:count].view(-1, step.size, *indices.shape[1:])
             indices = indices[count:]

@@ -38,21 +38,28 @@ class Stack:
     def __init__(self, task: LocalTraining, clients: int) -> None:
         """Reserve memory for so many of a task's clients."""
         self._trainable = task.federation.trainable
-        self.weights = _like(task.cohort.tensors, clients)
-        self._shared = {family: _like(tensors) for family, tensors in task.context.shared.items()}
-        self._own = {family: _like(tensors, clients) for family, tensors in task.context.own.items()}
+        device = task.federation.device
+        self.weights = _like(task.cohort.tensors, device, clients)
+        self._shared = {family: _like(tensors, device) for family, tensors in task.context.shared.items()}
+        self._own = {family: _like(tensors, device, clients) for family, tensors in task.context.own.items()}
         parameters = [self.weights[name] for name in self._trainable]
         self._optimizer = new_optimizer(task.federation.training, task.learning_rate, parameters, stacked=True)
-        self.totals = torch.empty(clients, dtype=torch.float64, device=task.federation.device)
+        self.totals = torch.empty(clients, dtype=torch.float64, device=device)
         self._windows: dict[tuple[int, int], Window] = {}
 
     def load(self, task: LocalTraining, part: Sequence[int]) -> None:
-        """Take the models of these slots, with what their clients were given; nothing has been trained yet."""
-        rows = torch.tensor(part, device=self.totals.device)
+        """Take the models of these slots, with what their clients were given; nothing has been trained yet.
+
+        Those may be on another device.
+        """
+        rows = torch.tensor(part, device=task.cohort.device)
         with torch.no_grad():
             for ours, theirs in ((self.weights, task.cohort.tensors), *_pairs(self._own, task.context.own)):
                 for name, tensor in theirs.items():
-                    torch.index_select(tensor, 0, rows, out=ours[name])
+                    if tensor.device == self.totals.device:
+                        torch.index_select(tensor, 0, rows, out=ours[name])
+                    else:
+                        ours[name].copy_(tensor.index_select(0, rows))
             for ours, theirs in _pairs(self._shared, task.context.shared):
                 for name, tensor in theirs.items():
                     ours[name].copy_(tensor)
@@ -82,14 +89,12 @@ class Stack:
                 tensor.copy_(value)
 
 
-def _like(tensors: Weights, clients: int | None = None) -> dict[str, Tensor]:
-    """Return memory for such tensors, or for those of so many clients in place of all."""
-    return {
-        name: torch.empty(
-            tensor.shape if clients is None else (clients, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device
-        )
-        for name, tensor in tensors.items()
+def _like(tensors: Weights, device: torch.device, clients: int | None = None) -> dict[str, Tensor]:
+    """Return memory on a device for such tensors, or for those of so many clients in place of all."""
+    shapes = {
+        name: tensor.shape if clients is None else (clients, *tensor.shape[1:]) for name, tensor in tensors.items()
     }
+    return {name: torch.empty(shapes[name], dtype=tensor.dtype, device=device) for name, tensor in tensors.items()}
 
 
 def _pairs(ours: Mapping[str, dict[str, Tensor]], theirs: Families) -> Iterator[tuple[dict[str, Tensor], Weights]]:

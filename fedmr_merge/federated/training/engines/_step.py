@@ -123,7 +123,7 @@ def tensor_cores(federation: Federation) -> AbstractContextManager[None]:
 @contextmanager
 def own_draws(federation: Federation) -> Iterator[None]:
     """Keep what a model draws at random in training, e.g. by dropout, away from torch's global generators."""
-    devices = [federation.device] if federation.device.type == "cuda" else []
+    devices = [device for device in federation.devices if device.type == "cuda"]
     with torch.random.fork_rng(devices=devices):
         yield
 
