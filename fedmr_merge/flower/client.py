@@ -19,6 +19,7 @@ from fedmr_merge.federated.training.local_training import LocalTraining, SlotOfR
 from fedmr_merge.federated.training.precision import float32_products
 from fedmr_merge.federated.training.privacy import privatise
 from fedmr_merge.flower.arrays import RefusedError
+from fedmr_merge.flower.base_weights import complete
 from fedmr_merge.flower.node_data import client_federation, describe
 from fedmr_merge.flower.wire import (
     Description,
@@ -55,6 +56,11 @@ def answer(content: RecordDict, recipe: Recipe, node: Mapping[str, Any] | None =
         raise TrainingError(f"the instruction is refused: {error}") from error
     torch.set_num_threads(max(1, instruction.threads))
     federation = client_federation(recipe, node or {}, instruction.client)
+    sent = set(model)
+    try:
+        model = complete(model, federation, instruction.base)
+    except RefusedError as error:
+        raise TrainingError(f"the instruction is refused: {error}") from error
     task = local_training(recipe, federation, instruction, model, context)
     with float32_products():
         cohort, losses = Loop().train(task)
@@ -69,7 +75,8 @@ def answer(content: RecordDict, recipe: Recipe, node: Mapping[str, Any] | None =
         loss=float(loss),
         finite=finite,
     )
-    return pack_reply(facts, _sent(task, cohort) if finite else {})
+    trained = {name: tensor for name, tensor in _sent(task, cohort).items() if name in sent} if finite else {}
+    return pack_reply(facts, trained)
 
 
 def answer_question(content: RecordDict, recipe: Recipe, node: Mapping[str, Any]) -> RecordDict:

@@ -17,6 +17,7 @@ from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort
 from fedmr_merge.federated.training.local_training import Answers, Engine, LocalTraining
 from fedmr_merge.flower.arrays import Form, to_array
+from fedmr_merge.flower.base_weights import BaseWeights, without
 from fedmr_merge.flower.exchange import Exchange, Outgoing, exchange
 from fedmr_merge.flower.handle_cohort import Arrays, HandleCohort, content_hash
 from fedmr_merge.flower.nodes import Binding, FoundNodes
@@ -44,6 +45,7 @@ class _Round:
 
     task: LocalTraining
     sent: list[Arrays]  #: the dispatched models
+    base: BaseWeights | None  #: the weights that do not travel
     facts: dict[int, ReplyFacts] = field(default_factory=dict)
     models: dict[int, Arrays] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)  #: slot → why its client does not count
@@ -67,13 +69,15 @@ class FlowerEngine(Engine):
         self._grid, self._recipe = grid, recipe
         self._deployment = recipe.deployment or Deployment()
         self._side = Side.here(identity(recipe))
+        self._base: BaseWeights | None = None
 
     def answers(self, task: LocalTraining) -> Answers:
         """Return what comes back from the clients of a round; `deployment.on_missing` says what becomes of the others.
 
         Raises TrainingError when a client does not answer and `on_missing` is `fail`.
         """
-        current = _Round(task, _encoded(task.cohort))
+        base = self._base = self._base or BaseWeights(task.federation)
+        current = _Round(task, *_encoded(task.cohort, base if base.arrays and base.are_in(task.cohort) else None))
         self._ask(current, [slot for slot in range(len(task.clients)) if not task.absent[slot]])
         while current.reasons and self._deployment.on_missing == "resample":
             if not self._replace(current):
@@ -99,7 +103,8 @@ class FlowerEngine(Engine):
             family: {name: to_array(tensor) for name, tensor in tensors.items()}
             for family, tensors in task.context.shared.items()
         }
-        forms = _forms(task.cohort)
+        kept = current.base.arrays if current.base else {}
+        forms = {name: form for name, form in _forms(task.cohort).items() if name not in kept}
         outgoing = []
         for slot in slots:
             client = task.clients[slot]
@@ -136,8 +141,10 @@ class FlowerEngine(Engine):
             client=task.clients[slot],
             lr=task.learning_rate,
             threads=torch.get_num_threads(),
+            base=current.base.sha256 if current.base else "",
         )
-        content = pack_instruction(instruction, current.sent[slot], task.context_of(slot), shared)
+        model = without(current.sent[slot], current.base.arrays if current.base else {})
+        content = pack_instruction(instruction, model, task.context_of(slot), shared)
         current.bytes_sent += sum(len(a.data) for record in content.array_records.values() for a in record.values())
         # It expires with the wait: a straggler must not work on a model that has moved on.
         message = Message(content, node, TRAIN, ttl=self._deployment.timeout_seconds, group_id=str(task.round))
@@ -147,7 +154,8 @@ class FlowerEngine(Engine):
         for slot, (facts, model) in found.contents.items():
             current.facts[slot] = facts
             if model is not None:
-                current.models[slot] = model
+                kept = current.base.arrays if current.base else {}
+                current.models[slot] = {name: model.get(name, kept.get(name)) for name in current.sent[slot]}
                 current.bytes_received += sum(len(array.data) for array in model.values())
         current.reasons |= found.reasons
         current.ignored += found.ignored
@@ -215,14 +223,19 @@ class FlowerEngine(Engine):
         return found
 
 
-def _encoded(cohort: Cohort) -> list[Arrays]:
-    """Return the arrays of every dispatched model; those of one model that all clients get are made once."""
+def _encoded(cohort: Cohort, base: BaseWeights | None) -> tuple[list[Arrays], BaseWeights | None]:
+    """Return the arrays of every dispatched model; those that all models share are made once."""
     if isinstance(cohort, HandleCohort):
-        return list(cohort.models)
-    if all(tensor.stride(0) == 0 or cohort.slots == 1 for tensor in cohort.tensors.values()):
-        one = {name: to_array(tensor) for name, tensor in cohort.slot(0).items()}
-        return [one] * cohort.slots
-    return [{name: to_array(tensor) for name, tensor in cohort.slot(slot).items()} for slot in range(cohort.slots)]
+        return list(cohort.models), base
+    shared = dict(base.arrays) if base else {}
+    for name, tensor in cohort.tensors.items():
+        if name not in shared and (tensor.stride(0) == 0 or cohort.slots == 1):
+            shared[name] = to_array(tensor[0])
+    models: list[Arrays] = [
+        {name: shared[name] if name in shared else to_array(tensor) for name, tensor in cohort.slot(slot).items()}
+        for slot in range(cohort.slots)
+    ]
+    return models, base
 
 
 def _forms(cohort: Cohort) -> Mapping[str, Form]:

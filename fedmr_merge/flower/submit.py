@@ -48,12 +48,17 @@ def submit(recipe: Recipe, connection: str, options: ServerOptions, code: Path |
         run = str(flwr("run", str(app), connection)["run-id"])
     yield {"event": "submitted", "run": run}
     failure: dict[str, Any] | None = None
+    seen = 0
     while True:
-        for line in log_lines(run, connection):
-            event = read_event(line)
-            if event is not None and event["event"] == "error":
+        # A log that broke off, as the SuperLink was started again, is read from its beginning.
+        events = (event for event in map(read_event, log_lines(run, connection)) if event is not None)
+        for number, event in enumerate(events):
+            if number < seen:
+                continue
+            seen += 1
+            if event["event"] == "error":
                 failure = event
-            elif event is not None:
+            else:
                 yield event
         status = _final_status(run, connection)
         if status.is_over:

@@ -65,6 +65,7 @@ class Instruction:
     client: int
     lr: float
     threads: int  #: of torch's operations in the server's process, which decide how sums are added up
+    base: str  #: the hash of the model's tensors that do not travel: see `base_weights.py`
 
     @property
     def side(self) -> Side:

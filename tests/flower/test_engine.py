@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from stand_in_grid import StandInGrid, everybody, honest
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.catalogue import ALGORITHMS
+from fedmr_merge.flower.client import answer
 from fedmr_merge.flower.engine import FlowerEngine
 from fedmr_merge.flower.handle_cohort import HandleCohort
 from fedmr_merge.recipe.run import Run
@@ -147,12 +149,59 @@ def test_nodes_are_bound_to_clients_by_their_registered_names(tmp_path):
     checked = small("fedavg", 1)
     named = {"berlin": 0, "paris": 1, "rome": 2, "oslo": 3}
     changed = small("fedavg", 1)
-    changed = type(changed)(**{**vars(changed), "deployment": type(changed.deployment)(0.05, "keep", named)})
+    changed = replace(changed, deployment=replace(changed.deployment, clients=named))
     follow(tmp_path / "here", checked)
     on_nodes(tmp_path / "nodes", changed, {name: honest(changed) for name in named})
     assert models(tmp_path / "nodes") == models(tmp_path / "here")
     [recorded] = lines(tmp_path / "nodes", DEPLOYMENT)
     assert all(named[entry["node"]] == entry["client"] for entry in recorded["trained"])
+
+
+FROZEN = """
+from dataclasses import dataclass
+from fedmr_merge.federated.models.cnn import Cnn
+
+@dataclass(frozen=True)
+class Adapted(Cnn):
+    \"\"\"A network of which only the last layer is trained.\"\"\"
+
+    def build(self, *arguments):
+        module = super().build(*arguments)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name.startswith("fc2"))
+        return module
+"""
+
+
+def test_frozen_weights_stay_where_they_are(tmp_path, monkeypatch):
+    """Only what is trained travels; the bytes of the run are the same, also when it is resumed."""
+    (tmp_path / "adapted_model.py").write_text(FROZEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    checked = small("fedmr", 3, model={"name": "adapted_model:Adapted"})
+    follow(tmp_path / "here", checked)
+    with Run(checked, tmp_path / "nodes") as run:
+        next(iter(run.execute()))
+    grid = on_nodes(tmp_path / "nodes", checked)
+    assert models(tmp_path / "nodes") == models(tmp_path / "here")
+    for message in grid.sent:
+        assert set(message.content["model"]) == {"fc2.weight", "fc2.bias"}
+    whole = sum(tensor.nbytes for tensor in run.federation.module.state_dict().values())
+    for recorded in lines(tmp_path / "nodes", DEPLOYMENT):
+        assert recorded["bytes_sent"] == recorded["bytes_received"] < 3 * whole / 10
+
+
+def test_a_client_with_other_frozen_weights_refuses_to_train(tmp_path, monkeypatch):
+    (tmp_path / "adapted_other.py").write_text(FROZEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    checked = small("fedmr", 1, model={"name": "adapted_other:Adapted"})
+    on_nodes(tmp_path / "run", checked, {f"client-{client}": silent for client in range(CLIENTS)})
+    grid = StandInGrid({f"client-{client}": silent for client in range(CLIENTS)})
+    with Run(checked, tmp_path / "other", engine=FlowerEngine(grid, checked)) as run:
+        next(iter(run.execute()))
+    content = grid.sent[0].content
+    content["facts"]["base"] = "0" * 64
+    with pytest.raises(TrainingError, match=r"frozen weights have the hash '000000000000', those of this machine '"):
+        answer(content, checked)
 
 
 def test_a_client_that_diverges_is_handled_as_in_one_process(tmp_path):

@@ -167,9 +167,9 @@ def test_whatever_is_killed_the_run_continues_or_is_resumed(tmp_path):
                 os.kill(serverapp_of(running), signal.SIGKILL)
                 killed.append("the ServerApp")
 
-        with pytest.raises(FailedRunError):
+        with pytest.raises(FailedRunError) as failure:
             follow_at(recipe, tmp_path / "run", on_round)
-        assert killed[-1] == "the ServerApp"
+        assert killed[-1] == "the ServerApp", str(failure.value)
         follow_at(recipe, tmp_path / "run", lambda event: None)
     metrics = lines(tmp_path / "run", "metrics.jsonl")
     assert [line["round"] for line in metrics] == list(range(1, 10))
