@@ -58,7 +58,8 @@ def compare(
     if verdicts[1]:
         console.say()
         console.table(*verdicts, right=verdicts[0][2:6])
-    console.say("the best round was picked by the test data: it is not an estimate for new data")
+    if any(run.deciding_part == "test" for experiment in study.experiments for run in experiment.runs.values()):
+        console.say("the best round was picked by the test data: it is not an estimate for new data")
     if out is not None:
         console.say(f"written: {out}")
 

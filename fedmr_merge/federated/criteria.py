@@ -28,25 +28,26 @@ def _rounds(count: int) -> str:
 class Plateau:
     """The metric that decides has not become better than its best, by more than `min_delta`, for `patience` rounds.
 
-    It is the first one of the task: of classification, the test accuracy, which rises.
+    It is the first one of the task: of classification, the accuracy, which rises. With `training.validation_share` it
+    is measured on what the clients hold out of training, otherwise on the test data.
     """
 
     patience: Annotated[int, Ge(1)] = 10  #: a round without an evaluation counts, but ends no stage
     min_delta: Annotated[float, Ge(0)] = 0.001  #: accuracy is counted from 0 to 1
 
-    def reached(self, history: History, metric: Metric = ACCURACY) -> str | None:
+    def reached(self, history: History, metric: Metric = ACCURACY, part: str = "test") -> str | None:
         """Return the reason to end the stage, or None."""
         best, rounds_ago = metric.worst, 0
         for metrics in history:
-            value = metrics.get(metric.key)
+            value = metrics.get(f"{part}_{metric.name}")
             if value is not None and metric.is_better(value, best, by=self.min_delta):
                 best, rounds_ago = value, 0
             else:
                 rounds_ago += 1
             if value is not None and rounds_ago >= self.patience:
                 moved, beyond = ("risen", "above") if metric.higher_is_better else ("fallen", "below")
-                name = metric.key.replace("_", " ")
-                return f"the {name} has not {moved} {self.min_delta:g} {beyond} {best:.4f} for {_rounds(rounds_ago)}"
+                moved = f"has not {moved} {self.min_delta:g} {beyond} {best:.4f}"
+                return f"the {part} {metric.name} {moved} for {_rounds(rounds_ago)}"
         return None
 
 
@@ -85,10 +86,10 @@ class Until:
                 hint="set training.clients_per_round to 2 or more",
             )
 
-    def reached(self, history: History, metric: Metric = ACCURACY) -> str | None:
+    def reached(self, history: History, metric: Metric = ACCURACY, part: str = "test") -> str | None:
         """Return the reason to end the stage, once a criterion is met by the rounds so far, or None.
 
-        `metric` is the one that decides.
+        `metric` is the one that decides, and `part` the examples that it is measured on.
         """
-        reason = self.plateau.reached(history, metric) if self.plateau is not None else None
+        reason = self.plateau.reached(history, metric, part) if self.plateau is not None else None
         return reason or (self.similarity.reached(history) if self.similarity is not None else None)

@@ -57,7 +57,7 @@ def evaluate(
     tally: Tensor | None = None
     examples = data.examples(part) if indices is None else len(indices)
     with float32_products():
-        for outputs, targets in _predict(federation, weights, part, indices):
+        for outputs, targets in predictions(federation, weights, part, indices):
             added = task.totals(outputs, targets, data)
             totals = added if totals is None else totals + added
             counted = task.tally(outputs, targets, data) if in_detail else None
@@ -68,7 +68,7 @@ def evaluate(
     return Evaluation(metrics, examples, task.details(tally, data) if in_detail else {})
 
 
-def _predict(
+def predictions(
     federation: Federation, weights: Weights, part: Part, indices: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the outputs of a model and the targets, batch by batch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fedmr_merge.errors import DataError, TrainingError
 from fedmr_merge.federated.data.examples import Data
-from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.data.partition import Indices, Partition
+from fedmr_merge.federated.data.validation import divide
 from fedmr_merge.federated.model_check import require_parts, require_trainable
 from fedmr_merge.federated.models.base import Architecture, has_parts
 from fedmr_merge.federated.tasks.base import Task
@@ -40,7 +41,7 @@ class Federation:
 
     architecture: Architecture
     data: Data  #: on `device`
-    partition: Partition
+    partition: Partition  #: the examples that every client trains on
     training: Training
     seed: int
     device: torch.device
@@ -48,6 +49,22 @@ class Federation:
     cores: int  #: of a CPU, to train as many clients side by side
     task: Task  #: what the model is to predict, its loss and its metrics
     devices: tuple[torch.device, ...]  #: those that there are to train on, `device` being the first
+    held_out: tuple[Indices, ...] | None = None
+    """For every client its examples that are held out of training, with `training.validation_share`."""
+
+    @property
+    def dealt(self) -> Partition:
+        """The partition as it was dealt, with the examples that are held out of training."""
+        if self.held_out is None:
+            return self.partition
+        return Partition.of(
+            [np.concatenate(parts) for parts in zip(self.partition.clients, self.held_out, strict=True)]
+        )
+
+    @property
+    def deciding_part(self) -> Literal["validation", "test"]:
+        """The examples on which the metric is measured that decides when a stage ends."""
+        return "test" if self.held_out is None else "validation"
 
     @property
     def slots(self) -> int:
@@ -196,6 +213,10 @@ def open_federation(
             f"{training.clients_per_round} clients per round cannot be selected from {len(partition)}",
             hint="lower training.clients_per_round or raise the partition's number of clients",
         )
+    held_out: tuple[Indices, ...] | None = None
+    if training.validation_share is not None:
+        streams = partial(generator, seed, "validation part")
+        partition, held_out = divide(partition, training.validation_share, streams)
     device = torch.device(device)
     architecture = _for_task(architecture, data, task)
     module = _initialise(architecture, data, task, seed)
@@ -210,6 +231,7 @@ def open_federation(
         cores=cores or _CORES,
         task=task,
         devices=tuple(devices) or (device,),
+        held_out=held_out,
     )
     _refuse_what_cannot_apply(federation)
     return federation

@@ -10,7 +10,6 @@ from typing import Any
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.base import Algorithm
-from fedmr_merge.federated.evaluation import evaluate
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State, Trained
 from fedmr_merge.federated.training.engines.loop import Loop
@@ -21,6 +20,7 @@ from fedmr_merge.federated.training.precision import float32_products
 from fedmr_merge.federated.training.privacy import spent_epsilon
 from fedmr_merge.federated.training.schedule import LearningRates
 from fedmr_merge.federated.training.traffic import Traffic, count_traffic
+from fedmr_merge.federated.validation import measure
 from fedmr_merge.layers.plan import RecombinationPlan
 
 _SAMPLED_ROUNDS = "privacy_sampled_rounds"
@@ -111,11 +111,23 @@ def run_rounds(
     rates = rates or LearningRates(federation.training.lr, federation.training.lr_schedule)
     if engine is None:
         engine = Vmap(state.facts.get(_FITTING)) if federation.engine == "vmap" else Loop()
-    for round in range(first_round, first_round + rounds):
+    last = first_round + rounds - 1
+    for round in range(first_round, last + 1):
         with float32_products():  # TF32 and bfloat16 are for local training alone
-            result = _run_round(federation, algorithm, engine, state, round, rates)
+            is_evaluated = round % federation.training.evaluate_every == 0 or round == last
+            result = _run_round(federation, algorithm, engine, state, round, rates, is_evaluated)
         state = result.state
         yield result
+
+
+def evaluated(federation: Federation, result: RoundResult) -> RoundResult:
+    """Return the result of a round with the metrics of its global model, which may not have been evaluated yet."""
+    if result.evaluated:
+        return result
+    with float32_products():
+        found = measure(federation, result.state.global_weights)
+    _require_finite(found, result.round)
+    return replace(result, metrics={**result.metrics, **found})
 
 
 def forecast_traffic(federation: Federation, algorithm: Algorithm, state: State) -> Traffic:
@@ -139,7 +151,13 @@ def _require_private_selection(federation: Federation, algorithm: Algorithm) -> 
 
 
 def _run_round(
-    federation: Federation, algorithm: Algorithm, engine: Engine, state: State, round: int, rates: LearningRates
+    federation: Federation,
+    algorithm: Algorithm,
+    engine: Engine,
+    state: State,
+    round: int,
+    rates: LearningRates,
+    is_evaluated: bool,
 ) -> RoundResult:
     selected = algorithm.select(federation, state, round)
 
@@ -157,12 +175,12 @@ def _run_round(
     state = replace(state, plan=None) if nobody else algorithm.aggregate(federation, state, trained, round)
     if engine.fitting is not None:
         state = replace(state, facts={**state.facts, _FITTING: engine.fitting})
-    # As in the paper, FedMR's global model is the mean of the trained models, not one of the recombined models.
-    test = evaluate(federation, state.global_weights)
     metrics: dict[str, float] = {}
     if any(trained.steps):
         metrics["train_loss"] = _train_loss(trained)
-    metrics |= {metric.key: test.metrics[metric.name] for metric in federation.task.metrics}
+    if is_evaluated:
+        # As in the paper, FedMR's global model is the mean of the trained models, not one of the recombined models.
+        metrics |= measure(federation, state.global_weights)
     if rates.schedule is not None:
         metrics["lr"] = task.learning_rate
     metrics |= {"bytes_down": traffic.down, "bytes_up": traffic.up}

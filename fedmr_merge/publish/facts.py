@@ -60,7 +60,9 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "metric": run.metric,
             "task_metrics": run.metrics_of_task,
             "task": run.task or {"name": _IMAGES, "pipeline_tag": _IMAGES},
-            "best": best_line(metrics, run.metric),
+            "best": run.best_line,
+            "best_by": run.deciding_part,
+            "over_clients": over_clients(evaluated[-1], run.metric),
             "stages": stage_table(metrics, run.metric),
             "bytes_down": _total(metrics, "bytes_down"),
             "bytes_up": _total(metrics, "bytes_up"),
@@ -104,11 +106,10 @@ def _total(metrics: Sequence[Mapping[str, Any]], key: str) -> int | None:
     return sum(line[key] for line in metrics) if all(line.get(key) is not None for line in metrics) else None
 
 
-def best_line(metrics: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> Mapping[str, Any]:
-    """Return the line of the round whose global model was best, the first of several."""
-    evaluated = [line for line in metrics if line.get(metric.key) is not None]
-    best = metric.best(line[metric.key] for line in evaluated)
-    return next(line for line in evaluated if line[metric.key] == best)
+def over_clients(line: Mapping[str, Any], metric: Metric) -> dict[str, float] | None:
+    """Return how a round's metric is spread over the clients' own held-out parts; None where it was not measured."""
+    keys = {key: f"client_{metric.name}_{key}" for key in ("mean", "deviation", "worst_decile")}
+    return {key: float(line[name]) for key, name in keys.items()} if keys["mean"] in line else None
 
 
 def stage_table(metrics: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def partition_json(federation: Federation, *, hashed: bool = False) -> dict[str,
 
     Where targets are not classes, all examples count as one.
     """
-    data, partition = federation.data, federation.partition
+    data, partition = federation.data, federation.dealt
     found = {**partition.to_json(), **({DATA_HASH: content_hash(data)} if hashed else {})}
     if not data.num_classes:
         counts = [[size] for size in partition.sizes]

@@ -17,7 +17,7 @@ from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
-from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds
+from fedmr_merge.federated.rounds import RoundResult, begin_stage, evaluated, run_rounds
 from fedmr_merge.federated.training.local_training import Engine
 from fedmr_merge.own_code import is_import_path
 from fedmr_merge.publish.publication import evaluation_json
@@ -247,10 +247,10 @@ class Run:
         """Run the rounds of a stage that are not done yet; `here` is the checkpoint within it that is resumed."""
         first = here.first_round if here else done + 1
         last = first + stage.length.rounds - 1
-        until, metric = stage.length.until, self.federation.task.decisive
+        decide = stage.length.ended(self.federation)
         history = [line for line in self.folder.read_log(METRICS) if line["stage"] == position + 1]
         # Not as the checkpoint has it: the recipe may have become longer since then.
-        if here and (done >= last or (until is not None and until.reached(history, metric))):
+        if here and (done >= last or decide(history)):
             return
         if here is None:
             state = begin_stage(self.federation, stage.method, state)
@@ -267,10 +267,11 @@ class Run:
                 rates=rates,
                 engine=self._engine,
             ):
+                reached = decide([*history, result.metrics])
+                over = result.round == last or reached is not None
+                result = evaluated(self.federation, result) if over else result
                 seconds = time.perf_counter() - before
                 history.append(self._record(position, result, seconds))
-                reached = until.reached(history, metric) if until else None
-                over = result.round == last or reached is not None
                 unsaved = Saved(Place(result.round, position, stage.name), result.state, first, over)
                 if over or (result.round - first + 1) % self.recipe.running.checkpoint_every == 0:
                     writer.write(unsaved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,8 @@ from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, Field
 
 from fedmr_merge.federated.algorithms.base import Algorithm
-from fedmr_merge.federated.criteria import Until
+from fedmr_merge.federated.criteria import History, Until
+from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.training.options import Training
 from fedmr_merge.federated.training.schedule import LearningRates, LrSchedule
 from fedmr_merge.publish.licences import check_licence
@@ -24,6 +26,15 @@ class Length:
 
     rounds: Annotated[int, Ge(1), Le(1_000_000)]  #: at most, where there is `until`
     until: Until | None = None  #: ends the stage as soon as one of its criteria is met
+
+    def ended(self, federation: Federation) -> Callable[[History], str | None]:
+        """Return what says, by the metrics of the rounds so far, why the stage ends before its last round, or None."""
+        metric, part = federation.task.decisive, federation.deciding_part
+
+        def reason(history: History) -> str | None:
+            return None if self.until is None else self.until.reached(history, metric, part)
+
+        return reason
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from fedmr_merge.report.figures import LINE_STYLES, PALETTE, axis_title, draw, l
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, differing_options
 from fedmr_merge.report.verdict import Margin, cell_margin
 
+_OVER_CLIENTS = ("mean", "deviation", "worst_decile")
+
 VERDICT_COLUMNS = ["cell", "FedMR over", "points", "paper's points", "p (paired t-test)", "seeds", "verdict"]
 
 
@@ -30,7 +32,7 @@ def comparison_table(study: Study, target: float | None) -> tuple[list[str], lis
     unit = ", %" if usual else ""
     columns = ["run", *axes, "method", "data", "model", "options", "seeds", "rounds"]
     columns += ["metric", f"last 10 rounds{unit}", f"last round{unit}", f"best round{unit}", f"published{unit}"]
-    columns += ["sent a round"]
+    columns += [f"over clients: {kind.replace('_', ' ')}{unit}" for kind in _OVER_CLIENTS] + ["sent a round"]
     columns += [f"rounds to {f'{100 * target:g} %' if usual else f'{target:g}'}"] if target is not None else []
     rows = []
     for experiment, options in zip(study.experiments, differing_options(study.experiments), strict=True):
@@ -48,6 +50,7 @@ def comparison_table(study: Study, target: float | None) -> tuple[list[str], lis
                 "" if usual else experiment.metric.name,
                 *(_shown(spread, experiment, usual) for spread in (experiment.final, experiment.last, experiment.best)),
                 f"{published.mean:.2f} ± {published.deviation:.2f}" if published else "",
+                *(_shown(experiment.over_clients(kind), experiment, usual) for kind in _OVER_CLIENTS),
                 _size(experiment.bytes_a_round),
                 *([_rounds_to(experiment, target)] if target is not None else []),
             ]
@@ -56,7 +59,9 @@ def comparison_table(study: Study, target: float | None) -> tuple[list[str], lis
     return [columns[number] for number in used], [[row[number] for number in used] for row in rows]
 
 
-def _shown(spread: Spread, experiment: Experiment, usual: bool) -> str:
+def _shown(spread: Spread | None, experiment: Experiment, usual: bool) -> str:
+    if spread is None:
+        return ""
     return spread.shown(experiment.metric.scale) + ("" if usual else experiment.metric.unit)
 
 
@@ -117,8 +122,8 @@ def comparison_csv(study: Study) -> str:
         described = (experiment.method, " ".join(experiment.stages), recipe["data"]["name"], recipe["model"]["name"])
         cells = [experiment.choices.get(axis, "") for axis in axes]
         for seed, curve in sorted(experiment.curves.items()):
-            best, rounds = experiment.metric.best(curve.values()), len(experiment.runs[seed].metrics)
-            best_round = next(round for round, value in curve.items() if value == best)
+            run = experiment.runs[seed]
+            best, best_round, rounds = run.best_line[run.metric.key], run.best_line["round"], len(run.metrics)
             writer.writerow(
                 (
                     *(experiment.name, *cells, *described, "" if experiment.choices else options, seed, rounds),

@@ -113,7 +113,10 @@ def _results(study: Study, target: float | None) -> Iterator[Part]:
             "is one in favour of FedMR."
         )
         yield Part("Does recombination win?", text, table=Table(*verdicts))
-    text = "Mean ± standard deviation over the seeds. The best round was picked by the test data."
+    text = (
+        "Mean ± standard deviation over the seeds. The best round was picked by the test data, or by validation data "
+        "where some were held out for it."
+    )
     yield Part(
         axis_title(study.metrics).removesuffix(" (%)").capitalize(), text, table=Table(*comparison_table(study, target))
     )

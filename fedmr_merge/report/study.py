@@ -129,8 +129,17 @@ class Experiment:
 
     @property
     def best(self) -> Spread:
-        """The metric after the best round of each run."""
-        return Spread.of([self.metric.best(curve.values()) for curve in self.curves.values()])
+        """The metric on the test data after the best round of each run, which validation data chose where there are."""
+        return Spread.of([run.best_line[self.metric.key] for run in self.runs.values()])
+
+    def over_clients(self, kind: str) -> Spread | None:
+        """Return the mean, deviation or worst decile of the metric over the clients' own held-out parts, in the last
+        evaluated round of each run; None where a run did not measure it.
+        """
+        key = f"client_{self.metric.name}_{kind}"
+        last = [run.metrics[max(self.curves[seed]) - 1].get(key) for seed, run in self.runs.items()]
+        found = [value for value in last if value is not None]
+        return Spread.of(found) if len(found) == len(last) else None
 
     def rounds_to(self, target: float) -> list[int]:
         """Return, for each run that reaches this value of the metric, the round that does."""

@@ -70,6 +70,20 @@ class RunRecord:
         """The metric that decides which of two models is better."""
         return self.metrics_of_task[0]
 
+    @property
+    def deciding_part(self) -> str:
+        """The examples by which the best round is known: `validation` where a part was held out for it, else `test`."""
+        key = f"validation_{self.metric.name}"
+        return "validation" if any(key in line for line in self.metrics) else "test"
+
+    @cached_property
+    def best_line(self) -> dict[str, Any]:
+        """The line of the round whose global model was best, the first of several, by the part that decides."""
+        key = f"{self.deciding_part}_{self.metric.name}"
+        evaluated = [line for line in self.metrics if line.get(key) is not None]
+        best = self.metric.best(line[key] for line in evaluated)
+        return next(line for line in evaluated if line[key] == best)
+
     @cached_property
     def environment(self) -> dict[str, Any] | None:
         """Versions, device and threads."""

@@ -7,6 +7,7 @@ from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.fedcluster import FedCluster
 from fedmr_merge.federated.algorithms.fedmr import FedMR
 from fedmr_merge.federated.criteria import Plateau, Similarity, Until
+from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.options import Faults, check_options
@@ -88,3 +89,28 @@ def test_a_recipe_names_them():
     check_options(Until, {"similarity": {"above": 2}}, "until", faults)
     check_options(Until, {"plateu": {}}, "until", faults)
     assert [fault.path for fault in faults] == ["until.plateau.patienc", "until.similarity.above", "until.plateu"]
+
+
+def test_a_metric_that_falls_is_better_the_lower_it_is():
+    plateau, metric = Plateau(patience=2, min_delta=0.5), Metric("perplexity", higher_is_better=False)
+    history = [{"test_perplexity": value} for value in (9.0, 8.0, 7.8, 7.6)]
+    assert plateau.reached(history[:3], metric) is None
+    found = plateau.reached(history, metric)
+    assert found == "the test perplexity has not fallen 0.5 below 8.0000 for 2 rounds"
+    assert plateau.reached([*history[:3], {"test_perplexity": 7.0}], metric) is None
+
+
+def test_validation_decides_where_there_is_any():
+    plateau = Plateau(patience=2, min_delta=0.0)
+    history = [{"test_accuracy": value, "validation_accuracy": 0.5} for value in (0.1, 0.2, 0.3)]
+    assert plateau.reached(history) is None
+    found = plateau.reached(history, ACCURACY, "validation")
+    assert found == "the validation accuracy has not risen 0 above 0.5000 for 2 rounds"
+
+
+def test_rounds_without_an_evaluation_count_and_end_no_stage():
+    plateau = Plateau(patience=3, min_delta=0.0)
+    history = [{"test_accuracy": 0.5}, {}, {}, {}]
+    assert plateau.reached(history) is None
+    assert plateau.reached([*history, {"test_accuracy": 0.5}]) is not None
+    assert plateau.reached([*history, {"test_accuracy": 0.6}]) is None

@@ -188,3 +188,31 @@ def test_a_report_shows_every_task(runs, tmp_path):
     assert command("report", *runs.values(), "-o", tmp_path / "report") == 0
     page = (tmp_path / "report" / "index.html").read_text()
     assert "test perplexity of the global model" in page
+
+
+def test_a_stage_ends_by_validation_and_its_last_round_is_evaluated(tmp_path):
+    training = {"clients_per_round": 3, "local_epochs": 1, "batch_size": 16, "lr": 0.02, "evaluate_every": 3}
+    stages = [
+        {"fedmr": {"rounds": 8, "until": {"plateau": {"patience": 1, "min_delta": 10.0}}}},
+        {"fedavg": {"rounds": 4, "until": {"similarity": {"above": -0.99}}}},
+        {"publish": {}},
+    ]
+    training |= {"validation_share": 0.2, "validation_at": "clients"}
+    recipe = recipe_of("tabular-classification", tmp_path, training=training, stages=stages)
+    finished = run_recipe(recipe, tmp_path / "run")
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    # The first evaluation is the best; the second one, in round 6, is no better. Similarity ends round 7 at once.
+    assert [line["round"] for line in found if "test_accuracy" in line] == [3, 6, 7]
+    assert finished.rounds == 7
+    assert finished.test_accuracy == found[-1]["test_accuracy"]
+    assert {"validation_accuracy", "validation_loss", "client_accuracy_worst_decile"} <= found[-1].keys()
+    partition = json.loads((tmp_path / "run" / "partition.json").read_text())
+    assert sum(map(len, partition["clients"])) == 456  # as it was dealt
+    card = (tmp_path / "run" / "global" / "README.md").read_text()
+    assert "was chosen with validation data" in card
+    assert "over the worst tenth of the clients" in card
+    assert run_recipe(tmp_path / "run").rounds == 7
+    assert command("compare", tmp_path / "run", "-o", tmp_path / "out") == 0
+    assert "over clients: worst decile" in (tmp_path / "out" / "table.md").read_text()
+    curve = (tmp_path / "out" / "curves.csv").read_text().splitlines()[1:]
+    assert [line.rsplit(",", 2)[1] for line in curve] == ["3", "6", "7"]

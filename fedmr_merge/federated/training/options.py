@@ -41,6 +41,12 @@ class Training:
     class_weights: tuple[Annotated[float, Gt(0)], ...] | None = None  #: weight of each class in the loss
     availability: Annotated[float, Gt(0), Le(1)] = 1.0  #: probability that a selected client answers
     stragglers: Stragglers | None = None  #: a share of the clients of a round, which take fewer steps
+    evaluate_every: Annotated[int, Ge(1)] = 1
+    """Rounds between two evaluations of the global model; the last round of a stage is always evaluated."""
+    validation_share: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Share of every client's examples that is held out of training, for `until` to decide by; left out: test data."""
+    validation_at: Literal["server", "clients"] = "server"
+    """Where it is measured: on all held-out examples together, or also on those of each client; see `validation.py`."""
     engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
     compile: bool = False  #: compile the loss of a local step with torch.compile; on a GPU, vmap records such steps
@@ -57,6 +63,16 @@ def require_options_that_fit(training: Training) -> None:
     """Raise TrainingError for an option that has no effect beside another, or needs one that is missing."""
     if training.lr_schedule is not None:
         training.lr_schedule.check("training.lr_schedule")
+    if training.validation_share is None and training.validation_at != _DEFAULTS.validation_at:
+        raise TrainingError(
+            f"training.validation_at is {training.validation_at}, and nothing is held out",
+            hint="set training.validation_share, e.g. to 0.1",
+        )
+    if training.privacy is not None and training.validation_share is not None:
+        raise TrainingError(
+            "training.privacy does not cover training.validation_share, which is measured without noise",
+            hint="leave training.validation_share out",
+        )
     if training.privacy is not None and training.availability < 1:
         raise TrainingError(
             "training.privacy accounts for rounds in which every selected client answers",
