@@ -118,7 +118,7 @@ def _to_dataclass(value: Any) -> Any:
 def _note(fault: Any, path: str, known: Sequence[str], faults: Faults) -> None:
     place = _join(path, fault["loc"])
     if fault["type"] == "extra_forbidden":
-        # Within a nested mapping the options of this one are no help.
+        # Within a nested mapping the options of this one do not help.
         faults.unknown(place, fault["loc"][-1], known if len(fault["loc"]) == 1 else (), "option")
     elif fault["type"] == "missing":
         faults.add(place, "is missing")

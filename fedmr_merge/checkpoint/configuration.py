@@ -1,4 +1,4 @@
-"""Do the configurations of models agree in what matters? What is equal in meaning is equal, however it is written."""
+"""Compare the configurations of models in what matters: what means the same is equal, however it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read JSON strictly: what is said twice is not read once."""
+"""Read JSON strictly: a name that appears twice is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do K checkpoints fit together? Everything that differs is reported at once."""
+"""Check that K checkpoints fit together, and report everything that differs at once."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Checkpoint:
     stale_indexes: Mapping[str, str] = field(default_factory=dict)  #: index → in what it differs from its shards
     origin: str | None = None  #: `org/name@commit/subfolder` where it came from the Hub
     left_out: tuple[str, ...] = ()  #: weights and indexes that lie beside those of the model and are not part of it
-    left_behind: tuple[str, ...] = ()  #: other files that lie there, do not come along and may be missed
+    left_behind: tuple[str, ...] = ()  #: other files there that are not copied and may be missed
     sidecar_bytes: int = 0  #: of all sidecars
     named_index: str | None = None  #: the index that says which model of the folder is meant, where one was named
     licence: str | None = None  #: of its repository, as the Hub states it
@@ -150,7 +150,7 @@ def checkpoint_of(path: Path, files: tuple[WeightFile, ...], selection: Selectio
         raise CheckpointError(
             path,
             f"tensor {twice!r} is in two files, {places[0].name} and {places[1].name}",
-            hint="remove the one that is not of this model",
+            hint="remove the one that does not belong to this model",
         )
     tables = [file.header.tensors for file in files]
     is_one = len(files) == 1 and not files[0].prefix

@@ -50,7 +50,7 @@ class Listing(Protocol):
 
     @property
     def carries_code(self) -> bool:
-        """Whether the model's own Python files may come along."""
+        """Whether the model's own Python files may be copied."""
 
     def files(self, folder: str) -> Sequence[str]:
         """Return the names of the files in a folder, not of those in the folders in it."""
@@ -73,7 +73,7 @@ class Selection:
     indexes: tuple[str, ...] = ()  #: shard indexes that name them
     sidecars: tuple[str, ...] = ()  #: other files that belong to the model
     left_out: tuple[str, ...] = ()  #: weights and indexes that lie beside those of the model and are not part of it
-    left_behind: tuple[str, ...] = ()  #: other files that do not come along and may be missed
+    left_behind: tuple[str, ...] = ()  #: other files that are not copied and may be missed
     named_index: str | None = None  #: the index that says which model of the folder is meant, where one must say it
 
 
@@ -220,7 +220,7 @@ def _named_components(listing: Listing) -> Collection[str] | None:
 
 
 def _sidecars(listing: Listing, modules: Sequence[str], is_deep: bool) -> Iterator[str]:
-    """Yield the files that come along: those beside the weights; those of a pipeline, `is_deep`, in all its folders."""
+    """Yield the files that are copied: those beside the weights; those of a pipeline, `is_deep`, in all its folders."""
     named = _named_components(listing) if is_deep else None
     within = ["", *modules]
     seen = set()

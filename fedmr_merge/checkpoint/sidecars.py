@@ -7,7 +7,7 @@ import re
 from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS, is_index
 
 CHAT_TEMPLATES = "additional_chat_templates"  #: transformers' folder of more templates
-#: Files that come along beside the weights; everything else of a folder is left behind.
+#: Files that are copied with the weights; everything else in a folder is not.
 _SUFFIXES = (
     *(".json", ".jsonl", ".txt", ".jinja", ".yaml", ".yml", ".py"),
     *(".model", ".tiktoken", ".vocab", ".spm", ".codes", ".bpe", ".tokenizer"),  # of tokenizers
@@ -24,7 +24,7 @@ _NOT_MISSED = re.compile(
 
 
 def is_sidecar(name: str) -> bool:
-    """Return whether a file of this name comes along with a model's weights.
+    """Return whether a file of this name is copied with a model's weights.
 
     Indexes do not: they are written anew, or are those of pickled weights.
     """
@@ -32,7 +32,7 @@ def is_sidecar(name: str) -> bool:
 
 
 def is_missed(name: str) -> bool:
-    """Return whether somebody may miss a file that does not come along: it is not weights, which have messages of their
+    """Return whether somebody may miss a file that is not copied: it is not weights, which have messages of their
     own, and not evidently useless beside an output.
     """
     return not (_is_known(name) or name.endswith((WEIGHTS, *PICKLE_SUFFIXES)) or _NOT_MISSED.fullmatch(name))

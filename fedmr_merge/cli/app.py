@@ -52,8 +52,10 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only. May stand anywhere.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only. Can be given anywhere.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Can be given anywhere.")
+    ] = False,
 ) -> None:
     """Declare the options of all commands for --help; `main` takes --quiet and --debug out of the arguments."""
 

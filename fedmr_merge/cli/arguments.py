@@ -29,9 +29,7 @@ Checkpoints = Annotated[
 ]
 Out = Annotated[
     Path,
-    typer.Option(
-        "-o", "--out", metavar="PATH", help="Where to write; nothing may be there yet.", rich_help_panel=_OUTPUT
-    ),
+    typer.Option("-o", "--out", metavar="PATH", help="Where to write; it must not exist yet.", rich_help_panel=_OUTPUT),
 ]
 Rule = Annotated[
     str,
@@ -82,7 +80,9 @@ MaxMemory = Annotated[
 RequireFinite = Annotated[
     bool,
     typer.Option(
-        "--require-finite", help="Refuse NaN and infinite numbers, met as the mean is taken.", rich_help_panel=_MEAN
+        "--require-finite",
+        help="Refuse NaN and infinite numbers that are found while the mean is taken.",
+        rich_help_panel=_MEAN,
     ),
 ]
 Exact = Annotated[
@@ -189,7 +189,7 @@ def warn_left_out(opened: Sequence[Checkpoint]) -> None:
     along, and which indexes are not true of their shards.
     """
     _warn_of(opened, [c.left_out for c in opened], "left out: the library that loads the model does not read it")
-    _warn_of(opened, [c.left_behind for c in opened], "left behind: only weights, config and tokenizer come along")
+    _warn_of(opened, [c.left_behind for c in opened], "not copied: only weights, config and tokenizer are copied")
     for checkpoint in opened:
         for index, what in checkpoint.stale_indexes.items():
             console.complain(

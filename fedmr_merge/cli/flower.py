@@ -179,7 +179,7 @@ def _show_event(event: dict[str, Any], show: Any, done: int) -> int:
 @flower_app.command("app")
 def write(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (a YAML file), or the name of one.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to write; nothing may be there yet.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to write; it must not exist yet.")],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change an option, e.g. training.lr=0.05; repeatable."),

@@ -58,6 +58,6 @@ def show_ties(grouping: Grouping) -> None:
 
 
 def perhaps_tied(grouping: Grouping) -> str:
-    """Tell which tensors will move as one if they are tied."""
+    """Return a sentence on which tensors will move as one if they are tied."""
     ties = console.listed([" and ".join(names) for names in grouping.perhaps_tied])
     return f"{ties} will move as one if their bytes are equal, which is known when they are fetched"

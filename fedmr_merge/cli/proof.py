@@ -111,7 +111,7 @@ def lineage(
         steps = " <- ".join(f"{place} (slot {o.source_slot}, bytes {o.start} to {o.end})" for o, place, _ in chain)
         console.say(f"slot {chain[0].origin.slot}: {steps}")
         if chain[-1].ends:
-            ends[f"{chain[-1].place}: followed no further: {chain[-1].ends}"] = None
+            ends[f"{chain[-1].place}: the trace ends here: {chain[-1].ends}"] = None
     for end in ends:
         console.complain("warning", end)
 

@@ -56,7 +56,7 @@ def push(
     with bytes_progress("pushing", nbytes) as progress:
         result = push_to_hub(path, repo_id, options, progress=progress)
     if result.unchanged:
-        console.say("the Hub has all of it already, no commit was made")
+        console.say("the Hub has all of it already; no commit was made")
     else:
         console.say(f"pushed {console.plural(len(result.files), 'file')}")
         for name in result.deleted:

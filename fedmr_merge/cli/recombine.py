@@ -200,24 +200,24 @@ def _refuse_contradictions(context: typer.Context) -> None:
 
     options = context.params
     if options["layout"] == "store":
-        refuse(("max_shard_size",), "is of no use with --layout store, where each shard is a layer group")
+        refuse(("max_shard_size",), "has no effect with --layout store, where each shard is a layer group")
         if options["hash"] is False:
             raise UsageError(
-                "--no-hash is of no use with --layout store, where shards are named by their hashes",
+                "--no-hash has no effect with --layout store, where shards are named by their hashes",
                 hint="leave out one of them",
             )
     elif given("store"):
-        raise UsageError("--store is of no use without --layout store", hint="add --layout store")
+        raise UsageError("--store has no effect without --layout store", hint="add --layout store")
     if given("save_plan") and not options["dry_run"]:
         raise UsageError(
-            "--save-plan is of no use without --dry-run", hint="a recombination keeps its plan in OUT/lineage.json"
+            "--save-plan has no effect without --dry-run", hint="a recombination keeps its plan in OUT/lineage.json"
         )
     if given("plan"):
         drawn = ("seed", "round", "rounds", "probability")
-        refuse(drawn, "concerns the draw and is of no use with --plan, which is executed as it is")
+        refuse(drawn, "concerns the draw and has no effect with --plan, which is executed as it is")
     if options["no_global"]:
         of_the_mean = ("weights", "accumulate", "out_dtype", "max_memory", "require_finite")
-        refuse(of_the_mean, "concerns the mean and is of no use with --no-global")
+        refuse(of_the_mean, "concerns the mean and has no effect with --no-global")
 
 
 def _read_plan(path: Path | None) -> RecombinationPlan | None:

@@ -122,7 +122,7 @@ def show_recipe(recipe: Recipe, folder: Path) -> None:
         warn_of_data(federation)
         _show_sizes(recipe, federation)
     if absent:
-        console.say(f"not all could be checked, as a dry run fetches nothing: {absent}")
+        console.say(f"not everything could be checked, as a dry run fetches nothing: {absent}")
     console.say(f"dry run: nothing was written to {folder}")
 
 

@@ -75,7 +75,7 @@ def run(
 ) -> None:
     """Follow a recipe, or resume its run.
 
-    Trains, recombines, evaluates and publishes. A run that was interrupted in any way is resumed where it was.
+    Trains, recombines, evaluates and publishes. A run that was interrupted in any way is resumed where it stopped.
 
     Example: fedmr-merge run digits --set training.lr=0.02 --seed 1 -o runs/digits-seed1
     """

@@ -51,7 +51,7 @@ def write_app(recipe: Recipe, target: Path, *, code: Path | None = None, config:
 
     Args:
         recipe: The checked recipe, which the app holds with every option spelled out.
-        target: The folder to write; nothing may be there.
+        target: The folder to write; it must not exist yet.
         code: A folder with modules of the user's own that the recipe names; they become a part of the app.
         config: The run configuration, which `flwr run --run-config` can override: the fields of `ServerOptions`.
 

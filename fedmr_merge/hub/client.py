@@ -113,7 +113,7 @@ class Hub:
         self._has_xet = self.retry(repo_id, call)
 
     def read_range(self, repo_id: str, commit: str, file: str, start: int, end: int, size: int) -> bytes:
-        """Return bytes `start` to `end` of a file of `size` bytes, also from an endpoint that knows no ranges.
+        """Return bytes `start` to `end` of a file of `size` bytes, also from an endpoint that does not support ranges.
 
         Raises HubError when the endpoint's size is another, or as `ask` does.
         """

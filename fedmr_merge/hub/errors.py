@@ -16,7 +16,7 @@ from fedmr_merge.errors import HubError, UnreachedError
 
 _TOKENS = "https://huggingface.co/settings/tokens"
 _LOGIN = f"make a token at {_TOKENS}, then `hf auth login`, or set HF_TOKEN"
-_WRITE = f"use a token with write access ({_TOKENS}) of somebody who may write there"
+_WRITE = f"use a token with write access ({_TOKENS}) of an account that may write there"
 _AGAIN = "check the connection, then run the same command again: it continues where this one stopped"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -26,7 +26,7 @@ _MOST_ITEMS, _LONGEST_ITEM = 20, 200
 
 @dataclass(frozen=True)
 class HubRef:
-    """A Hub id taken apart."""
+    """The parts of a Hub id."""
 
     repo_id: str
     revision: str | None
@@ -99,7 +99,7 @@ class HubSnapshot:
 
 
 def parse_hub(ref: str) -> HubRef | None:
-    """Take a Hub id apart; None when it cannot be one. A slash in a branch's name is written `%2F`."""
+    """Return the parts of a Hub id; None when it cannot be one. A slash in a branch's name is written `%2F`."""
     match = _REF.fullmatch(ref)
     if match is None or any(part in ("", ".", "..") for part in ref.split("/")):
         return None

@@ -53,7 +53,7 @@ def find_ties(checkpoints: Sequence[Checkpoint]) -> tuple[list[Tie], list[Tie]]:
     tensors of any name when their bytes are equal in every model. It is not known yet where they could be tied and the
     bytes of a model are not on this machine.
 
-    Equal bytes are no sign of a tie where every model has the same ones (masks, position indexes, frozen copies: any
+    Equal bytes are not a sign of a tie where every model has the same ones (masks, position indexes, frozen copies: any
     recombination keeps them equal), where they are constant (fresh biases), or where they are few.
     """
     first = checkpoints[0]

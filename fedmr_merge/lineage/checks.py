@@ -14,7 +14,7 @@ _LONGEST_NAME_BYTES = 255  #: of a file or folder, on the usual file systems
 
 
 def check_lineage(lineage: Lineage) -> None:
-    """Raise ValueError where a lineage could not have been written so; LookupError or TypeError where parts lack."""
+    """Raise ValueError where a lineage could not be written so; LookupError or TypeError where a part is missing."""
     for check in (_check_names, _check_slots, _check_tensors, _check_mean):
         check(lineage)
 

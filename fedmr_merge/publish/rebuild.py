@@ -72,7 +72,8 @@ def _architecture(config: Mapping[str, Any], file: str) -> Architecture:
         found = str(name).rpartition(":")[2].rpartition(".")[2]
         raise CheckpointError(
             file,
-            f"its architecture {shown(str(name), 80)} is code of somebody's own, which no folder and no Hub id brings",
+            f"its architecture {shown(str(name), 80)} is a user's own code, which is never loaded from a folder or the "
+            "Hub",
             hint=f"import {shown(found, 80)} where you have it, and give it: load_model(…, model={shown(found, 80)})",
         )
     if not isinstance(name, str) or name not in ARCHITECTURES:

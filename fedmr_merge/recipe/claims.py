@@ -1,7 +1,7 @@
 """Claims on the runs of a sweep: which process works on which run, on one machine or on many that share a folder.
 
-A claim is a file that its owner touches again and again. One that was not touched for a while belongs to a process that
-is dead, or to a machine that is: the next process that looks takes it over.
+A claim is a file that its owner touches again and again. One that was not touched for a while belongs to a process or
+a machine that has stopped: the next process that looks takes it over.
 """
 
 from __future__ import annotations

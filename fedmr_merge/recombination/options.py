@@ -48,7 +48,7 @@ class PlanOptions:
     def __post_init__(self) -> None:
         if self.plan is not None and (self.seed, self.round, self.rounds, self.probability) != (0, 1, 1, 1.0):
             raise PlanError(
-                "a given plan is executed as it is: seed, round, rounds and probability are of no use with it",
+                "a given plan is executed as it is: seed, round, rounds and probability have no effect on it",
                 hint="leave out one of them",
             )
 

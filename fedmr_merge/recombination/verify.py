@@ -58,8 +58,8 @@ def verify(out: str | Path, against: Inputs | None = None, *, progress: Progress
     lineage = read_lineage(out)
     if against is not None and len(against) != len(lineage.parents):
         raise VerificationError(
-            f"{len(against)} inputs given, the {'average' if lineage.operation == AVERAGE else 'recombination'} had "
-            f"{len(lineage.parents)}",
+            f"{len(against)} inputs were given, the {'average' if lineage.operation == AVERAGE else 'recombination'} "
+            f"had {len(lineage.parents)}",
             hint="name them in slot order",
         )
     remove_leftovers(lineage.folder)

@@ -50,7 +50,7 @@ class Margin:
         if self.published_points is None:
             return f"FedMR is {'ahead' if self.points > 0 else 'not ahead'}; no published number to compare with"
         if self.points * self.published_points <= 0:
-            return "does not agree with the paper: the sign is another"
+            return "does not agree with the paper: the sign differs"
         if abs(self.points) >= abs(self.published_points) / 2:
             return "agrees with the paper: the same sign, and at least half of the margin"
         return "agrees with the paper in the sign alone: less than half of the margin"

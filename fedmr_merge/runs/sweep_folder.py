@@ -59,7 +59,7 @@ class SweepDescription:
 
 
 def read_sweep_folder(out: Path) -> SweepDescription:
-    """Return what the folder of a sweep says of itself. Raises RunError when it is none, or damaged."""
+    """Return what the folder of a sweep says of itself. Raises RunError when it is not one, or is damaged."""
     path = out / SWEEP_FILE
     try:
         found = TypeAdapter(SweepDescription).validate_json(path.read_bytes())

@@ -114,8 +114,8 @@ def test_files_that_stay_behind_are_told_in_one_line(run: Run, tmp_path: Path) -
         code, _, errors = run(*command, "m0", "m1")
         assert code == 0
         assert errors == (
-            "warning: a.dat, b.dat, c.dat, d.dat, and 2 more of m0, m1 left behind: only weights, config and tokenizer "
-            "come along\n"
+            "warning: a.dat, b.dat, c.dat, d.dat, and 2 more of m0, m1 not copied: only weights, config and tokenizer "
+            "are copied\n"
         )
 
 

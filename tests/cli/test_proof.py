@@ -46,7 +46,7 @@ def test_lineage_that_ends_at_an_earlier_recombination_says_so(run: Run, tmp_pat
     assert code == 0
     assert out.count("\n") == 2
     assert errors.startswith("warning: r1/slot-0")
-    assert "followed no further" in errors
+    assert "the trace ends here" in errors
 
 
 def test_store_and_its_garbage(run: Run, sources: list[str], tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_plan_leaves_nothing_to_draw(option: list[str], run: Run, sources: lis
     assert run("recombine", *sources, "--dry-run", "--save-plan", "plan.json")[0] == 0
     code, out, errors = run("recombine", *sources, "--plan", "plan.json", *option)
     assert (code, out) == (2, "")
-    assert errors.startswith(f"error: {option[0]} concerns the draw and is of no use with --plan")
+    assert errors.startswith(f"error: {option[0]} concerns the draw and has no effect with --plan")
     assert len(errors.splitlines()) == 2
     assert not (tmp_path / "recombined").exists()
 
@@ -94,7 +94,7 @@ def test_a_saved_plan_is_what_would_be_drawn(run: Run, sources: list[str], tmp_p
     assert run("recombine", *sources, "--dry-run", "--save-plan", "plan.json")[0] == 2, "it exists"
     code, _, errors = run("recombine", *sources, "--save-plan", "other.json", "-o", "c")
     assert code == 2
-    assert "--save-plan is of no use without --dry-run" in errors
+    assert "--save-plan has no effect without --dry-run" in errors
     assert tree(tmp_path) == before
 
 
@@ -102,7 +102,7 @@ def test_a_saved_plan_is_what_would_be_drawn(run: Run, sources: list[str], tmp_p
 def test_what_the_store_decides_is_refused_and_not_ignored(option: list[str], run: Run, sources: list[str]) -> None:
     code, _, errors = run("recombine", *sources, "--layout", "store", *option)
     assert code == 2
-    assert errors.startswith(f"error: {option[0]} is of no use with --layout store")
+    assert errors.startswith(f"error: {option[0]} has no effect with --layout store")
     assert len(errors.splitlines()) == 2
 
 

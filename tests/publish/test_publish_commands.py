@@ -60,7 +60,7 @@ def test_push_prints_the_address_of_the_commit_and_makes_one(
     commit = here.repos[REPO].refs["refs/heads/main"]
     assert first == ["pushed 7 files", f"{here.endpoint}/{REPO}/commit/{commit}"]
     assert command("push", cohort, REPO, "--endpoint", here.endpoint, "--tag", "v1") == 0
-    assert capsys.readouterr().out.splitlines() == ["the Hub has all of it already, no commit was made", first[1]]
+    assert capsys.readouterr().out.splitlines() == ["the Hub has all of it already; no commit was made", first[1]]
     (cohort / "slot-00" / "config.json").write_text("{}")
     assert command("push", cohort, REPO, "--endpoint", here.endpoint, "--create-pr", "--message", "better") == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{here.endpoint}/{REPO}/discussions/1"

@@ -171,7 +171,7 @@ def test_a_published_model_asks_for_its_class_and_is_loaded_with_it(
     monkeypatch.chdir(finished)
     monkeypatch.syspath_prepend(finished)
     folder = finished / "run" / "global"
-    with pytest.raises(CheckpointError, match="own_nets:SmallNet is code of somebody's own, which no folder") as found:
+    with pytest.raises(CheckpointError, match="own_nets:SmallNet is a user's own code, which is never loaded") as found:
         load_model(folder)
     assert found.value.hint == "import SmallNet where you have it, and give it: load_model(…, model=SmallNet)"
     assert "own_nets" not in sys.modules, "no code is imported because a folder names it"

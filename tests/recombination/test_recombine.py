@@ -484,7 +484,7 @@ def test_a_whole_part_of_a_configuration_can_be_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drawn", [{"seed": 1}, {"round": 2}, {"rounds": 2}, {"probability": 0.5}])
 def test_a_plan_is_given_or_drawn(drawn: dict[str, Any]) -> None:
-    with pytest.raises(PlanError, match="of no use"):
+    with pytest.raises(PlanError, match="have no effect on it"):
         PlanOptions(plan=RecombinationPlan(2, {"a": (1, 0)}), **drawn)
 
 

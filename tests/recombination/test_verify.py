@@ -375,7 +375,7 @@ def test_sources_of_one_name_are_rebuilt_by_their_slot(tmp_path: Path) -> None:
 
 def test_the_number_of_inputs_must_fit(tmp_path: Path) -> None:
     sources, out = merged(tmp_path)
-    with pytest.raises(VerificationError, match="2 inputs given, the recombination had 3"):
+    with pytest.raises(VerificationError, match="2 inputs were given, the recombination had 3"):
         verify(out, sources[:2])
 
 

@@ -101,7 +101,7 @@ def test_inputs_that_changed_since_are_a_warning(sources: list[Path], tmp_path: 
     report = verify(tmp_path / "mean")
     assert report.ok
     assert any("the inputs have changed since" in line for line in report.warnings)
-    with pytest.raises(VerificationError, match="2 inputs given, the average had 3"):
+    with pytest.raises(VerificationError, match="2 inputs were given, the average had 3"):
         verify(tmp_path / "mean", sources[:2])
 
 

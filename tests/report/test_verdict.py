@@ -66,7 +66,7 @@ def test_the_margin_is_over_the_best_method_with_one_model(tmp_path: Path) -> No
     ("fedmr", "published", "verdict"),
     [
         (52.9, {"FedAvg": 50.0, "FedMR": 56.0}, "agrees with the paper in the sign alone"),
-        (49.0, {"FedAvg": 50.0, "FedMR": 56.0}, "does not agree with the paper: the sign is another"),
+        (49.0, {"FedAvg": 50.0, "FedMR": 56.0}, "does not agree with the paper: the sign differs"),
         (53.0, {"FedAvg": 50.0, "FedMR": 56.0}, "agrees with the paper: the same sign, and at least half"),
         (53.0, {}, "FedMR is ahead; no published number"),
         (49.0, {"FedAvg": 50.0}, "FedMR is not ahead; no published number"),
