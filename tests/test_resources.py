@@ -8,7 +8,9 @@ from fedmr_merge.errors import FedmrMergeError
 from fedmr_merge.resources import resource_folder
 
 
-@pytest.mark.parametrize(("folder", "file"), [("cards", "global.md.j2"), ("recipes", "digits.yaml"), ("docs", "hub.md")])
+@pytest.mark.parametrize(
+    ("folder", "file"), [("cards", "global.md.j2"), ("recipes", "digits.yaml"), ("docs", "hub.md")]
+)
 def test_a_folder_is_found_wherever_the_package_is(folder: str, file: str) -> None:
     assert (resource_folder(folder) / file).is_file()
 
