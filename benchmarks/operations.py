@@ -8,7 +8,7 @@ more), with the bytes of the tensors that it reads and writes.
 
 A step is one local step of all clients: what a second step of every client adds to a round's local training. The
 synchronisations are those of a whole round of FedMR with one step: of its selection, training, recombination and
-evaluation on 400 images. Checkpoints are not in it.
+evaluation on 400 examples. Checkpoints are not in it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from torch.utils._pytree import tree_leaves
 from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedmr import FedMR
-from fedmr_merge.federated.catalogue import ARCHITECTURES
+from fedmr_merge.federated.catalogue import ARCHITECTURES, TASKS
 from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.data.tensors import Examples
+from fedmr_merge.federated.data.tokenizers import Bytes
+from fedmr_merge.federated.data.tokens import TokenData
 from fedmr_merge.federated.federation import Federation, Training, open_federation
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
@@ -72,6 +75,8 @@ _NO_LAUNCH = [
     "view",
 ]
 """Operations that only look at memory in another way, or reserve some."""
+
+_LENGTH = 128  # of a text, in bytes
 
 _COPIES = ("_to_copy", "copy_", "to")
 """Operations that may go from one device to another; the last one is seen as such in inference mode only."""
@@ -172,10 +177,24 @@ class _Operations(TorchDispatchMode):
 
 
 def make_federation(model: str, *, clients: int, batch: int, steps: int = 1, **training: Any) -> Federation:
-    """Return a federation of CIFAR-10's shapes on the `meta` device, whose clients have so many batches each."""
+    """Return a federation on the `meta` device, whose clients have so many batches each.
+
+    Its examples are images of CIFAR-10's shape, or texts of 128 bytes.
+    """
     examples = clients * batch * steps
     options = {"clients_per_round": clients, "local_epochs": 1, "batch_size": batch, "engine": "vmap"} | training
-    data = ImageData(
+    architecture = ARCHITECTURES.find(model)()
+    data, task = (
+        _texts(model, examples) if architecture.takes == "tokens" else (_images(examples), "image-classification")
+    )
+    partition = Partition.of(np.arange(examples).reshape(clients, -1))
+    return open_federation(
+        architecture, data, partition, Training(**options), seed=0, device="meta", task=TASKS.find(task)()
+    )
+
+
+def _images(examples: int) -> ImageData:
+    return ImageData(
         train_images=torch.zeros(examples, 3, 32, 32, dtype=torch.uint8, device="meta"),
         train_labels=torch.zeros(examples, dtype=torch.int64, device="meta"),
         test_images=torch.zeros(400, 3, 32, 32, dtype=torch.uint8, device="meta"),
@@ -184,8 +203,19 @@ def make_federation(model: str, *, clients: int, batch: int, steps: int = 1, **t
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )
-    partition = Partition.of(np.arange(examples).reshape(clients, -1))
-    return open_federation(ARCHITECTURES.find(model)(), data, partition, Training(**options), seed=0, device="meta")
+
+
+def _texts(model: str, examples: int) -> tuple[TokenData, str]:
+    tokenizer, predicts_tokens = Bytes(), model == "gpt"
+
+    def part(number: int) -> Examples:
+        ids = torch.zeros(number, _LENGTH, dtype=torch.int64, device="meta")
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
+        return Examples(inputs, ids if predicts_tokens else ids[:, 0])
+
+    names = () if predicts_tokens else ("a", "b")
+    data = TokenData(train=part(examples), test=part(400), class_names=names, tokenizer=tokenizer, length=_LENGTH)
+    return data, "causal-lm" if predicts_tokens else "text-classification"
 
 
 def count_training(federation: Federation, algorithm: Algorithm) -> Counts:

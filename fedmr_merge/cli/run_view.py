@@ -36,7 +36,7 @@ def follow(run: Run, folder: Path, again: str) -> None:
 
 def _announce(run: Run, folder: Path) -> None:
     from fedmr_merge.federated.federation import describe_last_batches
-    from fedmr_merge.federated.training.devices import describe_devices
+    from fedmr_merge.federated.training.engines.description import describe_devices
     from fedmr_merge.recipe.prepare import parameters
 
     recipe, federation = run.recipe, run.federation
@@ -137,12 +137,14 @@ def memory_line(memory: MemoryForecast) -> str:
 
 def _show_sizes(recipe: Recipe, federation: Federation) -> None:
     from fedmr_merge.federated.federation import describe_last_batches
-    from fedmr_merge.federated.training.devices import describe_devices
+    from fedmr_merge.federated.training.engines.description import describe_devices, describe_operations
     from fedmr_merge.recipe.prepare import parameters, stage_traffic
 
     sizes = federation.partition.sizes
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples")
-    for line in filter(None, (describe_last_batches(federation), describe_devices(federation))):
+    for line in filter(
+        None, (describe_last_batches(federation), describe_devices(federation), describe_operations(federation))
+    ):
         console.say(line)
     console.say(f"{parameters(federation):,} parameters in {len(set(federation.layers.values()))} layers")
     if federation.device.type == "cuda":

@@ -151,7 +151,7 @@ def test_a_step_of_ten_clients_stays_below_its_ceilings(model, launches, gigabyt
     assert not step.synchronisations.total()
 
 
-@pytest.mark.parametrize("model", ["cnn", "lenet", "resnet20", "resnet20-preact", "vgg16"])
+@pytest.mark.parametrize("model", ["cnn", "gpt", "lenet", "resnet20", "resnet20-preact", "text-classifier", "vgg16"])
 def test_clients_together_move_hardly_more_bytes_than_one_by_one(model):
     together, apart = (count_step(model, FedAvg(), **SMALL, engine=engine) for engine in ("vmap", "loop"))
     assert together.moved_bytes.total() <= 1.1 * apart.moved_bytes.total()

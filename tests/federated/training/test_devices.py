@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from dataclasses import replace
 
@@ -16,7 +15,6 @@ from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedmr import FedMR
 from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.federated.rounds import run_rounds
-from fedmr_merge.federated.training.devices import describe_devices
 from fedmr_merge.federated.training.engines._part import Part
 from fedmr_merge.recipe.prepare import visible_devices
 
@@ -99,23 +97,6 @@ def test_what_ends_one_device_ends_the_others_after_their_step(error, monkeypatc
         run(on_devices(2, local_epochs=10_000), FedAvg(), 1)
     assert threading.active_count() == before
     assert len(steps) < 10_000
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ({}, "each of which trains 3 of the 5 clients of a round at a time: .* one GPU with training.cohort_chunk 3"),
-        ({"cohort_chunk": 2}, "trains 2 of the 5 clients of a round at a time: the bytes are those of one GPU$"),
-        ({"compile": True}, "with training.compile, clients train on one of the 2 GPUs"),
-        ({"engine": "loop"}, "with training.engine loop, clients train on one of the 2 GPUs"),
-    ],
-)
-def test_which_devices_train_what_is_reported(options, line):
-    federation = replace(unlike_federation(**{"engine": "vmap", **options}), devices=(CPU, CPU))
-    described = describe_devices(federation)
-    assert described is not None
-    assert re.search(line, described)
-    assert describe_devices(replace(federation, devices=(CPU,))) is None
 
 
 @pytest.mark.parametrize(("visible", "count"), [(1, 1), (3, 3)])
