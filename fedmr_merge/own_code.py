@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.machinery
 import inspect
@@ -140,6 +141,7 @@ class OwnCode:
     options: Mapping[str, Any] = field(default_factory=dict)  #: by parameter, as plain values
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)  #: the same, as the code gets them
     target: Callable[..., Any] | None = field(default=None, compare=False)  #: None where it was named and not imported
+    version: str | None = field(default=None, compare=False)  #: of the file that the code is in, where it is known
 
     @classmethod
     def of(
@@ -173,7 +175,7 @@ class OwnCode:
                 faults.add(f"{path}.{key}", "is missing")
             elif _is_plain(parameter.default):
                 options[key] = values[key] = parameter.default
-        return cls(name, options, values, target)
+        return cls(name, options, values, target, source_version(target))
 
     def call(self, kind: type[FedmrMergeError], **supplied: Any) -> Any:
         """Call the code with its options, and with what it takes of `supplied` where no option gives that.
@@ -186,6 +188,19 @@ class OwnCode:
         taken = {key: value for key, value in supplied.items() if key in _parameters(self.target)[0]}
         with explained(f"{self.name} failed", kind):
             return self.target(**(taken | dict(self.values)))
+
+
+def source_version(target: Any) -> str | None:
+    """Return the beginning of the SHA-256 of the file that an object's code is in; None where there is no file.
+
+    Of a class or function of a notebook, it is that of its own source.
+    """
+    try:
+        file = inspect.getsourcefile(target)
+        source = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(target).encode()
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source).hexdigest()[:16]
 
 
 def _parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:

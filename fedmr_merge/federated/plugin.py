@@ -26,6 +26,11 @@ class Plugin:
         plugin = type(self).__module__.rpartition(".")[2].replace("_", "-")
         return f"{plugin}:{self.argument}" if self.argument else plugin
 
+    @property
+    def code_version(self) -> str | None:
+        """The version of the user's own code that the plug-in runs; None for one that comes with a package."""
+        return None
+
     def options(self) -> dict[str, Any]:
         """Return the options by name, as a recipe would spell them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]

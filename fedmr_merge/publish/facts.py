@@ -17,6 +17,7 @@ from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.errors import FedmrMergeError, HubError
 from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.hub.listing import parse_hub
+from fedmr_merge.own_code import is_import_path
 from fedmr_merge.runs.record import read_run
 
 TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")
@@ -45,6 +46,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "recipe_text": run.recipe_text.rstrip(),
             "data": recipe["data"]["name"],
             "data_about": _describe_data(str(recipe["data"]["name"])),
+            "data_id": None if is_import_path(recipe["data"]["name"]) else recipe["data"]["name"].removeprefix("hub:"),
             "license": publish.get("license"),
             "tags": list(dict.fromkeys([*TAGS, *publish.get("tags", ())])),
             "config": config,
@@ -91,6 +93,8 @@ def _describe_data(name: str) -> str | None:
     """Return the first line of what the plug-in of a data set says about it; None for one that is not known here."""
     from fedmr_merge.federated.catalogue import DATA_SETS  # imports torch
 
+    if is_import_path(name):
+        return "data of whoever trained the model, which do not come with it"
     try:
         lines = (DATA_SETS.find(name).__doc__ or "").strip().splitlines()
     except (KeyError, FedmrMergeError, ImportError):

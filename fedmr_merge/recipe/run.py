@@ -120,7 +120,7 @@ class Run:
         own_data = is_import_path(self.recipe.data.name)  # or given from Python
         self.folder.write_json(PARTITION, partition_json(self.federation, hashed=own_data))
         self.folder.write_json(TASK, self.federation.task.to_json())
-        self.folder.write_json(ENVIRONMENT, describe_environment(self.federation.device))
+        self.folder.write_json(ENVIRONMENT, self._environment())
         self.folder.write_text(RECIPE, self.recipe.to_yaml())  # last: it makes the folder a run folder
         self.folder.forget()
 
@@ -182,13 +182,19 @@ class Run:
     def changed_environment(self) -> list[str]:
         """Return what is not as it was when the run began: its bytes may differ from those of a run in one go."""
         before = self.folder.read_json(ENVIRONMENT)
-        now = describe_environment(self.federation.device)
+        now = self._environment()
         flat = [({**side, **side["packages"]}) for side in (before, now)]
         return [
             f"{key}: {flat[0].get(key, 'absent')} → {flat[1][key]}"
             for key in flat[1]
             if key != "packages" and flat[0].get(key) != flat[1][key]
         ]
+
+    def _environment(self) -> dict[str, Any]:
+        """Return what the run's numbers depend on besides its recipe, the code of the user's own included."""
+        versions = {f"code of {part.name}": part.code_version for part in (self.recipe.data, self.recipe.model)}
+        found = describe_environment(self.federation.device)
+        return {**found, **{name: version for name, version in versions.items() if version is not None}}
 
     def execute(self) -> Iterator[Event]:
         """Run what is left of the recipe, yielding as rounds and stages are done."""

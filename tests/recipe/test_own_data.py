@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from own_code import hashes, stop_after
 from small_run import command
 from torch import nn
 
-from fedmr_merge import DataError, RecipeError, RunError, as_data, run_recipe
+from fedmr_merge import DataError, RecipeError, RunError, as_data, load_model, run_recipe
 
 DATA = """
 import torch
@@ -199,3 +200,31 @@ def test_what_is_given_must_be_data(tmp_path: Path) -> None:
         run_recipe(raw, tmp_path / "run", model=linear, data=torch.zeros(5))
     with pytest.raises(RecipeError, match=r"data\.partition\.kind: is missing"):
         run_recipe({**RECIPE, "data": {}}, tmp_path / "run", model=linear, data=own())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets"),
+    [
+        (torch.randn(80, 5), torch.arange(80) % 2),
+        (torch.randn(80, 5), torch.randn(80)),
+        (torch.randn(80, 2, 7), torch.arange(80) % 2),
+        (torch.rand(80, 1, 4, 4), torch.arange(80) % 2),
+    ],
+    ids=["table", "regression", "signals", "images"],
+)
+def test_what_was_trained_is_published_and_loaded(inputs: Any, targets: Any, tmp_path: Path) -> None:
+    def net(input_shape: Any, num_outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_outputs))
+
+    raw = {**RECIPE, "data": {"partition": {"kind": "iid", "clients": 6}}}
+    del raw["task"]
+    raw["stages"] = [{"fedmr": {"rounds": 1}}, {"evaluate": {}}, {"publish": {}}]
+    done = run_recipe(raw, tmp_path / "run", model=net, data=((inputs[:60], targets[:60]), (inputs[60:], targets[60:])))
+    assert done.model is not None
+    model = load_model(done.model, model=net)
+    outputs = 1 if targets.is_floating_point() else 2
+    assert model(inputs[:3]).shape == (3, outputs)
+    card = (done.model / "README.md").read_text()
+    assert "data of whoever trained the model, which do not come with it" in card
+    assert "datasets:" not in card
+    assert command("push", done.model, "ORG/NAME", "--dry-run") == 0

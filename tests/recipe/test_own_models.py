@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,6 +119,18 @@ def test_a_run_is_not_resumed_with_another_model(finished: Path, tmp_path: Path)
     with pytest.raises(RecipeError, match=r"model\.name: python:SmallNet was given from Python, and has to be given"):
         run_recipe(tmp_path / "run")
     assert hashes(tmp_path / "run") == before
+
+
+def test_code_that_was_changed_since_the_run_began_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_project(tmp_path)
+    with own_code.forgetting():
+        stop_after(2, recipe, tmp_path / "run")
+    write_project(tmp_path, own_code.NETS + "\n# changed\n")
+    assert command("run", recipe, "-o", tmp_path / "run") == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "not as when the run began" in line]
+    assert re.search(r"code of own_nets:SmallNet: [0-9a-f]{16} → [0-9a-f]{16}; the bytes may differ", line)
 
 
 BAD = [

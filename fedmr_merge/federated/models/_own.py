@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.options import Faults
-from fedmr_merge.own_code import OwnCode, given_name
+from fedmr_merge.own_code import OwnCode, given_name, source_version
 
 SUPPLIED = ("num_classes", "num_outputs", "input_shape")
 """The parameters that get their values from task and data, where a class or function has them and no option does."""
@@ -30,6 +30,11 @@ class OwnModel(Architecture):
     def name(self) -> str:
         """The import path of the class or function, or `python:Name` where it was given from Python."""
         return self.code.name
+
+    @property
+    def code_version(self) -> str | None:
+        """The version of the file that the class or function is in."""
+        return self.code.version
 
     def options(self) -> dict[str, Any]:
         """Return what the class or function is called with."""
@@ -78,6 +83,8 @@ def given_model(
     faults = Faults()
     target = _copying(model) if isinstance(model, nn.Module) else model
     found = own_model(target, name or given_name(model), options or {}, "model", faults)
+    if isinstance(model, nn.Module) and found is not None:
+        found = replace(found, code=replace(found.code, version=source_version(type(model))))
     if faults or found is None:
         raise TrainingError(
             "; ".join(map(str, faults)),

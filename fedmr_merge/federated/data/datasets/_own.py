@@ -25,6 +25,11 @@ class OwnDataSet(DataSet):
         """The import path of the function."""
         return self.code.name
 
+    @property
+    def code_version(self) -> str | None:
+        """The version of the file that the function is in."""
+        return self.code.version
+
     def options(self) -> dict[str, Any]:
         """Return what the function is called with."""
         return dict(self.code.options)
