@@ -14,7 +14,7 @@ from fedmr_merge.own_code import is_import_path
 from fedmr_merge.recipe.schema import Recipe
 
 RECIPE_FILE = "recipe.yaml"
-_MODULE = "fedmr_merge_app"
+APP_MODULE = "fedmr_merge_app"  #: the Python package of an app
 
 _PROJECT = """\
 [project]
@@ -60,14 +60,16 @@ def write_app(recipe: Recipe, target: Path, *, code: Path | None = None, config:
     options = config or {"out": "", "fresh": False, "extend": False, "folder": ""}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in options.items()]
     with staged_output(target) as staging:
-        (staging / _MODULE).mkdir(parents=True)
-        project = _PROJECT.format(version=fedmr_merge.__version__, module=_MODULE, config="\n".join(lines))
+        (staging / APP_MODULE).mkdir(parents=True)
+        project = _PROJECT.format(version=fedmr_merge.__version__, module=APP_MODULE, config="\n".join(lines))
         (staging / "pyproject.toml").write_text(project, encoding="utf-8")
         (staging / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
-        (staging / _MODULE / "__init__.py").write_text('"""A recipe of fedmr-merge, for Flower."""\n', encoding="utf-8")
+        (staging / APP_MODULE / "__init__.py").write_text(
+            '"""A recipe of fedmr-merge, for Flower."""\n', encoding="utf-8"
+        )
         for side, module, function in (("server", "server", "server_app"), ("client", "client_app", "client_app")):
             text = _SIDE.format(side=side, module=module, function=function)
-            (staging / _MODULE / f"{side}.py").write_text(text, encoding="utf-8")
+            (staging / APP_MODULE / f"{side}.py").write_text(text, encoding="utf-8")
         for name in sorted(_own_modules(recipe.to_json())) if code else ():
             _copy_module(Path(code or "."), name, staging)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmr_merge.errors import FedmrMergeError, RunError, shown
-from fedmr_merge.flower.app_folder import write_app
+from fedmr_merge.flower.app_folder import APP_MODULE, write_app
 from fedmr_merge.flower.commands import RunStatus, flwr, log_lines, run_status
 from fedmr_merge.flower.events import read_event
 from fedmr_merge.flower.server import ServerOptions
@@ -45,6 +46,8 @@ def submit(recipe: Recipe, connection: str, options: ServerOptions, code: Path |
     with tempfile.TemporaryDirectory(prefix="fedmr-merge-app-") as folder:
         app = Path(folder) / "fedmr-merge-app"
         write_app(recipe, app, code=code, config=asdict(options))
+        # Flower looks for the app's module as Python does, which remembers where that of another app was.
+        sys.modules.pop(APP_MODULE, None)
         run = str(flwr("run", str(app), connection)["run-id"])
     yield {"event": "submitted", "run": run}
     failure: dict[str, Any] | None = None
