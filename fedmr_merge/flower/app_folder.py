@@ -60,16 +60,15 @@ def write_app(recipe: Recipe, target: Path, *, code: Path | None = None, config:
     options = config or {"out": "", "fresh": False, "extend": False, "folder": ""}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in options.items()]
     with staged_output(target) as staging:
-        (staging / APP_MODULE).mkdir(parents=True)
+        package = staging / APP_MODULE
+        package.mkdir(parents=True)
         project = _PROJECT.format(version=fedmr_merge.__version__, module=APP_MODULE, config="\n".join(lines))
         (staging / "pyproject.toml").write_text(project, encoding="utf-8")
         (staging / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
-        (staging / APP_MODULE / "__init__.py").write_text(
-            '"""A recipe of fedmr-merge, for Flower."""\n', encoding="utf-8"
-        )
+        (package / "__init__.py").write_text('"""A recipe of fedmr-merge, for Flower."""\n', encoding="utf-8")
         for side, module, function in (("server", "server", "server_app"), ("client", "client_app", "client_app")):
             text = _SIDE.format(side=side, module=module, function=function)
-            (staging / APP_MODULE / f"{side}.py").write_text(text, encoding="utf-8")
+            (package / f"{side}.py").write_text(text, encoding="utf-8")
         for name in sorted(_own_modules(recipe.to_json())) if code else ():
             _copy_module(Path(code or "."), name, staging)
 

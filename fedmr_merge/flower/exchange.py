@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from flwr.app import Message
     from flwr.serverapp import Grid
 
-_POLL_SECONDS = 0.25
+_POLL_SECONDS = 0.2  # at first; every look is a request for each message that is waited for
+_LONGEST_POLL_SECONDS = 1.5
 _LONGEST_REASON = 300
 
 _ERRORS = {
@@ -72,7 +73,7 @@ def exchange(
             else:
                 found.reasons[out.slot] = "the SuperLink did not take the message"
     begun = time.monotonic()
-    deadline = begun + timeout_seconds
+    deadline, pause = begun + timeout_seconds, _POLL_SECONDS
     while waiting:
         arrived = 0
         for message_id in list(waiting):
@@ -83,7 +84,8 @@ def exchange(
         if not waiting or time.monotonic() >= deadline:
             break
         if not arrived:
-            time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(1.2 * pause, _LONGEST_POLL_SECONDS)
     for out in waiting.values():
         found.reasons[out.slot] = f"no reply within {timeout_seconds:g} seconds"
     return found
