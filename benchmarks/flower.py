@@ -26,6 +26,7 @@ from typing import Any
 from fedmr_merge.recipe.run import RoundDone, Run
 from fedmr_merge.recipe.schema import Recipe, parse_recipe
 
+PROGRAMS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp", "flwr-clientapp")
 LARGE_MODEL = '''
 import torch
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Watch:
                     if f"FLWR_HOME={self.folder}".encode() not in (path / "environ").read_bytes():
                         continue
                     words = (path / "cmdline").read_bytes().split(b"\0")
-                    name = next(Path(word.decode()).name for word in words if b"flower-" in word or b"flwr-" in word)
+                    name = next(name for word in words if (name := word.decode().rpartition("/")[2]) in PROGRAMS)
                     status = (path / "status").read_text()
                     peak = int(status.split("VmHWM:")[1].split()[0])
                 except (OSError, StopIteration, IndexError):
