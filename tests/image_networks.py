@@ -108,7 +108,7 @@ def normalisations(model: nn.Module) -> list[str]:
 
 def beside(model: nn.Module, network: Network) -> dict[str, set[str]]:
     """Run a network on tensors without values; return for each normalisation the layers whose output it takes, or
-    that take its output, with nothing but activations, pooling and changes of shape between them.
+    that take its output, with nothing but activations, pooling, concatenation and changes of shape between them.
     """
     names = {module: name for name, module in model.named_modules()}
     norms = set(normalisations(model))
@@ -118,11 +118,11 @@ def beside(model: nn.Module, network: Network) -> dict[str, set[str]]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         name = names[module]
         taken = next((value for value in tree_leaves(inputs) if isinstance(value, Tensor)), None)
-        origin = track.origins.get(id(taken))
-        if origin and (name in norms) != (origin in norms):
-            found[name if name in norms else origin].add(origin if name in norms else name)
+        for origin in track.origins.get(id(taken), ()):
+            if (name in norms) != (origin in norms):
+                found[name if name in norms else origin].add(origin if name in norms else name)
         for value in tree_leaves(output):
-            track.mark(value, name)
+            track.mark(value, {name})
 
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -136,23 +136,26 @@ def beside(model: nn.Module, network: Network) -> dict[str, set[str]]:
 
 
 class _Track(TorchDispatchMode):
-    """Remembers which layer or normalisation a tensor came from, through operations that take one tensor."""
+    """Remembers which layers or normalisations a tensor came from, through operations that take one tensor, and
+    through concatenation.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.origins: dict[int, str] = {}
+        self.origins: dict[int, set[str]] = {}
         self._kept: list[Tensor] = []  # so that no other tensor gets the identity of one that was seen
 
-    def mark(self, value: Any, origin: str) -> None:
+    def mark(self, value: Any, origins: set[str]) -> None:
         if isinstance(value, Tensor):
-            self.origins[id(value)] = origin
+            self.origins[id(value)] = origins
             self._kept.append(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         taken = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if len(taken) == 1 and (origin := self.origins.get(id(taken[0]))):
+        known = [self.origins.get(id(value), set()) for value in taken]
+        if all(known) and (len(taken) == 1 or func is torch.ops.aten.cat.default):
             for value in tree_leaves(output):
                 if value is not taken[0]:
-                    self.mark(value, origin)
+                    self.mark(value, set().union(*known))
         return output

@@ -86,7 +86,15 @@ def statistics_without_layer(shapes: Shapes, groups: Iterable[LayerGroup]) -> li
         channels = {size for shape in layers for size in shape[:2]} | {sum(shape[0] for shape in layers)}
         most = max((shape[0] for shape in layers), default=0)  # a normalisation can be of a part of what a layer gives
         sizes = {norm: shapes[f"{norm}{_STATISTICS}"] for norm in norms}
-        found += [norm for norm, size in sizes.items() if len(size) == 1 and size[0] not in channels and size[0] > most]
+        rows = [shape[1] for shape in layers if len(shape) == 2]  # of a mixture of kernels, each row is one, flattened
+        found += [
+            norm
+            for norm, size in sizes.items()
+            if len(size) == 1
+            and size[0] not in channels
+            and size[0] > most
+            and not any(row > size[0] and row % size[0] == 0 for row in rows)
+        ]
     return found
 
 

@@ -76,7 +76,7 @@ class Neighbours:
         if found := self._choose(norm, free):
             return found
         if free and parent:
-            return None  # what stands beside it is its layer, and shapes do not show that layer's channels
+            return self._of_parts(norm, beside)
         if found := self._choose(norm, [n for n in inside if n not in self.taken]):
             return found
         if norm.count(".") <= 1:  # the last normalisation of the model and its head
@@ -85,6 +85,15 @@ class Neighbours:
                 return found
         both = (n for n in inside if self.modules.outputs(n) == size and self.modules.takes(n, size))
         return self._closest(norm, both) or self._choose(norm, inside) or self._above(norm)
+
+    def _of_parts(self, norm: str, beside: Sequence[str]) -> str | None:
+        """Return the layer of whose output this and the other normalisations beside it each take a part: queries and
+        values of a qkv. Otherwise shapes do not show which of the layers beside it is its own.
+        """
+        parent = norm.rpartition(".")[0]
+        parts = [n for n in self.modules.norms if n.rpartition(".")[0] == parent and self.modules.has_statistics(n)]
+        total = sum(map(self.modules.size, parts))
+        return self._closest(norm, [n for n in beside if len(parts) > 1 and self.modules.outputs(n) >= total])
 
     def _above(self, norm: str) -> str | None:
         parent = norm.rpartition(".")[0]

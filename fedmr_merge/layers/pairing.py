@@ -33,6 +33,7 @@ Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 _NORM_NAME = re.compile(r"(?P<before>.*?)(?P<word>batch_?norm|bn|norm|gn)(?P<after>\d*(?:_.*)?)\Z", re.IGNORECASE)
 _MAX_GAP = 16  #: modules without weights between a layer and its normalisation in a sequence
+_SQUARES = (1, 9, 25, 49)  #: numbers in a kernel
 _MAX_ORDERED = 6  #: layers of a module whose orders are tried
 #: Which layers a normalisation may be named after. `norm1` of a transformer belongs to no `linear1`; `bn1` can only be
 #: batch normalisation.
@@ -161,8 +162,27 @@ def _fitting(family: _Siblings, modules: Modules) -> Iterator[Pairs]:
             links = list(pairwise(order))
             breaks = sum(not modules.takes(after, modules.outputs(before)) for before, after in links)
             fitting.append((breaks, tuple(zip(_last(norms), _last(order), strict=True))))
+    if not fitting and len(norms) == len(layers):
+        fitting = list(_mixtures(norms, layers, modules))
     fewest = min((breaks for breaks, _ in fitting), default=0)
     yield from (pairs for breaks, pairs in fitting if breaks == fewest)
+
+
+def _mixtures(norms: Sequence[str], layers: Sequence[str], modules: Modules) -> Iterator[tuple[int, Pairs]]:
+    """Yield the ways to pair layers that mix kernels, with the number of breaks in each.
+
+    Their weights are matrices: each row is the kernel of a convolution, flattened, and so a multiple of its output
+    channels (Yang et al., "CondConv", 2019).
+    """
+    sizes = [modules.size(norm) for norm in norms]
+    for order in permutations(layers):
+        shapes = [modules.shapes.get(f"{layer}.weight", ()) for layer in order]
+        if all(len(s) == 2 and s[1] > size and s[1] % size == 0 for s, size in zip(shapes, sizes, strict=True)):
+            inputs = [shape[1] // size for shape, size in zip(shapes, sizes, strict=True)]
+            links = zip(sizes, inputs[1:], strict=False)
+            # A layer takes all channels of the one before it, or is depthwise, and its kernels are square.
+            breaks = sum(count not in _SQUARES and count not in [size * s for s in _SQUARES] for size, count in links)
+            yield breaks, tuple(zip(_last(norms), _last(order), strict=True))
 
 
 def _by_number(norms: Sequence[str], layers: Sequence[str], modules: Modules) -> Pairs | None:

@@ -137,3 +137,25 @@ def test_many_normalisations_take_bounded_time() -> None:
     start = time.process_time()
     layers_from_names(shapes)
     assert time.process_time() - start < 10
+
+
+def test_mixtures_of_kernels_are_paired_by_what_their_rows_are_multiples_of() -> None:
+    """CondConv: four kernels in the rows of a matrix, and the layer that mixes them, which has no normalisation."""
+    shapes: Shapes = {"routing_fn.weight": (4, 16), "routing_fn.bias": (4,)}
+    shapes |= {"conv_dw.weight": (4, 96 * 9), "conv_pw.weight": (4, 96 * 16), "conv_pwl.weight": (4, 24 * 96)}
+    shapes = {f"blocks.0.{name}": shape for name, shape in shapes.items()}
+    for number, size in enumerate((96, 96, 24), start=1):
+        shapes |= norm(f"blocks.0.bn{number}", size)
+    layer_of = layers_from_names(shapes).layer_of
+    found = [layer_of[f"blocks.0.bn{number}.running_mean"].rpartition(".")[2] for number in (1, 2, 3)]
+    assert found == ["conv_pw", "conv_dw", "conv_pwl"]
+    assert layer_of["blocks.0.routing_fn.weight"] == "blocks.0.routing_fn"
+    assert apply_rule("layer", shapes).warnings == ()
+
+
+def test_normalisations_of_parts_of_an_output_stay_with_the_layer_that_gives_it() -> None:
+    shapes: Shapes = {"attn.qkv.weight": (64 + 16 + 64, 128, 1, 1), "attn.conv_lambda.weight": (16, 1, 9, 9, 1)}
+    shapes |= norm("attn.norm_q", 64) | norm("attn.norm_v", 64)
+    layer_of = layers_from_names(shapes).layer_of
+    assert {layer_of[f"attn.norm_{part}.running_mean"] for part in "qv"} == {"attn.qkv"}
+    assert apply_rule("layer", shapes).warnings == ()
