@@ -80,8 +80,11 @@ def warn_of_data(federation: Federation) -> None:
 
     for note in federation.data.notes:
         console.complain("note", note)
-    for name in missing_classes(federation.partition, federation.data):
-        console.complain("warning", f"no client has an example of class {name}: no model will learn it")
+    if missing := missing_classes(federation.partition, federation.data):
+        what = f"class {missing[0]}: no model will learn it"
+        if len(missing) > 1:
+            what = f"{len(missing)} classes: no model will learn {console.listed(missing, ', ')}"
+        console.complain("warning", f"no client has an example of {what}")
 
 
 def closing_words(recipe: Recipe, folder: Path, again: str) -> None:
