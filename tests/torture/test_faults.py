@@ -88,12 +88,14 @@ class Known:
 
 
 def look(folder: Path) -> dict[str, bytes]:
-    """Return the entries of a folder; of a run's metrics all but what the clock says."""
+    """Return the entries of a folder; of a run's metrics and card all but what the clock says."""
     found = contents(folder)
     for name in found:
         if name.endswith("metrics.jsonl"):
             lines = [json.loads(line) for line in found[name].splitlines()]
             found[name] = json.dumps([{k: v for k, v in line.items() if k != "seconds"} for line in lines]).encode()
+        if name.endswith("README.md"):
+            found[name] = re.sub(rb"\| training time .*", b"", found[name])
     # A run that was resumed keeps the checkpoint that it was resumed from.
     return {n: content for n, content in found.items() if not n.endswith("/.lock") and not n.startswith(CHECKPOINTS)}
 
