@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.cli import console, progress
 from fedmr_merge.cli.arguments import (
@@ -33,6 +33,7 @@ from fedmr_merge.errors import PlanError
 
 if TYPE_CHECKING:
     from fedmr_merge.checkpoint.open import Checkpoint
+    from fedmr_merge.merging.options import MeanOutcome
 
 
 def register(app: App) -> None:
@@ -73,16 +74,17 @@ def average(
             "--exact and --rank write one adapter, summed in float64, in the dtype of the first",
             hint="leave out --accumulate, --out-dtype, --max-memory and --max-shard-size",
         )
-    max_shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
+    wanted: dict[str, Any] = {"options": options, "ignore_config": ignore_config or ()}
+    shards: dict[str, Any] = {"max_shard_bytes": size_in_bytes("--max-shard-size", max_shard_size)}
 
     def check(opened: Sequence[Checkpoint]) -> None:
         refuse_twice(opened)
         if exact:
             from fedmr_merge.merging.exact_adapters import plan_exact  # imports numpy
 
-            plan_exact(opened, out, options, rank, ignore_config or ())
+            plan_exact(opened, out, rank=rank, **wanted)
         else:
-            plan_mean(opened, out, options, max_shard_bytes, ignore_config or ())
+            plan_mean(opened, out, **wanted, **shards)
 
     with fetching(inputs := expand(checkpoints)) as fetched:
         opened = open_inputs(inputs, check, progress=fetched)
@@ -90,24 +92,20 @@ def average(
     warn_left_out(opened)
     if not exact:
         warn_adapters(opened)
+    choice: dict[str, Any] = {"exact": exact, "rank": rank, "require_finite": require_finite}
     with progress.bytes_progress("averaging", opened[0].nbytes if opened else None) as done:
-        outcome = take_average(
-            opened,
-            out,
-            options=options,
-            require_finite=require_finite,
-            max_shard_bytes=max_shard_bytes,
-            ignore_config=ignore_config or (),
-            exact=exact,
-            rank=rank,
-            progress=done,
-        )
+        outcome = take_average(opened, out, **wanted, **shards, **choice, progress=done)
+    _report(opened, out, outcome, rank)
+
+
+def _report(opened: Sequence[Checkpoint], out: Path, outcome: MeanOutcome, rank: int | None) -> None:
+    """Print what was written, and what can be done with it."""
     warn_mean(opened, outcome.not_finite, outcome.kept)
-    if exact:
+    if outcome.rank is None:
+        console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
+    else:
         loss = "exact" if rank is None else f"{outcome.lost:.2%} of its norm is lost"
         console.say(f"averaged {console.plural(len(opened), 'adapter')} into {out}, of rank {outcome.rank}: {loss}")
-    else:
-        console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
     quoted = shlex.quote(str(out))
     verify = f"fedmr-merge verify {quoted}   or   " if out.is_dir() else ""
     console.say(f"next: {verify}fedmr-merge inspect {quoted}   or   fedmr-merge push {quoted} ORG/NAME --dry-run")

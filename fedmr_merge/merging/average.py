@@ -93,28 +93,43 @@ def average(
         >>> average(["a.safetensors", "b.safetensors"], "mean.safetensors").not_finite
         ()
     """
-    out = Path(out)
+    out, options = Path(out), options or MeanOptions()
     refuse_unwritable(out)
-    options = options or MeanOptions()
     if exact or rank is not None:
         from fedmr_merge.merging.exact_adapters import average_adapters  # imports numpy
 
-        if options != MeanOptions(options.weights) or max_shard_bytes is not None:
-            raise PlanError(
-                "the exact mean of adapters is one file, added up in float64, in the dtype of slot 0",
-                hint="give no other options of the mean than weights, and no size of shards",
-            )
+        _refuse_options_of_a_plain_mean(options, max_shard_bytes)
         return average_adapters(checkpoints, out, options, rank=rank, ignore_config=ignore_config, progress=progress)
     plan = partial(plan_mean, out=out, options=options, max_shard_bytes=max_shard_bytes, ignore_config=ignore_config)
     opened = open_inputs(checkpoints, plan)
-    model = plan(opened)
+    return _write_average(opened, plan(opened), out, options, ignore_config, progress, require_finite=require_finite)
+
+
+def _refuse_options_of_a_plain_mean(options: MeanOptions, max_shard_bytes: int | None) -> None:
+    if options != MeanOptions(options.weights) or max_shard_bytes is not None:
+        raise PlanError(
+            "the exact mean of adapters is one file, added up in float64, in the dtype of slot 0",
+            hint="give no other options of the mean than weights, and no size of shards",
+        )
+
+
+def _write_average(
+    opened: Sequence[Checkpoint],
+    model: OutputModel,
+    out: Path,
+    options: MeanOptions,
+    ignore_config: Collection[str],
+    progress: Progress | None,
+    *,
+    require_finite: bool,
+) -> MeanOutcome:
     watch = SourceWatch(opened)
     with staged_output(out) as staging:
         target = staging
         if not model.is_folder and out.suffix != WEIGHTS:
             staging.mkdir()
             target = staging / STANDARD_NAMES[0]
-        found = write_mean(opened, model, target, options, watch, progress, require_finite=require_finite)
+        met = write_mean(opened, model, target, options, watch, progress, require_finite=require_finite)
         watch.check()
         if out.suffix != WEIGHTS:
             hashes = None
@@ -122,7 +137,7 @@ def average(
                 hashes = hash_tensors(model.entries(target), SourceWatch([]))
             mean = mean_facts(HERE if target == staging else target.name, options, hashes)
             write_lineage(staging / LINEAGE_FILE, average_facts(opened, out, mean, ignore_config), ())
-    return found
+    return met
 
 
 def plan_mean(
