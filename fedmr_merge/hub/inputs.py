@@ -99,6 +99,13 @@ def is_on_hub(item: str | Path) -> bool:
     return not path.exists() and not path.parent.is_dir() and parse_hub(str(item)) is not None
 
 
+def public_name(item: str) -> str:
+    """Return the name of an input that says nothing of this machine: a Hub id as it is, of a path the last part."""
+    from fedmr_merge.hub.listing import parse_hub
+
+    return item if parse_hub(item) and not Path(item).exists() else Path(item).name
+
+
 def lies_in(place: Path, folder: Path) -> bool:
     """Return whether a path is a folder, or lies in it, once all links are followed."""
     return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))

@@ -56,7 +56,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "slot_results": read_json(folder / SLOTS_FILE),
             "tool": tool_address(),
             "result": run.evaluation,
-            "parents": _parents(recipe),
+            "parents": _parents(recipe, run.environment or {}),
+            "adapter": recipe["model"].get("adapter"),
             "last": metrics[-1],
             "value": evaluated[-1][run.metric.key],
             "metric": run.metric,
@@ -168,9 +169,10 @@ def lineage_facts(lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     return {"round": last["round"], "first": rounds[0]["round"], "clients": last["clients"], "groups": rows}
 
 
-def _parents(recipe: Mapping[str, Any]) -> list[str]:
-    """The repositories that the run's first weights came from."""
-    refs = [parse_hub(source) for source in recipe["model"].get("init") or ()]
+def _parents(recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """Return the repositories that the run's first weights came from, and the trained model that it started from."""
+    base = (environment.get("base_model") or {}).get("origin")
+    refs = [parse_hub(source) for source in [*(recipe["model"].get("init") or ()), *([base] if base else [])]]
     return list(dict.fromkeys(ref.repo_id for ref in refs if ref is not None))
 
 

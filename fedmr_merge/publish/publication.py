@@ -19,12 +19,10 @@ from typing import Any, Literal
 
 import yaml
 
-from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
-from fedmr_merge.checkpoint.tensors import save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
 from fedmr_merge.federated.evaluation import evaluate
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
+from fedmr_merge.federated.models._layout import write_model
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.facts import SLOTS_FILE
@@ -94,15 +92,13 @@ def slots_json(federation: Federation, state: State, round: int) -> dict[str, An
 
 
 def _write_models(folder: Path, federation: Federation, state: State, what: What) -> None:
-    metadata = checkpoint_metadata(federation.architecture, federation.module)
     models = {folder: state.global_weights} if what != "cohort" else {}
     if what != "global":
         slots = state.cohort.slots
         models |= {folder / slot_name(slot, slots): state.cohort.slot(slot) for slot in range(slots)}
     for place, weights in models.items():
         place.mkdir(exist_ok=True)
-        save_tensors(place / WEIGHTS_FILE, weights, metadata)
-        write_json(place / CONFIG_FILE, model_config(federation.architecture, federation.module, federation.config))
+        write_model(place, federation.architecture.published(), federation.module, weights, federation.config)
         federation.data.write_sidecars(place)
 
 

@@ -46,7 +46,7 @@ def rebuild(
         _check_shapes({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes, file)
         # Not `initialise`: that may fetch trained weights to start from, which would be overwritten at once.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            return architecture.rebuild(config, shape, outputs)
+            return architecture.restore(config, shape, outputs)
     except CheckpointError:
         raise
     except (FedmrMergeError, RuntimeError, ValueError, TypeError, OverflowError, ArithmeticError) as error:

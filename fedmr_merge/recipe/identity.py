@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedmr_merge.errors import RecipeError, RunError
+from fedmr_merge.errors import RecipeError, RunError, listed, shown
 from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.schema import Recipe, parse_recipe
 from fedmr_merge.recipe.stages import Evaluate, Publish, TrainingStage
@@ -115,6 +115,23 @@ def require_agreement(run: Path, recipe: Recipe, *, extend: bool) -> None:
             hint="choose another folder with --out, or --fresh to replace the run",
             path=run,
         )
+
+
+def require_base(run: Path, before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
+    """Check that a run is resumed with the trained model that it began with, by the SHA-256 of its files.
+
+    Raises RunError with the files that differ.
+    """
+    if before is None or now is None or before["sha256"] == now["sha256"]:
+        return
+    files = {*before["sha256"], *now["sha256"]}
+    differing = sorted(name for name in files if before["sha256"].get(name) != now["sha256"].get(name))
+    raise RunError(
+        f"{run}: began with another model {shown(now['name'])}: {listed(differing, between=', ')} "
+        f"{'differs' if len(differing) == 1 else 'differ'}",
+        hint="resume with the model that it began with, choose another folder with --out, or start anew with --fresh",
+        path=run,
+    )
 
 
 def _recipe_of(run: Path) -> Recipe:

@@ -20,7 +20,7 @@ from fedmr_merge.federated.initialisation import initial_state_from
 from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import begin_stage, forecast_traffic
 from fedmr_merge.federated.training.traffic import Traffic
-from fedmr_merge.hub.inputs import open_inputs
+from fedmr_merge.hub.inputs import open_inputs, public_name
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Recalibrate, TrainingStage
 
@@ -88,6 +88,17 @@ def partition_json(federation: Federation, *, hashed: bool = False) -> dict[str,
         return {**found, "class_names": ["all examples"], "class_counts": counts}
     by_class = partition.class_counts(data.targets("train").cpu().numpy(), data.num_classes)
     return {**found, "class_names": list(data.class_names), "class_counts": by_class.tolist()}
+
+
+def base_json(federation: Federation) -> dict[str, Any] | None:
+    """Return which trained model the federation's model starts from, with the SHA-256 of its files; None without one.
+
+    Of a folder only its own name is there.
+    """
+    base = federation.architecture.base()
+    if base is None:
+        return None
+    return {"name": public_name(base.name), "origin": base.origin, "sha256": base.sha256()}
 
 
 def sensible_threads(federation: Federation) -> int:

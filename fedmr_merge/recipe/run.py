@@ -21,8 +21,16 @@ from fedmr_merge.federated.rounds import RoundResult, begin_stage, evaluated, ru
 from fedmr_merge.federated.training.local_training import Engine
 from fedmr_merge.own_code import is_import_path
 from fedmr_merge.publish.publication import evaluation_json
-from fedmr_merge.recipe.identity import require_agreement
-from fedmr_merge.recipe.prepare import DATA_HASH, check_stages, first_state, partition_json, prepare, sensible_threads
+from fedmr_merge.recipe.identity import require_agreement, require_base
+from fedmr_merge.recipe.prepare import (
+    DATA_HASH,
+    base_json,
+    check_stages,
+    first_state,
+    partition_json,
+    prepare,
+    sensible_threads,
+)
 from fedmr_merge.recipe.publishing import Publisher, check_pushes
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Evaluate, Publish, Recalibrate, TrainingStage
@@ -120,7 +128,9 @@ class Run:
         own_data = is_import_path(self.recipe.data.name)  # or given from Python
         self.folder.write_json(PARTITION, partition_json(self.federation, hashed=own_data))
         self.folder.write_json(TASK, self.federation.task.to_json())
-        self.folder.write_json(ENVIRONMENT, self._environment())
+        base = base_json(self.federation)
+        environment = self._environment() | ({} if base is None else {"base_model": base})
+        self.folder.write_json(ENVIRONMENT, environment)
         self.folder.write_text(RECIPE, self.recipe.to_yaml())  # last: it makes the folder a run folder
         self.folder.forget()
 
@@ -128,7 +138,8 @@ class Run:
         path = self.folder.path
         require_agreement(path, self.recipe, extend=extend)
         read_object(path, TASK)  # a damaged one is reported before anything is computed; older runs have none
-        saved, threads = self.folder.read_json(PARTITION), int(self.folder.read_json(ENVIRONMENT)["threads"])
+        saved, environment = self.folder.read_json(PARTITION), self.folder.read_json(ENVIRONMENT)
+        threads = int(environment["threads"])
         try:
             partition = Partition.from_json(saved)
         except DataError as error:
@@ -143,6 +154,7 @@ class Run:
             )
         if any(dealt[key] != saved[key] for key in ("class_names", "class_counts")):
             raise damaged(path / PARTITION, "its counts of classes are not those of its examples in the data")
+        require_base(path, environment.get("base_model"), base_json(self.federation))
         # As the run began: with more threads, sums are added up in another order.
         torch.set_num_threads(threads)
         if extend:

@@ -22,13 +22,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fedmr_merge.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE
+from fedmr_merge.checkpoint.folder import WEIGHTS_FILE
 from fedmr_merge.checkpoint.tensors import load_tensors, save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
 from fedmr_merge.errors import RunError, listed, shown
 from fedmr_merge.federated.cohort import Cohort, weights_of
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.models.base import checkpoint_metadata, model_config
+from fedmr_merge.federated.models._layout import write_model
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.recombination.prepare import slot_name
 from fedmr_merge.runs.host_copy import HostCopier, HostCopy
@@ -53,17 +53,13 @@ class Saved:
 def save_state(folder: Path, saved: Saved, federation: Federation) -> None:
     """Write a state as the checkpoint of its place."""
     place, state = saved.place, saved.state
-    metadata = checkpoint_metadata(federation.architecture, federation.module)
-    described = model_config(federation.architecture, federation.module, federation.config)
-    config = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
     slots = state.cohort.slots
     models = [*(state.cohort.slot(slot) for slot in range(slots)), state.global_weights]
     with staged_output(folder / place.folder) as staging:
         staging.mkdir()
         for name, weights in zip(_model_names(slots), models, strict=True):
             (staging / name).mkdir()
-            save_tensors(staging / name / WEIGHTS_FILE, weights, metadata)
-            (staging / name / CONFIG_FILE).write_text(config, encoding="utf-8")
+            write_model(staging / name, federation.architecture, federation.module, weights, federation.config)
         if state.tensors:
             save_tensors(staging / _STATE_TENSORS, state.tensors)
         content = {
@@ -150,9 +146,16 @@ def load_state(folder: Path, place: Place, federation: Federation) -> Saved:
     path = folder / place.folder
     content = verify_checkpoint(folder, place)
     names = _model_names(content["slots"])
-    models = [load_tensors(path / name / WEIGHTS_FILE) for name in names]
-    for name, model in zip(names, models, strict=True):
-        _require_same(path / name / WEIGHTS_FILE, model, federation)
+    files = [path / name / federation.architecture.weights_file for name in names]
+    if absent := next((file for file in files if not file.is_file()), None):
+        raise RunError(
+            f"{absent}: is missing: the checkpoint is not of the model {shown(federation.architecture.name)}",
+            hint="resume with the model that the run began with, or start anew with --fresh",
+            path=absent,
+        )
+    models = [load_tensors(file) for file in files]
+    for file, model in zip(files, models, strict=True):
+        _require_same(file, model, federation)
     if content["slots"] not in (1, federation.slots):
         raise damaged(path / STATE, f"{content['slots']} slots, a round of this recipe has {federation.slots}")
     extra = path / _STATE_TENSORS

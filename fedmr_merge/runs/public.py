@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmr_merge.federated.catalogue import DATA_SETS
-from fedmr_merge.hub.listing import parse_hub
+from fedmr_merge.hub.inputs import public_name
 
 
 def published_partition(partition: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,12 @@ def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         optional = any(field.name == "path" and field.default is None for field in fields(cls))
         data["path"] = None if optional else Path(data["path"]).name
     if model.get("init"):
-        model["init"] = [_public(source) for source in model["init"]]
+        model["init"] = [public_name(source) for source in model["init"]]
+    if model.get("weights"):
+        model["weights"] = public_name(model["weights"])
+    library, _, source = str(model["name"]).partition(":")
+    if library == "transformers":
+        model["name"] = f"{library}:{public_name(source)}"
     stages = []
     for stage in recipe["stages"]:
         [(name, options)] = stage.items()
@@ -50,8 +55,3 @@ def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     # The names of the clients' machines concern nobody else.
     kept = {key: value for key, value in recipe.items() if key != "deployment"}
     return {**kept, "data": data, "model": model, "training": training, "stages": stages}
-
-
-def _public(source: str) -> str:
-    """A Hub id as it is; of a path the last part."""
-    return source if parse_hub(source) and not Path(source).exists() else Path(source).name

@@ -13,7 +13,6 @@ from typing import Any
 
 from fedmr_merge.checkpoint.folder import CONFIG_FILE
 from fedmr_merge.errors import FedmrMergeError, TrainingError, shown
-from fedmr_merge.federated.models._torchvision import torchvision  # noqa: F401 - before a library that imports it
 from fedmr_merge.hub.inputs import is_on_hub, open_inputs
 
 _PIECE_BYTES = 1 << 20
@@ -53,6 +52,8 @@ def open_base(name: str, *, weights: bool = True) -> Base:
 
 def library(module: str, extra: str, needs: str) -> ModuleType:
     """Import a library. Raises TrainingError, with the extra that brings it, where it is not installed."""
+    # Before a library that imports torchvision, whose own import may fail beside another torch.
+    importlib.import_module("fedmr_merge.federated.models._torchvision")
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedmr_merge.checkpoint.folder import WEIGHTS_FILE
 from fedmr_merge.checkpoint.metadata import LAYERS_KEY
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.cohort import weights_of
+from fedmr_merge.federated.cohort import Weights, weights_of
+from fedmr_merge.federated.models._pretrained import Base
 from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.seeds import derive_seed
 
@@ -79,6 +81,31 @@ class Architecture(Plugin):
     def for_task(self, task: str) -> Architecture:
         """Return the architecture for a task of this name, where what it builds depends on the task."""
         return self
+
+    @property
+    def weights_file(self) -> str:
+        """The name of the file that a model's tensors are written to."""
+        return WEIGHTS_FILE
+
+    def base(self) -> Base | None:
+        """Return the trained model that training starts from, where the architecture names one; it is fetched."""
+        return None
+
+    def published(self) -> Architecture:
+        """Return the architecture by a name that says nothing of this machine."""
+        return self
+
+    def of_weights(self, module: nn.Module, weights: Weights) -> Architecture:
+        """Return the architecture of a model with these weights, every option that a module decides written out."""
+        return self
+
+    def sidecars(self, module: nn.Module) -> dict[str, dict[str, Any]]:
+        """Return the JSON files that lie beside a model and its `config.json`, by name."""
+        return {}
+
+    def restore(self, config: Mapping[str, Any], shape: Any, outputs: int) -> nn.Module:
+        """Return the module that a `config.json` describes, to be filled with the tensors beside it."""
+        return self.rebuild(config, shape, outputs)
 
     def rebuild(self, config: Mapping[str, Any], shape: Any, outputs: int) -> nn.Module:
         """Return the module that a `config.json` describes, with random weights; nothing is fetched."""

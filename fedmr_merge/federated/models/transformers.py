@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fedmr_merge.errors import TrainingError, shown
+from fedmr_merge.federated.models._adapted import Adaptable, adapted
 from fedmr_merge.federated.models._pretrained import Base, library, open_base, refused, without_dropout
 from fedmr_merge.federated.models.base import Architecture
+from fedmr_merge.federated.plugin import with_argument
+from fedmr_merge.hub.inputs import public_name
 from fedmr_merge.seeds import derive_seed
 
 Head = Literal["text-classification", "causal-lm", "image-classification"]
@@ -22,12 +26,13 @@ _CLASSES = {
     "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING",
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
 }
+_TASK_TYPES = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}  # of PEFT
 _ATTENTION = "fedmr_merge"
 """The name that attention without a look at the values of a mask has in transformers."""
 
 
 @dataclass(frozen=True)
-class Transformers(Architecture):
+class Transformers(Adaptable):
     """`transformers:ID_OR_FOLDER`: a model of transformers from a folder or the Hub, with the head that the task needs.
 
     Only its `config.json` and safetensors are read, and no code comes with it. The head is random where the model
@@ -55,24 +60,37 @@ class Transformers(Architecture):
         """Its name, shortened for messages."""
         return shown(self.name)
 
+    @property
+    def base_name(self) -> str:
+        """The folder or the Hub id of the trained model."""
+        return self.argument
+
     def base(self) -> Base:
         """Return the model that it starts from. Raises FedmrMergeError where it cannot be had."""
         return open_base(self.argument, weights=self.pretrained)
 
+    def published(self) -> Architecture:
+        """Return the architecture by a name that says nothing of this machine."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        named: type[Architecture] = with_argument(Transformers, public_name(self.argument))
+        return named(**values)
+
     def build(self, shape: Any, outputs: int) -> nn.Module:
         """Return the module with random weights."""
-        base = open_base(self.argument, weights=False)
-        return self._made(self._config(base), shape, outputs, None)
+        return self._made(self._config(open_base(self.argument, weights=False)), shape, outputs, None)
 
     def initialise(self, shape: Any, outputs: int, seed: int) -> nn.Module:
         """Return the module with the weights of the model, on the CPU; what they leave open is drawn with the seed."""
-        base = self.base()
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(derive_seed(seed, "initial weights"))
-            return self._made(self._config(base), shape, outputs, base if self.pretrained else None)
+            return self._trained(shape, outputs) if self.pretrained else self.build(shape, outputs)
 
     def rebuild(self, config: Mapping[str, Any], shape: Any, outputs: int) -> nn.Module:
-        """Return the module that a `config.json` describes, with random weights; nothing else is read."""
+        """Return the module that a `config.json` describes, with random weights; of an adapter, that of its model is
+        read, too.
+        """
+        if self.adapter is not None:
+            return self.build(shape, outputs)
         named = str(config.get("model_type"))
         with refused(f"model {self.shown_name} cannot be built"):
             found = self._library().AutoConfig.for_model(
@@ -80,8 +98,14 @@ class Transformers(Architecture):
             )
         return self._made(found, shape, outputs, None)
 
+    def restore(self, config: Mapping[str, Any], shape: Any, outputs: int) -> nn.Module:
+        """Return the module that a `config.json` describes, to be filled; an adapter's model has its weights."""
+        return self.rebuild(config, shape, outputs) if self.adapter is None else self._trained(shape, outputs)
+
     def described(self, module: nn.Module, about: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration of transformers: its own classes load the model by it, too."""
+        if self.adapter is not None:  # which PEFT loads by a configuration of its own
+            return {}
         found: dict[str, Any] = dict(module.described)  # type: ignore[arg-type]
         if self.head != "causal-lm" and (names := about.get("label_names")):
             found["id2label"] = {str(number): name for number, name in enumerate(names)}
@@ -97,8 +121,53 @@ class Transformers(Architecture):
                 base.folder, trust_remote_code=False, local_files_only=True
             )
 
+    def _trained(self, shape: Any, outputs: int) -> nn.Module:
+        base = self.base()
+        return self._made(self._config(base), shape, outputs, base)
+
     def _made(self, config: Any, shape: Any, outputs: int, base: Base | None) -> nn.Module:
         """Build the module, with the weights of a base where one is given."""
+        self.require_trained(self.pretrained, "model.pretrained to true")
+        cls, described = self._class(config, shape, outputs, random=base is None)
+        options = {
+            "config": config,
+            "attn_implementation": _ATTENTION if cls._supports_sdpa else "eager",
+            "dtype": torch.float32,
+        }
+        missing: set[str] = set()
+        with refused(f"model {self.shown_name} cannot be built"), _quiet(self._library()):
+            if base is None:
+                module = cls._from_config(**options)
+            else:
+                module, info = cls.from_pretrained(
+                    base.folder,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **options,
+                )
+                missing = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+        module.described = described
+        if self.adapter is None:
+            return cast(nn.Module, module)
+        random = sorted({name.rpartition(".")[0] for name in missing})
+        return adapted(
+            module, self.adapter, self._heads(module), random, _TASK_TYPES.get(str(self.head)), self.shown_name
+        )
+
+    def _heads(self, module: Any) -> list[str]:
+        """Return the layers beside the model that all heads of it share; where it predicts tokens, there are none."""
+        if self.head == "causal-lm":
+            return []
+        return [
+            name
+            for name, part in module.named_children()
+            if name != module.base_model_prefix and any(True for _ in part.parameters())
+        ]
+
+    def _class(self, config: Any, shape: Any, outputs: int, *, random: bool) -> tuple[Any, dict[str, Any]]:
+        """Return the class of the model with its head, and how it is described; dropout is off in `config` then."""
         assert self.head is not None
         classes = getattr(self._library(), _CLASSES[self.head])
         if type(config) not in classes:
@@ -106,41 +175,18 @@ class Transformers(Architecture):
                 f"model {self.shown_name} is a {config.model_type}, which transformers has no head for {self.head} for",
                 hint="choose another model, or another task",
             )
-        if self.head == "causal-lm":
-            self._fit_tokens(config, shape, random=base is None)
-        else:
-            if self.head == "text-classification":
-                self._fit_tokens(config, shape, random=False)
+        if self.head != "causal-lm":
             config.num_labels = outputs
-        described = config.to_dict()
+        if self.head != "image-classification":
+            self._fit_tokens(config, shape, random=random and self.head == "causal-lm")
+        found = classes[type(config)]
+        cls = found[0] if isinstance(found, tuple) else found
+        described = config.to_dict() | {"architectures": [cls.__name__], "dtype": "float32"}
         for name, value in without_dropout(described).items():
             setattr(config, name, value)
         config.use_cache = False
         _register_attention()
-        found = classes[type(config)]
-        cls = _with_logits(found[0] if isinstance(found, tuple) else found, outputs)
-        with refused(f"model {self.shown_name} cannot be built"):
-            module = self._random(cls, config) if base is None else self._trained(cls, config, base)
-        module.described = described | {"architectures": [cls.__name__], "dtype": "float32"}
-        return module
-
-    def _random(self, cls: Any, config: Any) -> nn.Module:
-        attention = _ATTENTION if cls._supports_sdpa else "eager"
-        module: nn.Module = cls._from_config(config, attn_implementation=attention, dtype=torch.float32)
-        return module
-
-    def _trained(self, cls: Any, config: Any, base: Base) -> nn.Module:
-        attention = _ATTENTION if cls._supports_sdpa else "eager"
-        module: nn.Module = cls.from_pretrained(
-            base.folder,
-            config=config,
-            attn_implementation=attention,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-        )
-        return module
+        return _with_logits(cls, outputs), described
 
     def _fit_tokens(self, config: Any, shape: tuple[int, int], *, random: bool) -> None:
         """Make room for the tokens of the data in a model of random weights; refuse data that others have none for."""
@@ -160,6 +206,21 @@ class Transformers(Architecture):
                 hint="use the model's own tokenizer for the data",
             )
         config.vocab_size = vocabulary
+
+
+@contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """Within the block, transformers shows no progress, and reports no random layers: a new head always is."""
+    logging = library.utils.logging
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()
 
 
 @cache

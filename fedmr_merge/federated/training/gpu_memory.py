@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from fedmr_merge.federated.cohort import weights_of
 from fedmr_merge.federated.data.examples import on_meta
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.options import Training
 
 _MODELS = 4
@@ -56,6 +58,9 @@ def _kept_for_backward(federation: Federation, batch: int) -> int:
     weights = {name: torch.empty_like(t, device="meta") for name, t in weights_of(federation.module).items()}
     for name in federation.trainable:
         weights[name].requires_grad_()
+    # A frozen model that all clients share is none of these weights.
+    module = deepcopy(federation.module).to("meta").train()
+    shared: Sequence[Tensor] = getattr(module, "frozen", ())
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -64,11 +69,11 @@ def _kept_for_backward(federation: Federation, batch: int) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         data, targets = federation.data, federation.data.targets("train")
-        outputs = federation.new_training_forward()(weights, on_meta(data.inputs("train", slice(0, 1)), batch))
+        outputs = Forward(module)(weights, on_meta(data.inputs("train", slice(0, 1)), batch))
         loss = federation.task.loss(data, Training())  # without weights of classes, which have values
         loss(outputs, torch.empty(batch, *targets.shape[1:], dtype=targets.dtype, device="meta"))
     return _storage_bytes(kept.values()) - _storage_bytes(
-        tensor for tensor in weights.values() if tensor.untyped_storage()._cdata in kept
+        tensor for tensor in (*weights.values(), *shared) if tensor.untyped_storage()._cdata in kept
     )
 
 

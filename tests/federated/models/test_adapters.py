@@ -1,0 +1,148 @@
+"""LoRA in a federation: the cohort holds adapters alone, both engines train them, PEFT loads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_federation import make_partition
+from small_tasks import make_tokens
+
+# transformers imports torchvision where it is installed: this import of it works beside any torch.
+from fedmr_merge.federated.models._torchvision import torchvision  # noqa: F401
+
+transformers = pytest.importorskip("transformers", reason="needs the extra transformers")
+peft = pytest.importorskip("peft", reason="needs the extra adapters")
+
+from fedmr_merge.errors import TrainingError  # noqa: E402
+from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, TASKS  # noqa: E402
+from fedmr_merge.federated.federation import Federation, open_federation  # noqa: E402
+from fedmr_merge.federated.models._adapted import Lora  # noqa: E402
+from fedmr_merge.federated.models._layout import write_model  # noqa: E402
+from fedmr_merge.federated.protocol import initial_state  # noqa: E402
+from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds  # noqa: E402
+from fedmr_merge.federated.training.gpu_memory import client_bytes  # noqa: E402
+from fedmr_merge.federated.training.options import Training  # noqa: E402
+from fedmr_merge.publish.load import load_model  # noqa: E402
+
+TINY = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+FROZEN = "bert.embeddings.word_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "bert"
+    torch.manual_seed(1)
+    transformers.BertModel(transformers.BertConfig(**TINY, max_position_embeddings=16)).save_pretrained(folder)
+    return folder
+
+
+def federation_of(folder: Path, task: str = "text-classification", **training: Any) -> Federation:
+    adapter = training.pop("adapter", Lora(r=2, alpha=4.0))
+    model = ARCHITECTURES.find(f"transformers:{folder}")(adapter=adapter)
+    options = {"clients_per_round": 3, "local_epochs": 1, "batch_size": 4, "lr": 0.2} | training
+    data = make_tokens(classes=task == "text-classification")
+    return open_federation(model, data, make_partition(), Training(**options), seed=3, task=TASKS.find(task)())
+
+
+def run(federation: Federation, method: str, rounds: int = 1) -> RoundResult:
+    algorithm = ALGORITHMS.find(method)()
+    state = begin_stage(federation, algorithm, initial_state(federation))
+    return list(run_rounds(federation, algorithm, state, first_round=1, rounds=rounds))[-1]
+
+
+def test_the_cohort_holds_adapters_and_the_head_alone_and_copies_share_the_rest(bert):
+    federation = federation_of(bert)
+    result = run(federation, "fedmr")
+    shapes = {name.removeprefix("base_model.model."): shape for name, shape in result.state.cohort.shapes.items()}
+    factors = {f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value")}
+    assert shapes == {
+        **{f"{name}.lora_A.weight": (2, 8) for name in factors},
+        **{f"{name}.lora_B.weight": (8, 2) for name in factors},
+        "classifier.weight": (2, 8),
+        "classifier.bias": (2,),
+    }
+    count = 4 * 2 * (2 * 8) + 2 * 8 + 2
+    assert result.metrics["bytes_up"] == result.metrics["bytes_down"] == 3 * 4 * count
+    networks = [
+        forward._module.network.get_base_model()
+        for forward in (federation.training_forward, federation.new_training_forward(), federation.evaluation_forward)
+    ]
+    assert len({network.get_parameter(FROZEN).data_ptr() for network in networks}) == 1
+    assert client_bytes(federation) > 4 * 4 * count
+    theirs = transformers.BertModel.from_pretrained(bert)
+    assert torch.equal(networks[0].get_parameter(FROZEN), theirs.embeddings.word_embeddings.weight)
+
+
+@pytest.mark.parametrize("task", ["text-classification", "causal-lm"])
+def test_engines_agree(bert, task, tmp_path):
+    if task == "causal-lm":
+        bert = tmp_path / "llama"
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY)).save_pretrained(bert)
+    one, other = (run(federation_of(bert, task, engine=engine), "fedmr", rounds=2) for engine in ("loop", "vmap"))
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-4)
+    for name, tensor in one.state.cohort.tensors.items():
+        torch.testing.assert_close(tensor, other.state.cohort.tensors[name], rtol=1e-4, atol=1e-6)
+
+
+def test_both_factors_of_a_layer_move_together(bert):
+    federation = federation_of(bert)
+    assert len(set(federation.layers.values())) == 5
+    for name, layer in federation.layers.items():
+        assert name.startswith(f"{layer}.")
+
+
+def test_peft_loads_what_is_written_and_computes_the_same(bert, tmp_path):
+    federation = federation_of(bert)
+    weights = run(federation, "fedavg").state.global_weights
+    (tmp_path / "out").mkdir()
+    write_model(tmp_path / "out", federation.architecture, federation.module, weights, federation.config)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+    ]
+    inputs = federation.data.inputs("test", slice(0, 6))
+    ours = federation.evaluation_forward(weights, inputs)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2)
+    for theirs in (
+        peft.PeftModel.from_pretrained(base, tmp_path / "out").eval(),
+        peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=2).eval(),
+    ):
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(**inputs).logits, ours, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path / "out")(**inputs), ours)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["arch_args"]["adapter"]["target_modules"] == ["query", "value"]
+
+
+def test_layers_without_trained_weights_are_trained_whole(tmp_path):
+    config = transformers.BertConfig(**TINY, max_position_embeddings=16)
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    found = federation_of(tmp_path).module.state_dict()
+    assert "base_model.model.bert.pooler.dense.weight" in found
+    with pytest.raises(TrainingError, match=r"has no trained weights for its layer bert\.pooler\.dense"):
+        federation_of(tmp_path, adapter=Lora(modules_to_save=("classifier",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ("query", "nothing")}, r"has no layer named nothing, which model\.adapter\.target_modules"),
+        ({"modules_to_save": ("classifier", "nothing")}, "has no layer named nothing"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(bert, options, message):
+    with pytest.raises(TrainingError, match=message) as caught:
+        federation_of(bert, adapter=Lora(**options))
+    assert "\n" not in str(caught.value)
+
+
+def test_random_weights_have_no_adapter(bert):
+    model = ARCHITECTURES.find(f"transformers:{bert}")(adapter=Lora(), pretrained=False).for_task("text-classification")
+    with pytest.raises(TrainingError, match="cannot have an adapter: its weights are random"):
+        model.initialise((6, 11), 2, 0)
