@@ -19,6 +19,7 @@ from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.data.datasets.digits import Digits
 from fedmr_merge.federated.data.partitions.iid import Iid
 from fedmr_merge.federated.models.base import Architecture, Classifier
+from fedmr_merge.federated.tasks.image_classification import ImageClassification
 
 
 class Net(Classifier):
@@ -60,6 +61,11 @@ class Dealt(Iid):
     """Like `iid`, with another name."""
 
 
+@dataclass(frozen=True)
+class Sorting(ImageClassification):
+    """Image classification, with another name."""
+
+
 class Undecorated(Architecture):
     pass
 '''
@@ -84,6 +90,9 @@ figures = "figures:Figures"
 [project.entry-points."fedmr_merge.methods"]
 halved = "figures:Halved"
 lost = "figures:Lost"
+
+[project.entry-points."fedmr_merge.tasks"]
+sorting = "figures:Sorting"
 
 [project.entry-points."fedmr_merge.partitions"]
 dealt = "figures:Dealt"

@@ -80,6 +80,9 @@ def warn_of_data(federation: Federation) -> None:
 
     for note in federation.data.notes:
         console.complain("note", note)
+    if federation.held_out is not None:
+        count = sum(len(indices) for indices in federation.held_out)
+        console.complain("note", f"{count:,} examples are held out of training for validation")
     if missing := missing_classes(federation.partition, federation.data):
         what = f"class {missing[0]}: no model will learn it"
         if len(missing) > 1:

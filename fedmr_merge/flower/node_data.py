@@ -176,6 +176,11 @@ def server_federation(
 
     Raises TrainingError when a stage needs what only the clients have.
     """
+    if recipe.training.validation_share is not None:
+        raise TrainingError(
+            "training.validation_share is measured by the server, and the clients' data are on their machines",
+            hint="leave training.validation_share out",
+        )
     for position, stage in enumerate(recipe.stages):
         if isinstance(stage, Recalibrate):
             raise TrainingError(f"stages[{position}].recalibrate needs the clients' data, which are on their machines")

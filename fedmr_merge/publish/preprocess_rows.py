@@ -81,8 +81,8 @@ class TextPreprocess:
         """
         given = [texts] if isinstance(texts, str) else list(texts)
         opened = self._tokenizer
-        tokens = opened.encode_whole(given) if self.whole else [text or [opened.end] for text in opened.encode(given)]
-        kept = [text[: self.length] for text in tokens]
+        tokens = opened.encode_whole(given) if self.whole else opened.encode(given)
+        kept = [text[: self.length].tolist() or [opened.end] for text in tokens]
         longest = max(map(len, kept))
         ids = [text + [opened.padding] * (longest - len(text)) for text in kept]
         mask = [[True] * len(text) + [False] * (longest - len(text)) for text in kept]

@@ -19,6 +19,7 @@ from fedmr_merge.recipe.schema import parse_recipe, read_recipe
 FROM_PACKAGE = {
     "data": {"name": "figures", "partition": {"kind": "dealt", "clients": 6}},
     "model": {"name": "narrow", "width": 5},
+    "task": {"name": "sorting"},
     "stages": [{"halved": {"rounds": 2}}, {"publish": {}}],
 }
 
@@ -37,6 +38,7 @@ def test_a_recipe_uses_them_and_what_it_publishes_is_loaded(tmp_path: Path) -> N
     recipe = parse_recipe(RECIPE | FROM_PACKAGE, "small.yaml")
     resolved = recipe.to_json()
     assert resolved["model"] == {"name": "narrow", "width": 5}
+    assert resolved["task"] == {"name": "sorting"}
     assert (resolved["data"]["name"], resolved["data"]["partition"]["kind"]) == ("figures", "dealt")
     with Run(recipe, tmp_path / "run") as run:
         assert [event.result.method for event in run.execute() if hasattr(event, "result")] == ["halved", "halved"]

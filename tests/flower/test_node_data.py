@@ -200,6 +200,12 @@ def test_a_stage_that_needs_the_data_themselves_is_refused(machines, stage):
         run(checked, machines, StandInGrid(nodes(checked, machines)))
 
 
+def test_validation_that_the_server_cannot_measure_is_refused(machines):
+    checked = recipe(machines, training={"clients_per_round": 2, "validation_share": 0.2})
+    with pytest.raises(TrainingError, match="validation_share is measured by the server, and the clients' data are on"):
+        run(checked, machines, StandInGrid(nodes(checked, machines)))
+
+
 def test_a_key_that_a_machine_lacks_is_named(machines):
     with pytest.raises(DataError, match=r"data.path is '\$NODE/data', and this node's --node-config has no 'data'"):
         with_paths(recipe(machines), {"scans": "/srv"}, "this node's --node-config")

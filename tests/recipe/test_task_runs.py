@@ -144,6 +144,7 @@ def test_a_row_and_a_text_become_what_a_model_takes(runs):
     assert row.preprocess.predicted(torch.tensor([[0.0], [1.0]])).tolist() == pytest.approx(
         [target["mean"], target["mean"] + target["std"]]
     )
+    assert "row = [0.0] * 10 " in (runs["regression"] / "global" / "README.md").read_text()
     with pytest.raises(ValueError, match="has no feature"):
         row.preprocess({"height": 1})
     text = load_model(runs["text-classification"] / "global")

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedmr_merge.errors import AbsentDataError, DataError
 
 BYTES = "bytes"
+Ids = NDArray[np.integer]
 _END, _PADDING = 256, 257  # after the 256 values of a byte
 
 
@@ -20,16 +24,19 @@ class Tokenizer:
     end: int  #: the token after a text
     padding: int  #: the token that fills a sequence up
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Return the tokens of each text, without any that mark its beginning or end."""
         raise NotImplementedError
 
-    def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_whole(self, texts: Sequence[str]) -> list[Ids]:
         """Return the tokens of each text with those that mark its beginning and end, as a model that reads it is fed.
 
         An empty text has one token at least.
         """
-        return [tokens or [self.end] for tokens in self.encode(texts)]
+        return [self._not_empty(tokens) for tokens in self.encode(texts)]
+
+    def _not_empty(self, tokens: Ids) -> Ids:
+        return tokens if len(tokens) else np.array([self.end])
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's own files into the folder of a model; nothing where its name says all."""
@@ -40,9 +47,12 @@ class Bytes(Tokenizer):
 
     name, vocabulary, end, padding = BYTES, 258, _END, _PADDING
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Return the bytes of each text."""
-        return [list(text.encode("utf-8")) for text in texts]
+        try:
+            return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
+        except UnicodeEncodeError as error:
+            raise DataError(f"a text has a character that is not Unicode: {error.object[error.start]!r}") from error
 
 
 class Pretrained(Tokenizer):
@@ -72,15 +82,15 @@ class Pretrained(Tokenizer):
         self.end = int(end)
         self.padding = self.end if known["pad"] is None else int(known["pad"])
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Return the tokens of each text."""
-        found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return found
+        found = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [np.array(tokens, dtype=np.int32) for tokens in found]
 
-    def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_whole(self, texts: Sequence[str]) -> list[Ids]:
         """Return the tokens of each text, between those with which the tokenizer marks its beginning and end."""
-        found: list[list[int]] = self._tokenizer(list(texts), verbose=False)["input_ids"]
-        return [tokens or [self.end] for tokens in found]
+        found = self._tokenizer(list(texts), verbose=False)["input_ids"]
+        return [self._not_empty(np.array(tokens, dtype=np.int32)) for tokens in found]
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files, which AutoTokenizer reads."""

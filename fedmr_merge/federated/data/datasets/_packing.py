@@ -13,7 +13,9 @@ from fedmr_merge.federated.data.tokens import IGNORED
 Ids = NDArray[np.int64]
 
 
-def cut(texts: Sequence[Sequence[int]], length: int, padding: int) -> tuple[Ids, NDArray[np.bool_]]:
+def cut(
+    texts: Sequence[NDArray[np.integer] | Sequence[int]], length: int, padding: int
+) -> tuple[Ids, NDArray[np.bool_]]:
     """Return the first tokens of every text, padded to one length, and where they are: both [texts, length]."""
     ids = np.full((len(texts), length), padding, dtype=np.int64)
     mask = np.zeros((len(texts), length), dtype=np.bool_)
@@ -25,7 +27,7 @@ def cut(texts: Sequence[Sequence[int]], length: int, padding: int) -> tuple[Ids,
 
 
 def packed(
-    texts: Sequence[Sequence[int]], clients: Ids, length: int, tokenizer: Tokenizer, *, join: bool
+    texts: Sequence[NDArray[np.integer] | Sequence[int]], clients: Ids, length: int, tokenizer: Tokenizer, *, join: bool
 ) -> tuple[Ids, Ids, Ids]:
     """Return sequences, the next token of each of their places, and whose they are.
 
@@ -36,23 +38,19 @@ def packed(
     Returns:
         int64 [sequences, length], [sequences, length] with IGNORED at padding, and [sequences].
     """
-    streams: list[tuple[int, list[int]]] = []
-    for client in np.unique(clients).tolist():
-        own = [[*texts[row], tokenizer.end] for row in np.flatnonzero(clients == client).tolist()]
-        streams += [(client, [token for text in own for token in text])] if join else [(client, text) for text in own]
     ids, targets, owners = [], [], []
-    for client, tokens in streams:
-        # A sequence needs one token more than its length: the target of its last place.
-        starts = range(0, len(tokens) - 1, length) if join else range(min(1, len(tokens) - 1))
-        for start in starts:
-            part = tokens[start : start + length + 1]
-            missing = length + 1 - len(part)
-            ids.append(part[:-1] + [tokenizer.padding] * missing)
-            targets.append(part[1:] + [IGNORED] * missing)
-            owners.append(client)
-    shape = (len(ids), length)
-    return (
-        np.array(ids, dtype=np.int64).reshape(shape),
-        np.array(targets, dtype=np.int64).reshape(shape),
-        np.array(owners, dtype=np.int64),
-    )
+    for client in np.unique(clients).tolist():
+        own = [np.append(texts[row], tokenizer.end) for row in np.flatnonzero(clients == client).tolist()]
+        for stream in [np.concatenate(own)] if join else [text[: length + 1] for text in own]:
+            # Of n tokens the first n - 1 have a next one.
+            count = -(-(len(stream) - 1) // length)
+            whole = np.full(count * length + 1, tokenizer.padding, dtype=np.int64)
+            whole[: len(stream)] = stream
+            following = whole[1:].copy()
+            following[len(stream) - 1 :] = IGNORED
+            given = whole[:-1].copy()
+            given[len(stream) - 1 :] = tokenizer.padding
+            ids.append(given.reshape(count, length))
+            targets.append(following.reshape(count, length))
+            owners.append(np.full(count, client))
+    return np.concatenate(ids), np.concatenate(targets), np.concatenate(owners)

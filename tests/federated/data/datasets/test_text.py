@@ -119,6 +119,13 @@ def test_json_lines_that_are_not_as_they_should_be(tmp_path, line, message):
         Text(path=str(tmp_path)).load()
 
 
+def test_a_text_that_is_not_unicode_is_refused(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(r'{"text": "\ud800"}' + "\n")
+    with pytest.raises(DataError, match="a text has a character that is not Unicode"):
+        Text(path=str(tmp_path)).load()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
