@@ -125,8 +125,12 @@ def main() -> None:
     options = parser.parse_args()
     found = read(options.folders)
     page = PAGE.read_text(encoding="utf-8")
-    page = fill(page, "mutated files", machine(found, options.date) + "\n" + table(found, "mutated files"))
-    PAGE.write_text(fill(page, "faults", fault_table(found)), encoding="utf-8")
+    tables = {"mutated files": table(found, "mutated files"), "faults": fault_table(found)}
+    for name, text in tables.items():
+        parts = {key: figures for key, figures in found.items() if key[0].startswith(name)}
+        if parts:  # the figures of a part that was not run again stay
+            page = fill(page, name, f"{machine(parts, options.date)}\n{text}")
+    PAGE.write_text(page, encoding="utf-8")
     failures = [failure for figures in found.values() for failure in figures.failures]
     print(f"{PAGE}: {sum(figures.attempts for figures in found.values()):,} attempts, {len(failures)} failures")
     print("\n".join(failures))
