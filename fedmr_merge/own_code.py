@@ -64,7 +64,7 @@ def import_object(path: str, folders: Sequence[Path]) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise FedmrMergeError(f"importing {name} failed: {blame(error)}") from error
-        places = "".join(f"{shown(folder.absolute())}, " for folder in dict.fromkeys(folders))
+        places = "".join(f"{shown(folder)}, " for folder in dict.fromkeys(folder.absolute() for folder in folders))
         raise FedmrMergeError(f"there is no module {error.name!r} in {places}or among installed packages") from error
     except (Exception, SystemExit) as error:
         raise FedmrMergeError(f"importing {name} failed: {blame(error)}") from error

@@ -19,7 +19,7 @@ from fedmr_merge.errors import TrainingError, shown
 from fedmr_merge.federated.cohort import Weights, weights_of
 from fedmr_merge.federated.data.examples import Inputs
 from fedmr_merge.federated.models.base import Classifier
-from fedmr_merge.own_code import explained
+from fedmr_merge.own_code import explained, is_import_path
 
 if TYPE_CHECKING:
     from fedmr_merge.federated.federation import Federation
@@ -92,6 +92,16 @@ def require_parts(federation: Federation, method: str) -> None:
             f"{what}, and those of {model} do not give its outputs",
             hint="features must be [batch, width], and forward(examples) the same as head(features(examples))",
         )
+
+
+@contextmanager
+def own_code_explained(federation: Federation, round: int) -> Iterator[None]:
+    """Within the block, a model of the user's own that fails is one line that says where; others have a traceback."""
+    if not is_import_path(federation.architecture.name):
+        yield
+        return
+    with explained(f"model {federation.architecture.name} failed in round {round}", TrainingError):
+        yield
 
 
 def _examples(federation: Federation) -> tuple[Inputs, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.model_check import own_code_explained
 from fedmr_merge.federated.protocol import State, Trained
 from fedmr_merge.federated.training.engines.loop import Loop
 from fedmr_merge.federated.training.engines.vmap import Vmap
@@ -113,7 +114,8 @@ def run_rounds(
         engine = Vmap(state.facts.get(_FITTING)) if federation.engine == "vmap" else Loop()
     last = first_round + rounds - 1
     for round in range(first_round, last + 1):
-        with float32_products():  # TF32 and bfloat16 are for local training alone
+        # TF32 and bfloat16 are for local training alone.
+        with float32_products(), own_code_explained(federation, round):
             is_evaluated = round % federation.training.evaluate_every == 0 or round == last
             result = _run_round(federation, algorithm, engine, state, round, rates, is_evaluated)
         state = result.state

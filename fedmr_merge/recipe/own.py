@@ -23,7 +23,7 @@ P = TypeVar("P", bound=Plugin)
 class Own:
     """Where the code of the user's own comes from that a recipe names."""
 
-    folders: tuple[Path, ...] = ()  #: searched for modules before the installed packages are
+    folders: tuple[Path, ...] = ()  #: searched for modules before the installed packages are; none: the current one
     imported: bool = True  #: whether it is imported; a recipe that is only read needs none of it
     model: Architecture | None = None  #: given from Python, in place of the recipe's
     data: DataSet | None = None  #: given from Python, in place of the recipe's; the partition stays
@@ -71,7 +71,7 @@ def make_plugin(
 def _own(
     catalogue: Catalogue[P], name: str, options: Mapping[str, Any], path: str, faults: Faults, own: Own
 ) -> P | None:
-    target = import_object(name, own.folders)
+    target = import_object(name, own.folders or (Path.cwd(),))
     if catalogue.wrap is not None and not (isinstance(target, type) and issubclass(target, catalogue.base)):
         return catalogue.wrap(target, name, options, path, faults)
     if fault := catalogue.fault(target):

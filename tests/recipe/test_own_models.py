@@ -21,6 +21,8 @@ from fedmr_merge.errors import CheckpointError, FedmrMergeError, RecipeError, Ru
 from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.run import Run
 from fedmr_merge.recipe.schema import parse_recipe, read_recipe
+from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
+from fedmr_merge.recipe.sweep_plan import plan_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +240,17 @@ def read_yaml(path: Path) -> Any:
     import yaml
 
     return yaml.safe_load(path.read_text())
+
+
+def test_a_sweep_finds_the_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_project(tmp_path)
+    axes = {"model.width": [3, 4]}
+    (tmp_path / "sweep.yaml").write_text(json.dumps({"name": "widths", "recipe": "own.yaml", "axes": axes}))
+    with pytest.raises(FedmrMergeError, match=r"there is no module 'own_nets' in .*, or among installed packages"):
+        plan_tasks(sweep_runs(read_sweep(tmp_path / "sweep.yaml")))
+    monkeypatch.chdir(tmp_path)
+    tasks = plan_tasks(sweep_runs(read_sweep(tmp_path / "sweep.yaml")))
+    assert [task.recipe.model.options() for task in tasks] == [{"width": 3}, {"width": 4}]
 
 
 def test_recipes_of_two_folders_with_modules_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:

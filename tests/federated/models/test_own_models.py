@@ -185,6 +185,21 @@ def test_what_cannot_be_trained_is_refused_in_one_line(model, message):
     assert len(str(caught.value)) < 400
 
 
+def test_a_model_that_fails_in_a_round_says_where():
+    class Failing(Plain):
+        def forward(self, x):
+            if len(x) == 3:
+                raise IndexError("a batch of three")
+            return super().forward(x)
+
+    with pytest.raises(
+        TrainingError,
+        match=r"python:Failing failed in round 1: IndexError: a batch of three \(test_own_models.py, line",
+    ) as caught:
+        run(Failing, engine="loop")
+    assert caught.value.hint == "--debug shows the traceback"
+
+
 def test_a_model_that_vmap_cannot_map_is_refused_by_that_engine_alone():
     assert run(Branching, engine="loop")
     with pytest.raises(
