@@ -52,6 +52,7 @@ from fedmr_merge.runs.names import (
 from fedmr_merge.runs.resume import newest_whole
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -175,13 +176,16 @@ class Run:
             yield
         except (OSError, OutputError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in _FULL:
+            if not isinstance(cause, OSError) or cause.errno not in (*_FULL, *_BROKEN):
                 raise
             places = find_checkpoints(self.folder.checkpoints)
             saved = f"rounds 1 to {places[-1].round} are saved" if places else "no round is saved yet"
+            is_full = cause.errno in _FULL
+            reason = "the disk is full" if is_full else f"{cause.filename or 'a file'}: {cause.strerror}"
+            remedy = "free some space" if is_full else "look after the disk"
             raise RunError(
-                f"{self.folder.path}: the disk is full; {saved}",
-                hint="free some space and type the same command again: it resumes the run",
+                f"{self.folder.path}: {reason}; {saved}",
+                hint=f"{remedy} and type the same command again: it resumes the run",
                 path=self.folder.path,
             ) from error
 

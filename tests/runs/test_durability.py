@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -66,3 +67,19 @@ def test_an_environment_of_other_packages_is_reported(tmp_path: Path) -> None:
     with small_runs.Run(recipe(**stages(1)), tmp_path / "run") as run:
         assert any(change.startswith("torch: 1.0 → ") for change in run.changed_environment())
         assert any(change.startswith("numpy: absent → ") for change in run.changed_environment())
+
+
+def test_an_error_of_the_disk_says_what_is_saved_and_the_same_command_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert follow(tmp_path / "run", recipe(**stages(1))) == [1]
+
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(RunError, match=r"run: .*: Input/output error; rounds 1 to 1 are saved$") as caught:
+            follow(tmp_path / "run", recipe(**stages(1, 1)), extend=True)
+        assert "type the same command again" in str(caught.value.hint)
+    assert follow(tmp_path / "run", recipe(**stages(1, 1)), extend=True) == [2]
