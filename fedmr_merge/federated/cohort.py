@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,13 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
+
+
+class Mean(NamedTuple):
+    """A global model, as the mean of a cohort."""
+
+    weights: Weights
+    metrics: Mapping[str, float] = {}  #: what the mean lost, for the metrics of the round
 
 
 @dataclass(frozen=True, eq=False)

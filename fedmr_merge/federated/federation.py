@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmr_merge.errors import DataError, TrainingError
+from fedmr_merge.federated.cohort import Cohort, Mean
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Indices, Partition
 from fedmr_merge.federated.data.validation import divide
@@ -139,6 +140,10 @@ class Federation:
     def evaluation_forward(self) -> Forward:
         """The model in evaluation mode."""
         return Forward(deepcopy(self.module).eval())
+
+    def mean(self, cohort: Cohort, weights: Sequence[float] | None = None, *, is_sent: bool = False) -> Mean:
+        """Return the global model that a cohort averages into; `is_sent`: clients will train it."""
+        return self.architecture.mean(cohort, weights, is_sent=is_sent)
 
     def require_head(self, method: str, reason: str, *, classes: bool = False) -> None:
         """Raise TrainingError unless the model is a head on top of features, which a method needs for this reason.

@@ -39,7 +39,7 @@ def initial_state_from(federation: Federation, checkpoints: Sequence[Weights], n
     cohort = Cohort.stack([_cast(weights, expected) for weights in checkpoints])
     if cohort.slots == 1:
         return State.from_global({name: tensor.clone() for name, tensor in cohort.slot(0).items()})
-    return State(cohort, cohort.mean())
+    return State(cohort, federation.mean(cohort).weights)
 
 
 def _differences(slot: int, expected: Weights, found: Weights) -> list[Difference]:

@@ -78,7 +78,11 @@ def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -
     """
     _require_private_selection(federation, algorithm)
     algorithm.check()
-    state, before = algorithm.start(federation, previous), _with_present_keys(previous.facts)
+    sent = federation.architecture.like_trained(previous.global_weights)
+    state, before = (
+        algorithm.start(federation, replace(previous, global_weights=sent)),
+        _with_present_keys(previous.facts),
+    )
     outliving = {key: before[key] for key in (_SAMPLED_ROUNDS, _REPEATED, _FITTING) if key in before}
     return replace(state, facts={**state.facts, **outliving})
 
@@ -174,7 +178,7 @@ def _run_round(
     traffic = count_traffic(federation, algorithm, state, task.cohort, task.context, len(trained.absent))
     before = state.facts
     nobody = len(trained.absent) == len(selected)
-    state = replace(state, plan=None) if nobody else algorithm.aggregate(federation, state, trained, round)
+    state = replace(state, plan=None, metrics={}) if nobody else algorithm.aggregate(federation, state, trained, round)
     if engine.fitting is not None:
         state = replace(state, facts={**state.facts, _FITTING: engine.fitting})
     metrics: dict[str, float] = {}
@@ -183,6 +187,7 @@ def _run_round(
     if is_evaluated:
         # As in the paper, FedMR's global model is the mean of the trained models, not one of the recombined models.
         metrics |= measure(federation, state.global_weights)
+    metrics |= state.metrics
     if rates.schedule is not None:
         metrics["lr"] = task.learning_rate
     metrics |= {"bytes_down": traffic.down, "bytes_up": traffic.up}

@@ -155,7 +155,7 @@ def load_state(folder: Path, place: Place, federation: Federation) -> Saved:
         )
     models = [load_tensors(file) for file in files]
     for file, model in zip(files, models, strict=True):
-        _require_same(file, model, federation)
+        _require_same(file, model, federation, is_global=file.parent.name == GLOBAL)
     if content["slots"] not in (1, federation.slots):
         raise damaged(path / STATE, f"{content['slots']} slots, a round of this recipe has {federation.slots}")
     extra = path / _STATE_TENSORS
@@ -168,9 +168,11 @@ def load_state(folder: Path, place: Place, federation: Federation) -> Saved:
     return Saved(place, state, content["first_round"], content["stage_over"])
 
 
-def _require_same(path: Path, found: Mapping[str, Tensor], federation: Federation) -> None:
+def _require_same(path: Path, found: Mapping[str, Tensor], federation: Federation, *, is_global: bool) -> None:
     """Raise RunError, with the tensors that differ, when a file holds another model than the federation's."""
     expected = weights_of(federation.module)
+    if is_global:
+        found = federation.architecture.same_form(found, expected)
     differences = [
         f"{shown(name)}: {_signature(found.get(name))} in the checkpoint, {_signature(expected.get(name))} in the model"
         for name in sorted({*found, *expected})

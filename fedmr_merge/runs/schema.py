@@ -41,6 +41,7 @@ class MetricsLine(Round):
     test_loss: Finite | None = None
     similarity: Finite | None = None
     epsilon: Finite | None = None
+    adapter_lost: Share | None = None  #: of the norm of the exact mean of adapters
     lr: Finite | None = None  #: where it follows a schedule
     bytes_down: Count | None = None  #: sent to the clients; version 0.1.0 did not record it
     bytes_up: Count | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedmr_merge.federated.algorithms._server_optimizer import ServerOptimizer
 from fedmr_merge.federated.algorithms.base import Algorithm
@@ -25,12 +25,16 @@ class Averaging(Algorithm):
 
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model."""
+        if self.server_optimizer is not None:
+            federation.architecture.require_mean_of_weights("a server_optimizer")
         return State.from_global(previous.global_weights)
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Move to the weighted mean w ← Σ n_i w_i / Σ n_i over the selected clients; all else that is kept stays."""
-        model, moments = self.server_step(federation, state, trained.cohort.mean(weights=trained.examples))
-        return State.from_global(model, tensors={**state.tensors, **moments}, facts=state.facts)
+        mean = federation.mean(trained.cohort, trained.examples, is_sent=True)
+        model, moments = self.server_step(federation, state, mean.weights)
+        state = State.from_global(model, tensors={**state.tensors, **moments}, facts=state.facts)
+        return replace(state, metrics=mean.metrics)
 
     def server_step(self, federation: Federation, state: State, mean: Weights) -> tuple[Weights, Weights]:
         """Return the next global model, and what the server's optimiser remembers of it."""

@@ -36,6 +36,7 @@ class CluSamp(Averaging):
 
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model; no update is known yet."""
+        federation.architecture.require_mean_of_weights(self.name)
         return State.from_global(previous.global_weights, tensors={_DISTANCES: torch.zeros(1, 1)})
 
     def select(self, federation: Federation, state: State, round: int) -> tuple[int, ...]:

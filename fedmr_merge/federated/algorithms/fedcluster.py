@@ -35,7 +35,7 @@ class FedCluster(Averaging):
             raise TrainingError(
                 f"{clients} clients cannot be dealt into {self.clusters} clusters", hint="lower fedcluster.clusters"
             )
-        return State.from_global(previous.global_weights)
+        return super().start(federation, previous)
 
     def select(self, federation: Federation, state: State, round: int) -> tuple[int, ...]:
         """Return K clients of the cluster whose turn it is, uniformly at random."""

@@ -48,7 +48,8 @@ class FedCross(Algorithm):
             return self.alpha * tensor + (1 - self.alpha) * tensor[partners]
 
         crossed = Cohort({name: cross(tensor) for name, tensor in trained.cohort.tensors.items()})
-        return State(crossed, crossed.mean())
+        mean = federation.mean(crossed)
+        return State(crossed, mean.weights, metrics=mean.metrics)
 
     def _partners(self, federation: Federation, trained: Cohort, round: int) -> list[int]:
         slots = trained.slots

@@ -49,7 +49,7 @@ class FedGen(Averaging):
         classes, seed = federation.data.num_classes, federation.seed
         generator = FeatureGenerator.initialise(self.noise, classes, self.hidden, width, seed)
         tensors = generator.to(federation.device).tensors
-        return State.from_global(previous.global_weights, tensors=tensors)
+        return replace(super().start(federation, previous), tensors=tensors)
 
     def dispatch(self, federation: Federation, state: State, selected: tuple[int, ...]) -> tuple[Cohort, Context]:
         """Send the global model, and generated features with their labels."""

@@ -46,12 +46,12 @@ class FedMR(Algorithm):
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Average the trained models into the global model (eq. 5), and recombine them (lines 8 and 9)."""
-        groups, mean = self._groups(federation, trained.cohort), trained.cohort.mean()
+        groups, mean = self._groups(federation, trained.cohort), federation.mean(trained.cohort)
         plan = draw_plan(groups, trained.cohort.slots, seed=federation.seed, round=round, probability=self.probability)
         recombined = trained.cohort.recombined(plan, groups)
         if self.buffers == "average":
-            recombined = recombined.with_tensors({name: mean[name] for name in _buffers(federation)})
-        return State(recombined, mean, plan=plan)
+            recombined = recombined.with_tensors({name: mean.weights[name] for name in _buffers(federation)})
+        return State(recombined, mean.weights, metrics=mean.metrics, plan=plan)
 
     def _groups(self, federation: Federation, cohort: Cohort) -> tuple[LayerGroup, ...]:
         """Return the layer groups. Buffers that do not follow their layer are a group of their own, which stays."""

@@ -39,6 +39,7 @@ class FedMut(Algorithm):
 
     def start(self, federation: Federation, previous: State) -> State:
         """Start from K copies of the global model: before the first update there is nothing to mutate along."""
+        federation.architecture.require_mean_of_weights(self.name)
         self._groups(federation, previous.global_weights)  # a rule that does not fit is reported before any training
         copies = Cohort.stack([previous.global_weights]).expand(federation.slots)
         return State(copies, previous.global_weights)

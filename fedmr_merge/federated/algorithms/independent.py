@@ -23,4 +23,5 @@ class Independent(Algorithm):
 
     def aggregate(self, federation: Federation, state: State, trained: Trained, round: int) -> State:
         """Keep the trained models, and average them, unweighted, into the global model."""
-        return State(trained.cohort, trained.cohort.mean())
+        mean = federation.mean(trained.cohort)
+        return State(trained.cohort, mean.weights, metrics=mean.metrics)

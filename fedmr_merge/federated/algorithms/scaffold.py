@@ -42,6 +42,7 @@ class Scaffold(Algorithm):
                 f"scaffold's control variates are means of gradients, which the steps of {optimizer} do not add up to",
                 hint="set training.optimizer to sgd",
             )
+        federation.architecture.require_mean_of_weights(self.name)
         zeros = {f"server/{name}": torch.zeros_like(previous.global_weights[name]) for name in federation.trainable}
         return State.from_global(previous.global_weights, tensors=zeros)
 

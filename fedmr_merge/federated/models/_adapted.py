@@ -19,7 +19,8 @@ from torch.func import functional_call
 from fedmr_merge.checkpoint.folder import WEIGHTS
 from fedmr_merge.checkpoint.output import ADAPTER
 from fedmr_merge.errors import TrainingError, shown
-from fedmr_merge.federated.cohort import Weights
+from fedmr_merge.federated.cohort import Cohort, Mean, Weights
+from fedmr_merge.federated.models._adapter_mean import exact_mean, nearest_of_rank, shaped_alike
 from fedmr_merge.federated.models._pretrained import library, refused
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.hub.listing import parse_hub
@@ -43,6 +44,10 @@ class Lora:
     target_modules: tuple[str, ...] | None = (
         None  #: names or endings of layers; left out: those PEFT knows for the model
     )
+    mean: Literal["exact", "factors"] = "exact"
+    """The global model: the mean of the products B A, or the means of A and of B apart (FedIT)."""
+    rank: Annotated[int, Ge(1), Le(65_536)] | None = None
+    """The largest rank of an exact mean that is only evaluated and published; left out: the sum of the clients'."""
     modules_to_save: tuple[str, ...] | None = None  #: layers trained whole; left out: the head, and what is random
 
 
@@ -107,6 +112,37 @@ class Adaptable(Architecture):
                 "lora_alpha": _whole(self.adapter.alpha),
             }
         }
+
+    def mean(self, cohort: Cohort, weights: Sequence[float] | None, *, is_sent: bool) -> Mean:
+        """Return the mean of a cohort; of adapters the exact one, unless the options say otherwise.
+
+        What is sent to clients is the nearest of their rank; any other has the sum of their ranks, or the one asked
+        for. `adapter_lost` is the share of the norm that is lost by a smaller rank.
+        """
+        if self.adapter is None or self.adapter.mean == "factors":
+            return super().mean(cohort, weights, is_sent=is_sent)
+        rank = self.adapter.r if is_sent else self.adapter.rank
+        found, lost = exact_mean(cohort, weights, rank)
+        return Mean(found, {} if rank is None else {"adapter_lost": lost})
+
+    def like_trained(self, weights: Weights) -> Weights:
+        """Return a global model as one that can be sent to clients: an adapter of their rank."""
+        return weights if self.adapter is None else nearest_of_rank(weights, self.adapter.r)[0]
+
+    def same_form(self, weights: Weights, trained: Weights) -> Weights:
+        """Return a global model in which adapters have the rank that they have in a trained model."""
+        if self.adapter is None:
+            return weights
+        return shaped_alike(weights, {name: tuple(tensor.shape) for name, tensor in trained.items()})
+
+    def require_mean_of_weights(self, method: str) -> None:
+        """Raise TrainingError where adapters are averaged by their products."""
+        if self.adapter is not None and self.adapter.mean == "exact":
+            raise TrainingError(
+                f"{method} computes with differences of weights from round to round, and the factors of an exact mean "
+                "of adapters are others in every round",
+                hint="set model.adapter.mean to factors",
+            )
 
     def require_trained(self, trained: bool, option: str) -> None:
         """Raise TrainingError where an adapter would be one of random weights."""

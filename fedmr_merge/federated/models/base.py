@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedmr_merge.checkpoint.folder import WEIGHTS_FILE
 from fedmr_merge.checkpoint.metadata import LAYERS_KEY
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.cohort import Weights, weights_of
+from fedmr_merge.federated.cohort import Cohort, Mean, Weights, weights_of
 from fedmr_merge.federated.models._pretrained import Base
 from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.seeds import derive_seed
@@ -98,6 +98,21 @@ class Architecture(Plugin):
     def of_weights(self, module: nn.Module, weights: Weights) -> Architecture:
         """Return the architecture of a model with these weights, every option that a module decides written out."""
         return self
+
+    def mean(self, cohort: Cohort, weights: Sequence[float] | None, *, is_sent: bool) -> Mean:
+        """Return the mean of a cohort, weighted or not. What is sent to clients must be like the models they train."""
+        return Mean(cohort.mean(weights))
+
+    def like_trained(self, weights: Weights) -> Weights:
+        """Return a global model as one that can be sent to clients."""
+        return weights
+
+    def same_form(self, weights: Weights, trained: Weights) -> Weights:
+        """Return a global model in which what may differ in form from a trained model is as it is there."""
+        return weights
+
+    def require_mean_of_weights(self, method: str) -> None:
+        """Raise TrainingError where a global model is not the mean of weights, which a method computes with."""
 
     def sidecars(self, module: nn.Module) -> dict[str, dict[str, Any]]:
         """Return the JSON files that lie beside a model and its `config.json`, by name."""

@@ -19,10 +19,11 @@ peft = pytest.importorskip("peft", reason="needs the extra adapters")
 
 from fedmr_merge.errors import TrainingError  # noqa: E402
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, TASKS  # noqa: E402
+from fedmr_merge.federated.cohort import Cohort  # noqa: E402
 from fedmr_merge.federated.federation import Federation, open_federation  # noqa: E402
 from fedmr_merge.federated.models._adapted import Lora  # noqa: E402
 from fedmr_merge.federated.models._layout import write_model  # noqa: E402
-from fedmr_merge.federated.protocol import initial_state  # noqa: E402
+from fedmr_merge.federated.protocol import State, Trained, initial_state  # noqa: E402
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds  # noqa: E402
 from fedmr_merge.federated.training.gpu_memory import client_bytes  # noqa: E402
 from fedmr_merge.federated.training.options import Training  # noqa: E402
@@ -95,9 +96,10 @@ def test_both_factors_of_a_layer_move_together(bert):
         assert name.startswith(f"{layer}.")
 
 
-def test_peft_loads_what_is_written_and_computes_the_same(bert, tmp_path):
+@pytest.mark.parametrize(("method", "rank"), [("fedavg", 2), ("fedmr", 6)])
+def test_peft_loads_what_is_written_and_computes_the_same(bert, tmp_path, method, rank):
     federation = federation_of(bert)
-    weights = run(federation, "fedavg").state.global_weights
+    weights = run(federation, method).state.global_weights
     (tmp_path / "out").mkdir()
     write_model(tmp_path / "out", federation.architecture, federation.module, weights, federation.config)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -117,7 +119,73 @@ def test_peft_loads_what_is_written_and_computes_the_same(bert, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path / "out")(**inputs), ours)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["arch_args"]["adapter"]["r"] == rank
     assert config["arch_args"]["adapter"]["target_modules"] == ["query", "value"]
+
+
+def products(weights: Any) -> dict[str, torch.Tensor]:
+    """Return B A of every adapted layer, [..., out, in]."""
+    firsts = [name for name in weights if name.endswith("lora_A.weight")]
+    return {name: weights[name.replace("lora_A", "lora_B")] @ weights[name] for name in firsts}
+
+
+def trained(federation: Federation) -> Trained:
+    """Return a cohort of unlike adapters, as if it had been trained by clients of 1, 2 and 3 examples."""
+    start = initial_state(federation).cohort.expand(3)
+    rng = torch.Generator().manual_seed(0)
+    tensors = {name: tensor + torch.randn(tensor.shape, generator=rng) for name, tensor in start.tensors.items()}
+    return Trained(Cohort(tensors), (0, 1, 2), (1, 2, 3), (1,) * 3, (0.5,) * 3, 0.1)
+
+
+def aggregated(federation: Federation, method: str) -> State:
+    algorithm = ALGORITHMS.find(method)()
+    state = begin_stage(federation, algorithm, initial_state(federation))
+    return algorithm.aggregate(federation, state, trained(federation), 1)
+
+
+def test_the_global_model_is_the_exact_mean_and_recombination_leaves_it_as_it_is(bert):
+    federation = federation_of(bert)
+    state, cohort = aggregated(federation, "fedmr"), trained(federation).cohort
+    expected = {name: product.mean(dim=0) for name, product in products(cohort.tensors).items()}
+    for found in (products(state.global_weights), products(federation.mean(state.cohort).weights)):
+        torch.testing.assert_close(found, expected)
+    assert {len(tensor) for name, tensor in state.global_weights.items() if "lora_A" in name} == {6}
+    head = "base_model.model.classifier.weight"
+    torch.testing.assert_close(state.global_weights[head], cohort.tensors[head].mean(dim=0))
+    smaller = aggregated(federation_of(bert, adapter=Lora(r=2, rank=4)), "fedmr")
+    assert {len(tensor) for name, tensor in smaller.global_weights.items() if "lora_A" in name} == {4}
+    assert 0 < smaller.metrics["adapter_lost"] < 1
+    # A stage that sends its global model to clients begins with one of their rank.
+    begun = begin_stage(federation, ALGORITHMS.find("fedavg")(), state)
+    assert begun.cohort.shapes == initial_state(federation).cohort.shapes
+
+
+def test_what_is_sent_is_the_nearest_of_the_clients_rank(bert):
+    federation = federation_of(bert)
+    state, cohort = aggregated(federation, "fedavg"), trained(federation).cohort
+    lost = norm = 0.0
+    for name, product in products(cohort.tensors).items():
+        exact = (product * torch.tensor([1, 2, 3]).view(3, 1, 1) / 6).sum(dim=0)
+        u, values, v = torch.linalg.svd(exact)
+        nearest = u[:, :2] * values[:2] @ v[:2]
+        torch.testing.assert_close(products(state.global_weights)[name], nearest, rtol=1e-4, atol=1e-4)
+        lost, norm = lost + float(values[2:].square().sum()), norm + float(values.square().sum())
+    assert state.metrics["adapter_lost"] == pytest.approx((lost / norm) ** 0.5, rel=1e-4)
+
+
+def test_the_means_of_the_factors_on_request(bert):
+    federation = federation_of(bert, adapter=Lora(r=2, mean="factors"))
+    state = aggregated(federation, "fedavg")
+    torch.testing.assert_close(dict(state.global_weights), trained(federation).cohort.mean([1, 2, 3]))
+    assert not state.metrics
+    begin_stage(federation, ALGORITHMS.find("scaffold")(), initial_state(federation))
+
+
+@pytest.mark.parametrize("method", ["scaffold", "fedmut", "clusamp"])
+def test_methods_that_compute_with_weights_ask_for_the_means_of_the_factors(bert, method):
+    with pytest.raises(TrainingError, match=f"^{method} computes with differences") as caught:
+        begin_stage(federation_of(bert), ALGORITHMS.find(method)(), initial_state(federation_of(bert)))
+    assert caught.value.hint == "set model.adapter.mean to factors"
 
 
 def test_layers_without_trained_weights_are_trained_whole(tmp_path):
