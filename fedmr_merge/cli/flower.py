@@ -191,11 +191,12 @@ def write(
     """
     with progress.waiting("reading the recipe, loading torch"):
         from fedmr_merge.flower.app_folder import write_app
+        from fedmr_merge.recipe.own import Own
         from fedmr_merge.recipe.ready_made import locate_recipe
         from fedmr_merge.recipe.schema import read_recipe
 
         located = locate_recipe(recipe)
-        checked = read_recipe(located.path, settings or ())
+        checked = read_recipe(located.path, settings or (), Own(located.code_folders))
     write_app(checked, out, code=located.path.parent)
     console.say(f"app: {out}")
     console.say(f"next: flwr run {out} NAME --stream")
@@ -233,10 +234,12 @@ def nodes(
 
 
 def _read(recipe: str) -> Recipe:
+    from fedmr_merge.recipe.own import Own
     from fedmr_merge.recipe.ready_made import locate_recipe
     from fedmr_merge.recipe.schema import read_recipe
 
-    return read_recipe(locate_recipe(recipe).path)
+    located = locate_recipe(recipe)
+    return read_recipe(located.path, own=Own(located.code_folders))
 
 
 @flower_app.command("doctor")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.flower.client import answer, answer_question
+from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.schema import Recipe, read_recipe
 
 if TYPE_CHECKING:
@@ -36,4 +37,4 @@ def _read(recipe: Path, context: Context) -> Recipe:
     """Return the recipe; in a rehearsal its paths are relative to the folder that the command was typed in."""
     if folder := str(context.run_config.get("folder", "")):
         os.chdir(folder)
-    return read_recipe(recipe)
+    return read_recipe(recipe, own=Own((recipe.parent, Path.cwd())))

@@ -47,7 +47,7 @@ def with_paths(recipe: Recipe, values: Mapping[str, Any], whose: str) -> Recipe:
             if key not in values:
                 raise DataError(f"data.{name} is {value!r}, and {whose} has no {key!r}", hint=f"set {key!r} there")
             changes[name] = str(Path(str(values[key])) / rest)
-    return replace(recipe, data=replace(recipe.data, **changes)) if changes else recipe  # type: ignore[type-var]
+    return replace(recipe, data=recipe.data.with_options(changes)) if changes else recipe
 
 
 class _Wrapped(Data):

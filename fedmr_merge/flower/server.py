@@ -22,6 +22,7 @@ from fedmr_merge.flower.nodes import Binding, FoundNodes
 from fedmr_merge.flower.wire import QUERY, Question, Side, pack_facts, unpack_description
 from fedmr_merge.recipe.deployment import Deployment
 from fedmr_merge.recipe.identity import identity
+from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.prepare import prepare
 from fedmr_merge.recipe.run import RoundDone, Run
 from fedmr_merge.recipe.schema import Recipe, read_recipe
@@ -63,7 +64,7 @@ def serve(grid: Grid, recipe_file: Path, options: ServerOptions, report: Report)
     try:
         if options.folder:
             os.chdir(options.folder)
-        recipe = read_recipe(recipe_file)
+        recipe = read_recipe(recipe_file, own=Own((recipe_file.parent, Path.cwd())))
         out = Path(options.out or f"runs/{recipe.name}")
         engine = FlowerEngine(grid, recipe)
 

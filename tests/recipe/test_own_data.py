@@ -17,6 +17,8 @@ from small_run import command
 from torch import nn
 
 from fedmr_merge import DataError, RecipeError, RunError, as_data, load_model, run_recipe
+from fedmr_merge.recipe.own import Own
+from fedmr_merge.recipe.schema import read_recipe
 
 DATA = """
 import torch
@@ -228,3 +230,10 @@ def test_what_was_trained_is_published_and_loaded(inputs: Any, targets: Any, tmp
     assert "data of whoever trained the model, which do not come with it" in card
     assert "datasets:" not in card
     assert command("push", done.model, "ORG/NAME", "--dry-run") == 0
+
+
+def test_an_option_can_be_another_one_on_another_machine(recipe: Path) -> None:
+    data = read_recipe(recipe, own=Own((recipe.parent,))).data
+    other = data.with_options({"examples": 30})
+    assert other.options() == {"examples": 30, "shift": 0.0}
+    assert (other.load().examples("train"), data.load().examples("train")) == (30, 60)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedmr_merge.errors import DataError
@@ -33,6 +33,11 @@ class OwnDataSet(DataSet):
     def options(self) -> dict[str, Any]:
         """Return what the function is called with."""
         return dict(self.code.options)
+
+    def with_options(self, changes: Mapping[str, Any]) -> OwnDataSet:
+        """Return the same function with other values of some options."""
+        options, values = {**self.code.options, **changes}, {**self.code.values, **changes}
+        return replace(self, code=replace(self.code, options=options, values=values))
 
     def load(self) -> Data:
         """Call the function. Raises DataError when it fails, or returns something else than data."""

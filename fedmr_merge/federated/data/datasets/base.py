@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.plugin import Plugin
 
@@ -13,6 +17,10 @@ class DataSet(Plugin):
     def task(self) -> str:
         """The name of the task that a run has with these data, unless its recipe says otherwise."""
         return "image-classification"
+
+    def with_options(self, changes: Mapping[str, Any]) -> DataSet:
+        """Return the same data set with other values of some options."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def load(self) -> Data:
         """Load the data into main memory; the same bytes every time.
