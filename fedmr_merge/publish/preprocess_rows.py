@@ -90,13 +90,13 @@ class TextPreprocess:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer == BYTES:
-            return open_tokenizer(BYTES)
-        if not any((self.folder / name).is_file() for name in _OF_A_TOKENIZER):
+        if any((self.folder / name).is_file() for name in _OF_A_TOKENIZER):
+            return open_tokenizer(str(self.folder))
+        if self.tokenizer != BYTES:
             raise CheckpointError(
                 self.folder, "the files of its tokenizer are not there", hint="download all its files"
             )
-        return open_tokenizer(str(self.folder))
+        return open_tokenizer(BYTES)
 
 
 def preprocess_of(config: Mapping[str, Any], folder: Path) -> Preprocess | RowPreprocess | TextPreprocess | None:

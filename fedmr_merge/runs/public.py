@@ -34,7 +34,10 @@ def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     if data.get("path"):
         cls: Any = DATA_SETS.find(data["name"])
         optional = any(field.name == "path" and field.default is None for field in fields(cls))
+        optional = optional and data.get("repo", "") is not None  # files that stand in the place of the Hub's
         data["path"] = None if optional else Path(data["path"]).name
+    if isinstance(data.get("tokenizer"), str):
+        data["tokenizer"] = public_name(data["tokenizer"])
     if model.get("init"):
         model["init"] = [public_name(source) for source in model["init"]]
     if model.get("weights"):

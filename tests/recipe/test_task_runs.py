@@ -102,6 +102,15 @@ class TestRun:
         assert "images" not in card
         assert "from PIL" not in card
 
+    def test_what_is_published_says_how_to_run_it_again(self, runs, task):
+        published = _recipe(runs[task] / "global")
+        assert parse_recipe(published, "recipe.yaml").task.name == task
+        path = published["data"].get("path")
+        assert path is None or "/" not in path
+        again = "fedmr-merge run recipe.yaml" + (" --set data.path=FOLDER" if path else "")
+        assert f"\n{again}\n" in (runs[task] / "global" / "README.md").read_text()
+        assert (path is not None) == (published["data"]["name"] == "text")
+
     def test_what_is_published_loads_and_predicts_the_same(self, runs, task):
         recipe = parse_recipe(json.loads(json.dumps(_recipe(runs[task]))), "recipe.yaml")
         federation = prepare(recipe)

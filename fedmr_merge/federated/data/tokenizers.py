@@ -19,7 +19,7 @@ _END, _PADDING = 256, 257  # after the 256 values of a byte
 class Tokenizer:
     """Base of the tokenizers."""
 
-    name: str  #: as a recipe and `config.json` spell it
+    name: str  #: as a recipe spells it
     vocabulary: int  #: the number of different tokens
     end: int  #: the token after a text
     padding: int  #: the token that fills a sequence up

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from fedmr_merge.federated.data.tensors import TensorData
 from fedmr_merge.federated.data.tokenizers import Tokenizer
+from fedmr_merge.hub.inputs import public_name
 
 IGNORED = -100
 """The target of a place that counts in no loss: it is padding. Torch and transformers have the same number."""
@@ -32,7 +33,7 @@ class TokenData(TensorData):
 
     def preprocess(self) -> dict[str, Any]:
         """Return how a text becomes tokens."""
-        return {"tokenizer": self.tokenizer.name, "length": self.length}
+        return {"tokenizer": public_name(self.tokenizer.name), "length": self.length}
 
     def write_sidecars(self, folder: Path) -> None:
         """Write the files of the tokenizer beside a model."""
