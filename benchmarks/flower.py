@@ -71,6 +71,7 @@ class Watch:
 
     folder: Path
     peaks: dict[str, int] = field(default_factory=dict)
+    client_ticks: dict[str, int] = field(default_factory=dict)  #: of the CPU, by ClientApp
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Watch:
@@ -90,9 +91,17 @@ class Watch:
                     name = next(name for word in words if (name := word.decode().rpartition("/")[2]) in PROGRAMS)
                     status = (path / "status").read_text()
                     peak = int(status.split("VmHWM:")[1].split()[0])
+                    numbers = (path / "stat").read_text().rpartition(")")[2].split()
                 except (OSError, StopIteration, IndexError):
                     continue
                 self.peaks[name] = max(self.peaks.get(name, 0), peak)
+                if name == "flwr-clientapp":
+                    self.client_ticks[path.name] = int(numbers[11]) + int(numbers[12])
+
+    @property
+    def client_seconds(self) -> float:
+        """The median CPU seconds of a ClientApp, which does not depend on what else the machine does."""
+        return statistics.median(self.client_ticks.values()) / os.sysconf("SC_CLK_TCK")
 
     def of(self, name: str) -> str:
         """Return the peak of a kind of processes."""
@@ -122,7 +131,8 @@ def measure(checked: Recipe, clients: int, code: Path | None = None) -> None:
     print(
         f"| {clients} | {started:.0f} | {seconds:.1f} | {seconds - training:.1f} | {lines[-1]['bytes_sent']:,} | "
         f"{lines[-1]['bytes_received']:,} | {watch.of('flower-superlink')} | {watch.of('flower-supernode')} + "
-        f"{watch.of('flower-superexec')} | {watch.of('flwr-serverapp')} | {watch.of('flwr-clientapp')} |",
+        f"{watch.of('flower-superexec')} | {watch.of('flwr-serverapp')} | {watch.of('flwr-clientapp')}, "
+        f"{watch.client_seconds:.1f} CPU s |",
         flush=True,
     )
 

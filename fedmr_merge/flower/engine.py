@@ -62,7 +62,6 @@ class FlowerEngine(Engine):
     Args:
         grid: Flower's way to the nodes, or anything that behaves like it.
         recipe: The recipe that both sides follow.
-        poll: Called before each round with the number of the round; may raise to end the run.
     """
 
     def __init__(self, grid: Grid, recipe: Recipe) -> None:

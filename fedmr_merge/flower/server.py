@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmr_merge.errors import DataError, FedmrMergeError
+from fedmr_merge.errors import DataError, FedmrMergeError, TrainingError
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.nodes import Nodes
@@ -69,10 +69,12 @@ def serve(grid: Grid, recipe_file: Path, options: ServerOptions, report: Report)
         engine = FlowerEngine(grid, recipe)
 
         def prepared(recipe: Recipe, partition: Partition | None) -> Federation:
+            # What the server computes, means and evaluations, it computes where the replies are; clients may have GPUs.
+            here = replace(recipe, running=replace(recipe.running, device="cpu"))
             if not stays_at_nodes(recipe):
-                return prepare(recipe, partition)
+                return prepare(here, partition)
             own, outlines = gather_outlines(grid, recipe)
-            return server_federation(recipe, outlines, own, partition)
+            return server_federation(here, outlines, own, partition)
 
         with Run(recipe, out, fresh=options.fresh, extend=options.extend, engine=engine, prepare=prepared) as run:
             _follow(grid, recipe, run, out, report)
@@ -82,9 +84,11 @@ def serve(grid: Grid, recipe_file: Path, options: ServerOptions, report: Report)
 
 
 def _follow(grid: Grid, recipe: Recipe, run: Run, out: Path, report: Report) -> None:
+    clients = len(run.federation.partition)
+    _require_known_clients(recipe, clients)
     resumed = run.resumed_from.round if run.resumed_from else 0
     report({"event": "begun", "folder": str(out.absolute()), "resumed_after": resumed, "notes": run.notes})
-    found = _wait_for_nodes(grid, recipe, len(run.federation.partition))
+    found = _wait_for_nodes(grid, recipe, clients)
     report({"event": "nodes", "found": len(found.ids), "missing": sorted(found.faults.items())[:10]})
     for event in run.execute():
         if not isinstance(event, RoundDone):
@@ -117,6 +121,7 @@ def gather_outlines(grid: Grid, recipe: Recipe) -> tuple[Data, list[Outline]]:
     own = with_paths(recipe, deployment.server, "deployment.server").data.load()
     assert isinstance(recipe.partition, Nodes)
     clients, side = recipe.partition.clients, Side.here(identity(recipe))
+    _require_known_clients(recipe, clients)
     nodes = _wait_for_nodes(grid, recipe, clients)
     outgoing = []
     for client, node in nodes.ids.items():
@@ -135,6 +140,16 @@ def gather_outlines(grid: Grid, recipe: Recipe) -> tuple[Data, list[Outline]]:
             client=client,
         )
     return own, [outline_of(found.contents[client], own, client) for client in range(clients)]
+
+
+def _require_known_clients(recipe: Recipe, clients: int) -> None:
+    """Raise TrainingError when a name of `deployment.clients` is that of a client that the recipe does not have."""
+    named = (recipe.deployment or Deployment()).clients
+    if unknown := sorted(name for name, number in named.items() if number >= clients):
+        raise TrainingError(
+            f"deployment.clients: {unknown[0]!r} is client {named[unknown[0]]}, and the recipe has {clients} clients",
+            hint="clients are counted from 0",
+        )
 
 
 def _wait_for_nodes(grid: Grid, recipe: Recipe, clients: int) -> FoundNodes:

@@ -193,6 +193,14 @@ def test_the_server_has_outlines_in_the_place_of_examples(machines):
     assert data.class_names == CLASSES
 
 
+def test_a_name_of_a_client_that_the_recipe_does_not_have_is_reported_before_the_first_round(machines):
+    names = {"client-0": 0, "client-1": 1, "client-2": 2, "client-3": 3}
+    options = {"timeout_seconds": 0.2, "server": {"data": str(machines / "server")}, "clients": names}
+    checked = recipe(machines, deployment=options)
+    with pytest.raises(TrainingError, match="'client-3' is client 3, and the recipe has 3 clients"):
+        run(checked, machines, StandInGrid(nodes(checked, machines)))
+
+
 @pytest.mark.parametrize("stage", [{"recalibrate": {}}, {"fedavg": {"rounds": 1, "selection": "by_loss"}}])
 def test_a_stage_that_needs_the_data_themselves_is_refused(machines, stage):
     checked = recipe(machines, stages=[{"fedavg": {"rounds": 1}}, stage])

@@ -17,6 +17,7 @@ import pytest
 from small_runs import follow, models
 
 from fedmr_merge.flower.certificates import make_node_key
+from fedmr_merge.flower.doctor import examine
 from fedmr_merge.flower.rehearsal import CONNECTION, Rehearsal
 from fedmr_merge.flower.server import ServerOptions
 from fedmr_merge.flower.submit import FailedRunError, submit
@@ -150,6 +151,11 @@ def test_whatever_is_killed_the_run_continues_or_is_resumed(tmp_path):
             time.sleep(0.3)
         assert running.supervisor.exit_code(running.node_pids["stranger"]) != 0
         assert "stranger" not in running.online()
+        checks = examine(CONNECTION)
+        assert [check.subject for check in checks] == [
+            *("flwr", "connection", "reachable", "certificate", "clock", "nodes")
+        ]
+        assert all(check.is_fine for check in checks), checks
 
         def on_round(event):
             if not killed:
