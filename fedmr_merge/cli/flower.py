@@ -104,7 +104,9 @@ def _show_costs(recipe: Recipe, federation: Any) -> None:
     for stage, traffic in stage_traffic(recipe, federation):
         down, up = (console.size(count // federation.slots) for count in (traffic.down, traffic.up))
         console.say(f"{stage.name}: {down} to each of {federation.slots} nodes in a round, {up} back")
-    console.say("every round takes at least about 5 seconds beyond the training: a node starts anew for every message")
+    console.say(
+        "every round takes at least about 6 seconds beyond the training: a client starts anew for every message"
+    )
 
 
 def _show_nodes_needed(recipe: Recipe, connection: str) -> None:

@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from data_layouts import write_parquet
 from small_runs import follow, models
 
 from fedmr_merge.flower.certificates import make_node_key
@@ -185,3 +187,28 @@ def test_whatever_is_killed_the_run_continues_or_is_resumed(tmp_path):
     for line in lines(tmp_path / "run", "lineage.jsonl"):
         assert sorted(line["clients"]) == [0, 1]
     assert read_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+
+
+def test_clients_train_on_what_only_their_own_machine_has(tmp_path):
+    """Each SuperNode is told by --node-config where its data are; the server has test examples of its own."""
+    names = {"label": ("a", "b", "c")}
+    for folder in ("client-0", "client-1", "server", "pooled"):
+        sizes = {"client-0": (20,), "client-1": (13,), "server": (3,), "pooled": (20, 13)}[folder]
+        labels = np.concatenate([np.arange(size) % 3 for size in sizes])
+        owners = np.repeat(np.arange(len(sizes)), sizes)
+        images = (70 * labels[:, None, None] + np.arange(64).reshape(8, 8) % 50).astype(np.uint8)
+        write_parquet(tmp_path / folder / "train.parquet", {"image": images, "label": labels, "client": owners}, names)
+        test = np.arange(12) % 3
+        write_parquet(tmp_path / folder / "test.parquet", {"image": images[test], "label": labels[test]}, names)
+    reader = {"name": "parquet", "normalisation": "half"}
+    stages = {"stages": [{"fedmr": {"rounds": 1}}, {"evaluate": {}}]}
+    apart = reader | {"path": "$NODE/scans", "partition": {"kind": "nodes", "clients": 2}}
+    pooled = reader | {"path": str(tmp_path / "pooled"), "client_column": "client", "partition": {"kind": "natural"}}
+    options = {"timeout_seconds": 300, "server": {"scans": str(tmp_path / "server")}}
+    recipe = parse_recipe(RECIPE | stages | {"data": apart, "deployment": options}, "recipe.yaml")
+    follow(tmp_path / "local", parse_recipe(RECIPE | stages | {"data": pooled}, "recipe.yaml"))
+    configurations = {name: f'scans="{tmp_path / name}"' for name in ("client-0", "client-1")}
+    with Rehearsal(["client-0", "client-1"], configurations):
+        follow_at(recipe, tmp_path / "run", lambda event: None)
+    assert models(tmp_path / "run") == models(tmp_path / "local")
+    assert (tmp_path / "run" / "lineage.jsonl").read_bytes() == (tmp_path / "local" / "lineage.jsonl").read_bytes()
