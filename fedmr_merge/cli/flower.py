@@ -231,8 +231,10 @@ def nodes(
     console.table(("name", "node", "status", "client"), rows, right=("client",))
     online = sum(node.status == "online" for node in found)
     console.say(f"{console.plural(len(found), 'node')}, {online} online")
-    for missing in sorted(set(named) - {node.name for node in found}):
-        console.complain("warning", f"no node is registered as {missing!r}, which is client {named[missing]}")
+    needed = getattr(checked.partition, "clients", 0) if checked else 0
+    names = named or {f"client-{client}": client for client in range(needed)}
+    if missing := [f"{name} (client {names[name]})" for name in sorted(set(names) - {node.name for node in found})]:
+        console.complain("warning", f"no node is registered as {console.listed(missing, between=', ')}")
 
 
 def _read(recipe: str) -> Recipe:

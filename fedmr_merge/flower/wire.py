@@ -143,12 +143,13 @@ def unpack_instruction(content: RecordDict) -> tuple[Instruction, dict[str, Tens
     families: dict[str, dict[str, dict[str, Tensor]]] = {_SHARED: {}, _OWN: {}}
     model: dict[str, Tensor] = {}
     for key, record in content.array_records.items():
-        tensors = {name: to_tensor(array, _claimed_form(name, array)).clone() for name, array in record.items()}
+        tensors = {name: to_tensor(array, _claimed_form(name, array)) for name, array in record.items()}
         side, _, family = key.partition("/")
         if key == _MODEL:
             model = tensors
         elif side in families and family:
-            families[side][family] = tensors
+            # In memory as torch lays it out, at whose alignment a kernel may round otherwise; the model is copied later.
+            families[side][family] = {name: tensor.clone() for name, tensor in tensors.items()}
         else:
             raise RefusedError(f"the instruction has an unknown part {shown(key, 40)!r}")
     return instruction, model, Context(families[_SHARED], families[_OWN])
