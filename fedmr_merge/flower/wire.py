@@ -148,7 +148,7 @@ def unpack_instruction(content: RecordDict) -> tuple[Instruction, dict[str, Tens
         if key == _MODEL:
             model = tensors
         elif side in families and family:
-            # In memory as torch lays it out, at whose alignment a kernel may round otherwise; the model is copied later.
+            # In memory as torch lays it out, as a kernel may round otherwise elsewhere; the model is copied later.
             families[side][family] = {name: tensor.clone() for name, tensor in tensors.items()}
         else:
             raise RefusedError(f"the instruction has an unknown part {shown(key, 40)!r}")
