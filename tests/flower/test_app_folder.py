@@ -13,6 +13,7 @@ from fedmr_merge.errors import OutputError
 from fedmr_merge.flower.app_folder import write_app
 from fedmr_merge.flower.client_app import client_app
 from fedmr_merge.flower.server import server_app
+from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.schema import read_recipe
 
 
@@ -56,7 +57,7 @@ def test_code_that_the_recipe_names_travels_with_it(tmp_path):
         "name: own\ndata: {name: digits, partition: {kind: 'own_rows:Rows'}}\nmodel: {name: cnn}\n"
         "training: {clients_per_round: 2}\nstages: [{fedavg: {rounds: 1}}]\n"
     )
-    checked = read_recipe(tmp_path / "recipe.yaml")
+    checked = read_recipe(tmp_path / "recipe.yaml", own=Own((tmp_path,)))
     write_app(checked, tmp_path / "app", code=tmp_path)
     assert (tmp_path / "app" / "own_rows.py").read_bytes() == (tmp_path / "own_rows.py").read_bytes()
 
