@@ -194,18 +194,8 @@ def _run_round(
     if trained.cohort.slots > 1:
         metrics["similarity"] = trained.cohort.similarity(federation.trainable)
     if federation.training.privacy is not None:
-        sampled = int(before.get(_SAMPLED_ROUNDS, 0)) + algorithm.samples_uniformly
-        # A client that takes part twice in a round, as CluSamp may have it, sends two models.
-        repeated = int(before.get(_REPEATED, 0)) + max(Counter(selected).values()) - 1
-        state = replace(state, facts={**state.facts, _SAMPLED_ROUNDS: sampled, _REPEATED: repeated})
-        metrics["epsilon"] = spent_epsilon(
-            federation.training.privacy,
-            clients=len(federation.partition),
-            selected=federation.slots,
-            sampled_rounds=sampled,
-            # Rounds whose selection is not recorded count in full.
-            other_rounds=round - sampled + repeated,
-        )
+        spent, metrics["epsilon"] = _account(federation, algorithm, before, selected, round)
+        state = replace(state, facts={**state.facts, **spent})
     _require_finite(metrics, round)
     return RoundResult(
         round=round,
@@ -218,6 +208,25 @@ def _run_round(
         missing=trained.missing,
         report=trained.report,
     )
+
+
+def _account(
+    federation: Federation, algorithm: Algorithm, before: Mapping[str, Any], selected: tuple[int, ...], round: int
+) -> tuple[dict[str, int], float]:
+    """Return what is remembered of the selections of a private run, and the epsilon that it has spent."""
+    assert federation.training.privacy is not None
+    sampled = int(before.get(_SAMPLED_ROUNDS, 0)) + algorithm.samples_uniformly
+    # A client that takes part twice in a round, as CluSamp may have it, sends two models.
+    repeated = int(before.get(_REPEATED, 0)) + max(Counter(selected).values()) - 1
+    epsilon = spent_epsilon(
+        federation.training.privacy,
+        clients=len(federation.partition),
+        selected=federation.slots,
+        sampled_rounds=sampled,
+        # Rounds whose selection is not recorded count in full.
+        other_rounds=round - sampled + repeated,
+    )
+    return {_SAMPLED_ROUNDS: sampled, _REPEATED: repeated}, epsilon
 
 
 def _require_finite(metrics: Mapping[str, float], round: int) -> None:
