@@ -18,6 +18,9 @@ from small_run import RECIPE, follow
 
 from fedmr_merge import recombine
 
+# transformers imports torchvision where it is installed: this import of it works beside any torch.
+from fedmr_merge.federated.models._torchvision import torchvision  # noqa: F401
+
 #: A language model as transformers saves it. The output head is tied to the embedding, so that the file lacks it.
 LANGUAGE_MODEL: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "model.embed_tokens.weight": ("F32", (12, 8)),

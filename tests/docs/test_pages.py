@@ -10,12 +10,17 @@ import pytest
 import yaml
 from docs_pages import LANGUAGES, PAGES, REASONS, ROOT, Reader, blocks
 
+NEEDED = {"docs/adapters.md": ("transformers", "peft")}
+"""The libraries without which a page cannot be followed."""
+
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_what_a_page_shows_works(page, world, capsys):
     world(page)
+    for library in NEEDED.get(page.relative_to(ROOT).as_posix(), ()):
+        pytest.importorskip(library, reason=f"needs {library}")
     Reader(page, capsys).follow()
 
 
