@@ -144,14 +144,17 @@ def memory_line(memory: MemoryForecast) -> str:
 def _show_sizes(recipe: Recipe, federation: Federation) -> None:
     from fedmr_merge.federated.federation import describe_last_batches
     from fedmr_merge.federated.training.engines.description import describe_devices, describe_operations
+    from fedmr_merge.federated.training.privacy import describe_privacy
     from fedmr_merge.recipe.prepare import parameters, stage_traffic
 
-    sizes = federation.partition.sizes
+    sizes, privacy = federation.partition.sizes, federation.training.privacy
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples")
     for line in filter(
         None, (describe_last_batches(federation), describe_devices(federation), describe_operations(federation))
     ):
         console.say(line)
+    if privacy is not None:
+        console.say(describe_privacy(privacy, federation.slots))
     console.say(f"{parameters(federation):,} parameters in {len(set(federation.layers.values()))} layers")
     if federation.device.type == "cuda":
         import torch

@@ -85,6 +85,11 @@ class Until:
                 "until.similarity compares models, but 1 client per round trains 1",
                 hint="set training.clients_per_round to 2 or more",
             )
+        if self.similarity is not None and federation.training.shows_the_mean_alone:
+            raise TrainingError(
+                "until.similarity compares single models, and central training.privacy shows their mean alone",
+                hint="name plateau in its place, or set training.privacy.kind to local",
+            )
 
     def reached(self, history: History, metric: Metric = ACCURACY, part: str = "test") -> str | None:
         """Return the reason to end the stage, once a criterion is met by the rounds so far, or None.

@@ -46,7 +46,8 @@ class RoundResult:
     `metrics` holds `train_loss` (mean over examples, without diverged clients; absent where no client took a step),
     the metrics of the task (of the global model; for classification these are `test_accuracy` and `test_loss`), `lr`
     (where it follows a schedule), `bytes_down` and `bytes_up` (sent to all clients, and sent back by them),
-    `similarity` (mean pairwise cosine of the trained models; with two clients or more) and, with `training.privacy`,
+    `similarity` (mean pairwise cosine of the trained models; with two clients or more, unless the server sees their
+    mean alone) and, with `training.privacy`,
     `epsilon` (spent since the run began).
     """
 
@@ -76,7 +77,7 @@ def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -
 
     Raises TrainingError when the method cannot start here.
     """
-    _require_private_selection(federation, algorithm)
+    _require_privacy(federation, algorithm)
     algorithm.check()
     sent = federation.architecture.like_trained(previous.global_weights)
     state, before = (
@@ -109,7 +110,7 @@ def run_rounds(
     Raises TrainingError when a client diverges and `training.on_divergence` is `fail`, when the global model does, or
     when memory runs out.
     """
-    _require_private_selection(federation, algorithm)
+    _require_privacy(federation, algorithm)
     if federation.device.type == "cpu":
         keep_freed_memory()
     state = replace(state.to(federation.device), facts=_with_present_keys(state.facts))
@@ -148,7 +149,14 @@ def _with_present_keys(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {_FORMER_KEYS.get(key, key): value for key, value in facts.items()}
 
 
-def _require_private_selection(federation: Federation, algorithm: Algorithm) -> None:
+def _require_privacy(federation: Federation, algorithm: Algorithm) -> None:
+    """Raise TrainingError when what the server does in a method is not covered by `training.privacy`."""
+    if federation.training.shows_the_mean_alone and algorithm.single_models is not None:
+        raise TrainingError(
+            f"training.privacy of kind central hides single models in their sum, and {algorithm.name} "
+            f"{algorithm.single_models}",
+            hint="set training.privacy.kind to local, or choose a method that needs the mean alone, e.g. fedavg",
+        )
     if federation.training.privacy is not None and algorithm.selection == "by_loss":
         raise TrainingError(
             "training.privacy does not cover selection by_loss, which reads every candidate's loss without noise",
@@ -191,7 +199,7 @@ def _run_round(
     if rates.schedule is not None:
         metrics["lr"] = task.learning_rate
     metrics |= {"bytes_down": traffic.down, "bytes_up": traffic.up}
-    if trained.cohort.slots > 1:
+    if trained.cohort.slots > 1 and not federation.training.shows_the_mean_alone:
         metrics["similarity"] = trained.cohort.similarity(federation.trainable)
     if federation.training.privacy is not None:
         spent, metrics["epsilon"] = _account(federation, algorithm, before, selected, round)

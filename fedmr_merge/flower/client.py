@@ -17,7 +17,7 @@ from fedmr_merge.federated.training.divergence import finite_models
 from fedmr_merge.federated.training.engines.loop import Loop
 from fedmr_merge.federated.training.local_training import LocalTraining, SlotOfRound
 from fedmr_merge.federated.training.precision import float32_products
-from fedmr_merge.federated.training.privacy import privatise
+from fedmr_merge.federated.training.privacy import clipped, privatise
 from fedmr_merge.flower.arrays import RefusedError
 from fedmr_merge.flower.base_weights import complete
 from fedmr_merge.flower.node_data import client_federation, describe
@@ -128,10 +128,12 @@ def local_training(
 
 
 def _sent(task: LocalTraining, trained: Cohort) -> Mapping[str, Tensor]:
-    """Return the model that leaves this machine: in a private run with its update clipped and the noise added."""
+    """Return the model that leaves this machine: in a private run clipped and, of the local kind, with noise."""
     federation = task.federation
     privacy = federation.training.privacy
-    if privacy is not None:
+    if privacy is not None and privacy.kind == "central":
+        trained = clipped(privacy, task.cohort, trained, federation.trainable)
+    elif privacy is not None:
         # Two clients with the same key file must not have the same noise, nor two slots of one client.
         secret = federation.secret.derived("client", task.clients[0], task.place.slot if task.place else 0)
         trained = privatise(privacy, task.cohort, trained, federation.trainable, secret, task.round)

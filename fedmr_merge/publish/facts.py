@@ -178,7 +178,7 @@ def _parents(recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> list[
 
 def _privacy(recipe: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any] | None:
     options = recipe["training"].get("privacy")
-    return {**options, "epsilon": last["epsilon"]} if options and "epsilon" in last else None
+    return {"kind": "local", **options, "epsilon": last["epsilon"]} if options and "epsilon" in last else None
 
 
 def _model(folder: Path, slots: Sequence[str]) -> Checkpoint:

@@ -301,6 +301,22 @@ def test_what_crosses_the_wire_in_a_private_run_has_noise_and_a_bounded_update()
     assert abs((noises[0] - noises[1]).std().item() / (clip * multiplier * 2**0.5) - 1) < 0.02
 
 
+def test_what_a_client_of_a_central_private_run_sends_is_clipped_and_has_no_noise_of_its_own():
+    privacy = {"kind": "central", "clip": 0.01, "noise_multiplier": 2.0}
+    private = recipe(
+        training={"clients_per_round": 2, "local_epochs": 1, "privacy": privacy},
+        data={"name": "digits", "partition": {"kind": "iid", "clients": 3}},
+    )
+    grid = StandInGrid({"client-2": lambda m: [], "client-0": lambda m: []})
+    engine = FlowerEngine(grid, private)
+    engine._deployment = replace(engine._deployment, timeout_seconds=0.01)
+    engine.answers(replace(task(), federation=prepare(private)))
+    reply = answer(grid.sent[0].content, private)
+    sent = task().cohort.slot(0)
+    updates = [to_tensor(reply["model"][name], Form.of(tensor)) - tensor for name, tensor in sent.items()]
+    assert torch.cat([update.flatten() for update in updates]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
 def test_refusing_takes_milliseconds():
     grid = StandInGrid({"client-2": lambda m: [reply_to(m, without_model)], "client-0": lambda m: [reply_to(m)]})
     engine, asked = FlowerEngine(grid, RECIPE), task()

@@ -89,7 +89,13 @@ def test_privacy_is_told_as_it_was_measured(run: Path) -> None:
     assert run_facts(folder)["privacy"] is None, "no epsilon was measured"
     lines = [json.loads(text) | {"epsilon": 2.5} for text in (folder / "metrics.jsonl").read_text().splitlines()]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
-    assert run_facts(folder)["privacy"] == {"clip": 0.5, "noise_multiplier": 1.1, "delta": 1e-05, "epsilon": 2.5}
+    assert run_facts(folder)["privacy"] == {
+        "kind": "local",
+        "clip": 0.5,
+        "noise_multiplier": 1.1,
+        "delta": 1e-05,
+        "epsilon": 2.5,
+    }
 
 
 @pytest.mark.parametrize(

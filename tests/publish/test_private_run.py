@@ -61,7 +61,19 @@ def test_neither_key_nor_clients_are_published(folder: Path) -> None:
 def test_the_card_says_what_epsilon_counts_on(folder: Path) -> None:
     card = (folder / "global" / "README.md").read_text()
     assert "differentially private at the level of clients" in card
-    assert "as long as nobody learns which clients took part" in " ".join(card.split())
+    card = " ".join(card.split())
+    assert "as long as nobody learns which clients took part" in card
+    assert "that norm was added to each update, by the client. After" in card
+    assert "what the noise was drawn from. Secure aggregation was not used." in card
+
+
+def test_the_card_of_a_central_run_says_that_the_server_is_trusted(tmp_path: Path) -> None:
+    privacy = {"kind": "central", "clip": CLIP, "noise_multiplier": NOISE}
+    training = RECIPE["training"] | {"clients_per_round": 2, "privacy": privacy}
+    follow(tmp_path / "run", training=training, stages=[{"fedavg": {"rounds": 1}}, {"publish": {}}])
+    card = " ".join((tmp_path / "run" / "global" / "README.md").read_text().split())
+    assert "that norm was added once to the sum of a round's updates, by the server." in card
+    assert "assumes that the server, which saw the updates without noise, is trusted" in card
 
 
 def test_what_no_noise_covers_is_not_published(folder: Path) -> None:

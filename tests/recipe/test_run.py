@@ -166,6 +166,11 @@ def test_recalibration_changes_the_global_model_of_a_network_with_statistics(tmp
     [
         ([{"recalibrate": {"batches": 9999}}], None, "9999 batches of"),
         ([{"fedavg": {"rounds": 1, "selection": "by_loss"}}], {"clip": 1.0, "noise_multiplier": 1.0}, "by_loss"),
+        (
+            [{"fedmr": {"rounds": 1}}],
+            {"kind": "central", "clip": 1.0, "noise_multiplier": 1.0},
+            "in their sum, and fedmr",
+        ),
     ],
 )
 def test_what_a_later_stage_cannot_do_is_told_before_the_first(

@@ -23,6 +23,11 @@ class Averaging(Algorithm):
         if self.server_optimizer is not None:
             self.server_optimizer.check()
 
+    @property
+    def single_models(self) -> str | None:
+        """None, unless a method aggregates in a way of its own."""
+        return None if type(self).aggregate is Averaging.aggregate else super().single_models
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model."""
         if self.server_optimizer is not None:

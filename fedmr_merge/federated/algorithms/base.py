@@ -46,6 +46,14 @@ class Algorithm(Plugin):
         """Whether the clients of a round are drawn uniformly, so that who took part is hidden in the crowd."""
         return self.selection == "uniform" and type(self).select is Algorithm.select
 
+    @property
+    def single_models(self) -> str | None:
+        """Why the server must see the model of each client, a verb phrase; None where the mean of all is enough.
+
+        With `training.privacy` of kind central, `aggregate` is given that mean in every slot, or the method is refused.
+        """
+        return "may need the model of each client"
+
     def select(self, federation: Federation, state: State, round: int) -> tuple[int, ...]:
         """Return the K clients of a round, in random order: the model of slot i goes to the i-th client."""
         return SELECTIONS[self.selection](federation, state.global_weights, round)

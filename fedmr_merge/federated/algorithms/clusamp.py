@@ -34,6 +34,11 @@ class CluSamp(Averaging):
     selection: Literal["clusters"] = field(default="clusters", kw_only=True)  # type: ignore[assignment]
     """The clusters select the clients."""
 
+    @property
+    def single_models(self) -> str:
+        """Why the server must see the model of each client."""
+        return "compares the updates of single clients"
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model; no update is known yet."""
         federation.architecture.require_mean_of_weights(self.name)

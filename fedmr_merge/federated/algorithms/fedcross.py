@@ -29,6 +29,11 @@ class FedCross(Algorithm):
         "least_similar"  #: by the cosine of the trained models, or in turn
     )
 
+    @property
+    def single_models(self) -> str:
+        """Why the server must see the model of each client."""
+        return "crosses every model with another one"
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the K models, or from K copies of the global model."""
         if federation.slots < 2:

@@ -33,6 +33,11 @@ class FedMR(Algorithm):
     buffers: Literal["follow_layer", "average", "keep"] = "follow_layer"
     """Where the statistics of a normalisation go: with their layer, to every slot as their mean, or nowhere."""
 
+    @property
+    def single_models(self) -> str:
+        """Why the server must see the model of each client."""
+        return "passes on the layers of single models"
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the K models, or from K copies of the global model (the two-stage training of the paper)."""
         if federation.slots < 2:

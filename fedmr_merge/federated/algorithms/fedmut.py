@@ -37,6 +37,11 @@ class FedMut(Algorithm):
     acceleration_rounds: Annotated[int, Ge(1)] = 50  #: rounds until they are as long as those along the update
     rule: str = "layer"  #: the layer rule, which says which tensors mutate together
 
+    @property
+    def single_models(self) -> None:
+        """None: mutants are made of the mean."""
+        return None
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from K copies of the global model: before the first update there is nothing to mutate along."""
         federation.architecture.require_mean_of_weights(self.name)

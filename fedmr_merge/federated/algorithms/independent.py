@@ -17,6 +17,11 @@ class Independent(Algorithm):
     2208.07677). The clients of a round are in random order, so that a model that stays in its slot meets a random one.
     """
 
+    @property
+    def single_models(self) -> str:
+        """Why the server must see the model of each client."""
+        return "passes on every model as it is"
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the K models, or from K copies of the global model."""
         return State(distinct_models(federation, previous), previous.global_weights)

@@ -30,6 +30,11 @@ class Moon(Averaging):
     mu: Annotated[float, Ge(0)] = 1.0  #: μ, weight of the contrastive term; 0 is FedAvg
     temperature: Annotated[float, Gt(0)] = 0.5  #: τ, temperature of the contrastive term
 
+    @property
+    def single_models(self) -> str:
+        """Why the server must see the model of each client."""
+        return "keeps the model that each client trained"
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model."""
         federation.require_head(self.name, "compares the features of models")

@@ -29,6 +29,11 @@ class Scaffold(Algorithm):
 
     server_lr: Annotated[float, Gt(0)] = 1.0  #: η_g, the step of the server along the mean update of the clients
 
+    @property
+    def single_models(self) -> str:
+        """Why the server must see the model of each client."""
+        return "keeps a control variate of every client"
+
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model, with control variates of 0."""
         optimizer, clip_norm = federation.training.optimizer, federation.training.clip_norm

@@ -6,7 +6,7 @@ Every engine sees the same batches in the same order and takes the same steps, s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context, Trained
 from fedmr_merge.federated.training.divergence import find_diverged, finite_models, replace_diverged
 from fedmr_merge.federated.training.participation import draw_absent, draw_stragglers
-from fedmr_merge.federated.training.privacy import privatise
+from fedmr_merge.federated.training.privacy import private_mean, privatise
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Answers:
     losses: Sequence[float]  #: by slot; see `Engine.train`
     missing: Mapping[int, str] = field(default_factory=dict)  #: slot → why nothing that its client sent counts
     finite: Sequence[bool] | None = None  #: whether all weights of each trained model are finite, where that is known
-    is_private: bool = False  #: whether the clients have clipped their updates and added the noise
+    is_private: bool = False  #: whether the clients have done to their updates what `training.privacy` has clients do
     report: Mapping[str, Any] | None = None  #: what the engine records of the round, as JSON values
 
 
@@ -189,8 +189,9 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
     absent = tuple(drawn or slot in answers.missing for slot, drawn in enumerate(task.absent))
     steps = tuple(0 if absent[slot] else len(task.step_sizes(slot)) for slot in range(len(task.clients)))
     diverged = find_diverged(finite, losses, steps, task.clients, task.round, training)
-    if training.privacy is not None and not answers.is_private:
-        cohort = privatise(training.privacy, task.cohort, cohort, federation.trainable, federation.secret, task.round)
+    privacy = training.privacy
+    if privacy is not None and privacy.kind == "local" and not answers.is_private:
+        cohort = privatise(privacy, task.cohort, cohort, federation.trainable, federation.secret, task.round)
     trained = Trained(
         cohort=cohort,
         clients=task.clients,
@@ -209,4 +210,8 @@ def train_cohort(engine: Engine, task: LocalTraining, *, own_models: bool = Fals
         diverged = {answered.index(slot): fault for slot, fault in diverged.items()}
     if diverged:
         trained = replace_diverged(trained, diverged, dispatched, training.on_divergence, own_models)
+    if privacy is not None and training.shows_the_mean_alone:
+        names = federation.trainable
+        mean = private_mean(privacy, dispatched, trained.cohort, names, federation.secret, task.round)
+        trained = replace(trained, cohort=mean)
     return trained

@@ -55,6 +55,11 @@ class Training:
     divergence_loss: Annotated[float, Gt(0)] | None = None  #: a mean training loss above this is divergence
     privacy: Privacy | None = None  #: client-level differential privacy
 
+    @property
+    def shows_the_mean_alone(self) -> bool:
+        """Whether a method is given the mean of the clients' models in place of each one, for central privacy."""
+        return self.privacy is not None and self.privacy.kind == "central"
+
 
 _DEFAULTS = Training()
 
@@ -77,6 +82,11 @@ def require_options_that_fit(training: Training) -> None:
         raise TrainingError(
             "training.privacy accounts for rounds in which every selected client answers",
             hint="leave training.availability out",
+        )
+    if training.shows_the_mean_alone and training.on_divergence == "drop":
+        raise TrainingError(
+            "central training.privacy divides by the number of clients, which training.on_divergence drop lowers",
+            hint="set training.on_divergence to keep: a client that diverged then counts with an update of 0",
         )
     if training.local_steps is not None and training.local_epochs != _DEFAULTS.local_epochs:
         raise TrainingError(

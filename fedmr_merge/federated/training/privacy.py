@@ -1,9 +1,12 @@
-"""Differential privacy of the clients: what a client sends is its clipped update with Gaussian noise.
+"""Differential privacy of the clients: updates are clipped, and Gaussian noise is added to them or to their sum.
 
-McMahan et al. 2018 (ICLR), at the client instead of the server, so that methods that never average are covered too.
-What is protected: every model that leaves a client, and so all that is made of it. What is not: how many examples a
-client holds, FedGen's label counts and the training losses. The noise, and who takes part in a round, come from a key
-that is not published; see `secret.py`. The noise is a float32 approximation of the normal distribution.
+McMahan et al. 2018 (ICLR). In the central kind, which is theirs, the server adds the noise once to the sum of the
+clipped updates: it is trusted, or secure aggregation shows it nothing but the sum. In the local kind each client adds
+noise of its own, so that nobody has to be trusted and methods that never average are covered too.
+What is protected: in the local kind every model that leaves a client, in the central kind the mean of all that the
+clients trained; and so all that is made of it. What is not: how many examples a client holds, FedGen's label counts and
+the training losses. The noise, and who takes part in a round, come from a key that is not published; see `secret.py`.
+The noise is a float32 approximation of the normal distribution.
 """
 
 from __future__ import annotations
@@ -12,14 +15,14 @@ import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt, Le, Lt
 from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.cohort import Cohort, mean_of
 from fedmr_merge.federated.training.secret import Secret
 
 
@@ -29,6 +32,8 @@ class Privacy:
 
     clip: Annotated[float, Gt(0), Le(1e12)]  #: S, the largest L2 norm of a client's update
     noise_multiplier: Annotated[float, Gt(0), Le(1e6)]  #: z; the noise of every coordinate has standard deviation z·S
+    kind: Literal["local", "central"] = "local"
+    """What gets the noise: every update, from its client; or the sum of the updates, once, from a trusted server."""
     delta: Annotated[float, Gt(0), Lt(1)] = 1e-5  #: δ at which the spent ε is reported
     key_file: str | None = None
     """A file to draw the noise from, for users who need to repeat a run; anybody who has it can subtract the noise."""
@@ -61,23 +66,58 @@ def privatise(
         secret: What the noise is drawn from.
         round: The round, each of which has noise of its own.
     """
-    updates = {name: trained.tensors[name] - dispatched.tensors[name] for name in names}
-    norms = torch.stack([update.flatten(1).double().square().sum(dim=1) for update in updates.values()]).sum(0).sqrt()
-    factors = (privacy.clip / norms.clamp(min=privacy.clip)).float()
+    tensors = dict(clipped(privacy, dispatched, trained, names).tensors)
+    for slot in range(dispatched.slots):
+        for name in names:
+            draw = secret.gaussian(tensors[name].shape[1:], "noise", round, slot, name).to(dispatched.device)
+            tensors[name][slot].add_(draw, alpha=privacy.noise_multiplier * privacy.clip)
+    return Cohort(tensors)
+
+
+def clipped(privacy: Privacy, dispatched: Cohort, trained: Cohort, names: Sequence[str]) -> Cohort:
+    """Return the dispatched models with the clients' updates of the tensors `names`, scaled down to a norm of S."""
+    updates, factors = _updates(privacy, dispatched, trained, names)
     tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in dispatched.tensors.items()}
     for slot in range(dispatched.slots):
         for name, update in updates.items():
-            draw = secret.gaussian(update.shape[1:], "noise", round, slot, name).to(factors.device)
             tensors[name][slot].add_(factors[slot] * update[slot])
-            tensors[name][slot].add_(draw, alpha=privacy.noise_multiplier * privacy.clip)
     return Cohort(tensors)
+
+
+def private_mean(
+    privacy: Privacy, dispatched: Cohort, trained: Cohort, names: Sequence[str], secret: Secret, round: int
+) -> Cohort:
+    """Return K times the one model that a server may learn: the mean of what was dispatched and clipped, with noise.
+
+    The noise is drawn once, and added to the sum of the updates. The arguments are those of `privatise`. The mean is
+    that over the clients, not over their examples: a client's share in it must not depend on its data.
+    """
+    updates, factors = _updates(privacy, dispatched, trained, names)
+    tensors = {name: tensor[0] for name, tensor in dispatched.tensors.items()}
+    for name, update in updates.items():
+        total = secret.gaussian(update.shape[1:], "noise of the sum", round, name).to(dispatched.device)
+        total.mul_(privacy.noise_multiplier * privacy.clip)
+        for slot in range(dispatched.slots):
+            total.add_(factors[slot] * update[slot])
+        tensors[name] = mean_of(dispatched.tensors[name], None) + total / dispatched.slots
+    return Cohort({name: tensor[None] for name, tensor in tensors.items()}).expand(dispatched.slots)
+
+
+def _updates(
+    privacy: Privacy, dispatched: Cohort, trained: Cohort, names: Sequence[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the updates of the clients, and by which factor [K] each is scaled down to a norm of S."""
+    updates = {name: trained.tensors[name] - dispatched.tensors[name] for name in names}
+    norms = torch.stack([update.flatten(1).double().square().sum(dim=1) for update in updates.values()]).sum(0).sqrt()
+    return updates, (privacy.clip / norms.clamp(min=privacy.clip)).float()
 
 
 def spent_epsilon(privacy: Privacy, *, clients: int, selected: int, sampled_rounds: int, other_rounds: int) -> float:
     """Return ε at `privacy.delta` after these rounds, by Rényi accounting, against the replacement of one client.
 
     In `sampled_rounds` the clients were drawn uniformly without replacement, which hides who took part as long as
-    nobody says so; in `other_rounds` any client may have taken part.
+    nobody says so; in `other_rounds` any client may have taken part. The kind makes no difference: the noise of one
+    client's update, and that of the sum, are what hides one update of a norm of at most S.
     """
     rdp, accounting = require_accountant()
     # Replacing a client moves its update by up to twice the clip.
@@ -96,6 +136,26 @@ def spent_epsilon(privacy: Privacy, *, clients: int, selected: int, sampled_roun
             hint="raise training.privacy.noise_multiplier",
         )
     return epsilon
+
+
+def describe_privacy(privacy: Privacy, clients: int) -> str:
+    """Return one line about what the noise of a private run is added to, and who must be trusted.
+
+    Args:
+        privacy: The options.
+        clients: K, the number of clients that train in a round.
+    """
+    deviation = privacy.noise_multiplier * privacy.clip
+    if privacy.kind == "local":
+        return (
+            f"privacy, local: every client clips its update to a norm of {privacy.clip:g} and adds noise of standard "
+            f"deviation {deviation:g}; the server does not have to be trusted"
+        )
+    return (
+        f"privacy, central: every client clips its update to a norm of {privacy.clip:g}, and the server adds noise of "
+        f"standard deviation {deviation:g} once to the sum of {clients} updates; epsilon assumes that the server is "
+        "trusted, or that secure aggregation shows it the sum alone"
+    )
 
 
 def require_no_statistics(buffers: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from fedmr_merge.federated.algorithms.fedmr import FedMR
 from fedmr_merge.federated.algorithms.independent import Independent
 from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.criteria import Similarity, Until
 from fedmr_merge.federated.federation import Training
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import begin_stage, run_rounds
 from fedmr_merge.federated.selection import uniform
 from fedmr_merge.federated.training import privacy as module
-from fedmr_merge.federated.training.privacy import Privacy, privatise, spent_epsilon
+from fedmr_merge.federated.training.local_training import Engine
+from fedmr_merge.federated.training.privacy import Privacy, describe_privacy, private_mean, privatise, spent_epsilon
 from fedmr_merge.federated.training.secret import Secret
 from fedmr_merge.options import Faults, check_options
 
@@ -152,6 +155,117 @@ def test_only_uniform_sampling_hides_who_took_part():
         for selection in ("uniform", "by_size", "round_robin")
     }
     assert spent["uniform"] < spent["by_size"] == spent["round_robin"]
+
+
+@pytest.mark.parametrize("kind", ["local", "central"])
+@pytest.mark.parametrize(("z", "rounds"), [(8.0, 1), (20.0, 30), (2.0, 1)])
+def test_epsilon_is_that_of_the_known_accountants(kind, z, rounds):
+    """The Renyi divergence αT/(2σ²) with σ = z/2, converted as in Canonne, Kamath and Steinke 2020 (proposition 12),
+    minimised over orders; and above the exact curve of the Gaussian mechanism: Balle and Wang 2018, theorem 8.
+    """
+    delta, mu = 1e-5, 2 * math.sqrt(rounds) / z
+    orders = [1 + place / 100 for place in range(1, 50_000)]
+    renyi = min(a * mu**2 / 2 + math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for a in orders)
+    privacy = Privacy(clip=3.0, noise_multiplier=z, kind=kind, delta=delta)
+    found = spent_epsilon(privacy, clients=10, selected=3, sampled_rounds=0, other_rounds=rounds)
+    assert renyi <= found * (1 + 1e-9)
+    assert found == pytest.approx(renyi, rel=0.01)
+    normal = stats.norm.cdf
+    exact = normal(mu / 2 - found / mu) - math.exp(found) * normal(-mu / 2 - found / mu)
+    assert 0.01 * delta < exact < delta
+
+
+def test_the_mean_of_a_central_round_by_hand():
+    """Updates (3, 4) and (0.3, 0.4) of norms 5 and 0.5, clipped to 1, over models that need not be alike."""
+    sent = Cohort({"a": torch.tensor([[1.0], [3.0]]), "b": torch.zeros(2, 1), "n": torch.tensor([4, 4])})
+    trained = Cohort({"a": torch.tensor([[4.0], [3.3]]), "b": torch.tensor([[4.0], [0.4]]), "n": torch.tensor([6, 7])})
+    privacy = Privacy(clip=1.0, noise_multiplier=QUIET, kind="central")
+    found = private_mean(privacy, sent, trained, ("a", "b"), Secret(b"key"), 1)
+    assert found.slots == 2
+    torch.testing.assert_close(found.tensors["a"].flatten(), torch.full((2,), 2 + (0.6 + 0.3) / 2))
+    torch.testing.assert_close(found.tensors["b"].flatten(), torch.full((2,), (0.8 + 0.4) / 2))
+    assert found.tensors["n"].tolist() == [4, 4]
+
+
+def test_central_noise_is_that_of_the_sum_once():
+    sent = Cohort({"w": torch.zeros(4, 40_000)})
+    privacy = Privacy(clip=2.0, noise_multiplier=1.5, kind="central")
+
+    def noise(key=b"key", round=1):
+        return private_mean(privacy, sent, sent, ("w",), Secret(key), round).tensors["w"]
+
+    found = noise()
+    assert torch.equal(found[0], found[3])
+    assert float(found[0].std()) == pytest.approx(3.0 / 4, rel=0.02)
+    assert torch.equal(noise(), found)
+    local = privatise(privacy, sent, sent, ("w",), Secret(b"key"), 1).tensors["w"]
+    for other in (noise(b"kez"), noise(round=2), local):
+        assert abs(torch.corrcoef(torch.stack([other[0], found[0]]))[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("method", ALGORITHMS.names())
+def test_a_central_run_shows_a_method_the_mean_alone_or_refuses_it(method):
+    """Without noise, a method that passes is where it is when it sees every model, its clients weighing the same."""
+    algorithm = ALGORITHMS.find(method)()
+    central = make_federation(privacy=Privacy(clip=1e6, noise_multiplier=0.5e-12, kind="central"))
+    if algorithm.single_models is not None:
+        with pytest.raises(TrainingError, match=f"in their sum, and {method} {algorithm.single_models}"):
+            run(central, algorithm)
+        return
+    seen = run(central, algorithm, rounds=2)
+    clients = [result.clients for result in seen]
+    assert "similarity" not in seen[0].metrics
+    assert 0 < seen[0].metrics["epsilon"] < seen[1].metrics["epsilon"]
+
+    class Chosen(type(algorithm)):
+        def select(self, federation, state, round):
+            return clients[round - 1]
+
+        def aggregate(self, federation, state, trained, round):
+            return super().aggregate(federation, state, replace(trained, examples=(1,) * len(trained.clients)), round)
+
+    plain = run(make_federation(), Chosen(), rounds=1)
+    pair = seen[0].state.global_weights, plain[0].state.global_weights
+    torch.testing.assert_close(*map(dict, pair), rtol=1e-4, atol=1e-5)
+    pair = seen[0].state.cohort.tensors, plain[0].state.cohort.tensors
+    torch.testing.assert_close(*map(dict, pair), rtol=1e-3, atol=1e-4)
+
+
+def test_a_client_that_diverges_counts_as_an_update_of_nothing_in_a_central_run():
+    privacy = Privacy(clip=1.0, noise_multiplier=QUIET, kind="central")
+    with pytest.raises(
+        TrainingError, match=r"divides by the number of clients, which training\.on_divergence drop lowers"
+    ):
+        make_federation(privacy=privacy, on_divergence="drop")
+    whole = make_federation(privacy=privacy, on_divergence="keep")
+
+    class Broken(Engine):
+        def train(self, task):
+            tensors = {name: tensor + 1e-3 for name, tensor in task.cohort.tensors.items()}
+            first = next(iter(tensors))
+            tensors[first] = tensors[first].clone()
+            tensors[first][0] = math.nan
+            return Cohort(tensors), [1.0] * task.cohort.slots
+
+    start = begin_stage(whole, FedAvg(), initial_state(whole))
+    (result,) = run_rounds(whole, FedAvg(), start, first_round=1, rounds=1, engine=Broken())
+    moved = {name: tensor - start.global_weights[name] for name, tensor in result.state.global_weights.items()}
+    for tensor in moved.values():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, 1e-3 * 2 / 3), rtol=1e-2, atol=1e-6)
+
+
+def test_the_similarity_of_models_that_nobody_sees_ends_no_stage():
+    federation = make_federation(privacy=Privacy(clip=1.0, noise_multiplier=1.0, kind="central"))
+    with pytest.raises(TrainingError, match="shows their mean alone"):
+        Until(similarity=Similarity(above=0.9)).check(federation)
+
+
+def test_who_must_be_trusted_is_said():
+    local, central = (Privacy(clip=2.0, noise_multiplier=1.5, kind=kind) for kind in ("local", "central"))
+    assert "adds noise of standard deviation 3; the server does not have to be trusted" in describe_privacy(local, 4)
+    line = describe_privacy(central, 4)
+    assert "noise of standard deviation 3 once to the sum of 4 updates" in line
+    assert "trusted, or that secure aggregation shows it the sum alone" in line
 
 
 def test_what_was_spent_outlives_a_stage():
