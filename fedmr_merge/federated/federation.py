@@ -24,6 +24,7 @@ from fedmr_merge.federated.tasks.image_classification import ImageClassification
 from fedmr_merge.federated.training.batches import (
     batch_sizes,
     clients_with_a_lone_example,
+    step_sizes,
     trains_on_one_example,
 )
 from fedmr_merge.federated.training.forward import Forward
@@ -114,9 +115,16 @@ class Federation:
         return tuple(torch.tensor(indices, device=self.device) for indices in self.partition.clients)
 
     def batch_sizes(self, client: int) -> tuple[int, ...]:
-        """Return how many examples each batch of a client's local epoch holds."""
+        """Return how many examples each step of a client's local epoch takes, in one batch or in several."""
         last_batch = self.training.last_batch if self.lone_clients else "keep"
-        return batch_sizes(self.partition.sizes[client], self.training.batch_size, last_batch)
+        sizes = batch_sizes(self.partition.sizes[client], self.training.batch_size, last_batch)
+        return step_sizes(sizes, self.training.gradient_accumulation_steps)
+
+    def accumulated_sizes(self, examples: int) -> tuple[int, ...]:
+        """Return the batches in which a step goes through so many examples, and whose gradients it accumulates."""
+        if self.training.gradient_accumulation_steps == 1:
+            return (examples,)
+        return batch_sizes(examples, self.training.batch_size, "merge" if self.lone_clients else "keep")
 
     @cached_property
     def lone_clients(self) -> tuple[int, ...]:

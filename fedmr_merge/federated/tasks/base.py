@@ -47,6 +47,14 @@ class Task(Plugin):
         """Return the loss that clients train on, with the options of `training` that shape it."""
         raise NotImplementedError
 
+    def example_weights(self, targets: Tensor) -> Tensor | None:
+        """Return the weight of every example in the mean that `loss` takes over a batch, [..., examples].
+
+        None says that all weigh the same. Where a step accumulates the gradients of several batches, each batch counts
+        by the sum of its weights, as its examples would in one larger batch.
+        """
+        return None
+
     def totals(self, outputs: Tensor, targets: Tensor, data: Data) -> Tensor:
         """Return the sums over a batch that `summary` needs, float64 [sums]; they are added up over batches."""
         raise NotImplementedError

@@ -54,6 +54,10 @@ class CausalLm(Task):
 
         return loss
 
+    def example_weights(self, targets: Tensor) -> Tensor:
+        """Return the number of tokens of every text, padding left out."""
+        return (targets != IGNORED).sum(dim=-1)
+
     def totals(self, outputs: Tensor, targets: Tensor, data: Data) -> Tensor:
         """Return the sum of the cross-entropies, and the number of tokens."""
         return torch.stack([part.double() for part in _cross_entropy(outputs.float(), targets, 0.0)])

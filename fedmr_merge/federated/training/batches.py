@@ -32,6 +32,11 @@ def batch_sizes(examples: int, batch_size: int, last_batch: LastBatch) -> tuple[
     return (*(batch_size,) * full, left) if left else (batch_size,) * full
 
 
+def step_sizes(batches: Sequence[int], accumulated: int) -> tuple[int, ...]:
+    """Return how many examples each step takes, where so many batches make one; the last may have fewer batches."""
+    return tuple(sum(batches[first : first + accumulated]) for first in range(0, len(batches), accumulated))
+
+
 def clients_with_a_lone_example(sizes: Sequence[int], batch_size: int) -> tuple[int, ...]:
     """Return the clients whose epochs would end with a batch of a single example."""
     return tuple(client for client, size in enumerate(sizes) if batch_sizes(size, batch_size, "keep")[-1] == 1)

@@ -47,7 +47,8 @@ def client_bytes(federation: Federation) -> int:
     """
     training = federation.training
     state = weights_of(federation.module)
-    batch = max(max(sizes, default=0) for sizes in map(federation.batch_sizes, range(len(federation.partition))))
+    steps = {size for client in range(len(federation.partition)) for size in federation.batch_sizes(client)}
+    batch = max((max(federation.accumulated_sizes(size)) for size in steps), default=0)
     averages = 2 if training.optimizer != "sgd" else int(training.momentum > 0)
     models = [*state.values()] * _MODELS + [state[name] for name in federation.trainable] * averages
     return sum(int(tensor.nbytes) for tensor in models) + _kept_for_backward(federation, batch)

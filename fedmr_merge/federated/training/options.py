@@ -26,6 +26,8 @@ class Training:
     local_steps: Annotated[int, Ge(1), Le(100_000)] | None = None
     """Steps of a client in a round, in place of local_epochs; it goes through its examples as often as that takes."""
     batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 50  #: B; the last batch of an epoch may be smaller
+    gradient_accumulation_steps: Annotated[int, Ge(1), Le(10_000)] = 1
+    """Batches whose gradients make one step, that of a batch as large as all of them; a client's memory holds one."""
     last_batch: LastBatch = "merge"
     """What becomes of an epoch's last batch of one example where the model cannot train on it: see `batches.py`."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  #: adamw: with weight decay apart from the gradient
@@ -54,6 +56,11 @@ class Training:
     on_divergence: Literal["keep", "drop", "fail"] = "fail"  #: see `divergence.py`
     divergence_loss: Annotated[float, Gt(0)] | None = None  #: a mean training loss above this is divergence
     privacy: Privacy | None = None  #: client-level differential privacy
+
+    @property
+    def examples_per_step(self) -> int:
+        """How many examples a local step takes, where an epoch has as many left."""
+        return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def shows_the_mean_alone(self) -> bool:
@@ -87,6 +94,12 @@ def require_options_that_fit(training: Training) -> None:
         raise TrainingError(
             "central training.privacy divides by the number of clients, which training.on_divergence drop lowers",
             hint="set training.on_divergence to keep: a client that diverged then counts with an update of 0",
+        )
+    if training.gradient_accumulation_steps > 1 and training.class_weights is not None:
+        raise TrainingError(
+            "training.class_weights make each batch a mean that is weighted by its own classes, which "
+            "training.gradient_accumulation_steps cannot add up to that of the larger batch",
+            hint="raise training.batch_size in place of gradient_accumulation_steps",
         )
     if training.local_steps is not None and training.local_epochs != _DEFAULTS.local_epochs:
         raise TrainingError(

@@ -10,10 +10,11 @@ from threading import Event
 import torch
 from torch import Tensor
 
+from fedmr_merge.federated.protocol import Batch
 from fedmr_merge.federated.training.engines._plan import BatchSizes, Step, padded, plan_steps
 from fedmr_merge.federated.training.engines._recording import Record, RecordedStep
 from fedmr_merge.federated.training.engines._stack import Stack, Window
-from fedmr_merge.federated.training.engines._step import Loss, gradients_of
+from fedmr_merge.federated.training.engines._step import Loss, accumulated, gradients_of
 from fedmr_merge.federated.training.local_training import LocalTraining
 
 
@@ -42,7 +43,7 @@ class Part:
 
     def train(self, losses: Losses, recorded: dict[int, RecordedStep]) -> Tensor:
         """Train to the end; return the mean losses. `recorded` keeps recorded steps, by their number of clients."""
-        size = self._task.federation.training.batch_size
+        size = self._task.federation.training.examples_per_step
         for step, batches in groupby(self._batches(), key=lambda pair: pair[0]):
             every = (indices for _, indices in batches)
             if losses.bounds_shapes and step.start == 0 and step.size == size:
@@ -58,10 +59,17 @@ class Part:
 
     def _take(self, window: Window, loss: Loss, indices: Tensor) -> None:
         """Take a step with examples [clients, batch]."""
-        losses = loss(window.weights, self._task.batch(indices), window.context)
-        # The clients share no tensor: the gradient of the sum is that of each client's own loss.
-        window.optimizer.step(gradients_of(losses.sum(), window.parameters))
-        window.totals.add_(losses.detach(), alpha=indices.shape[1])
+
+        def gradients(part: Tensor) -> tuple[Sequence[Tensor], Batch]:
+            batch = self._task.batch(part)
+            losses = loss(window.weights, batch, window.context)
+            window.totals.add_(losses.detach(), alpha=part.shape[1])
+            # The clients share no tensor: the gradient of the sum is that of each client's own loss.
+            return gradients_of(losses.sum(), window.parameters), batch
+
+        federation = self._task.federation
+        parts = torch.split(indices, list(federation.accumulated_sizes(indices.shape[1])), dim=1)
+        window.optimizer.step(accumulated(federation.task, gradients, parts))
 
     def _take_bounded(
         self, step: Step, batches: Iterable[Tensor], losses: Losses, recorded: dict[int, RecordedStep]
@@ -88,7 +96,7 @@ class Part:
         """Yield every step with its examples, [clients, batch]."""
         done, planned, batches = [0] * len(self._sizes), list[Step](), list[Tensor]()
         for sizes in self._stretches():
-            steps = plan_steps(sizes, self._task.federation.training.batch_size)
+            steps = plan_steps(sizes, self._task.federation.training.examples_per_step)
             for step in steps:
                 for client in range(step.start, step.stop):
                     batches.append(self._orders[client][done[client] : done[client] + step.size])

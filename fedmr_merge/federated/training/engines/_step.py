@@ -15,6 +15,7 @@ from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.cohort import Weights
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import Batch, Context
+from fedmr_merge.federated.tasks.base import Task
 from fedmr_merge.federated.training.engines._stacked import StackedOperations
 from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.local_training import LocalTraining
@@ -131,6 +132,34 @@ def own_draws(federation: Federation) -> Iterator[None]:
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradients of a loss; a parameter that it does not depend on has one of zero."""
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+
+def accumulated(
+    task: Task, gradients: Callable[[Tensor], tuple[Sequence[Tensor], Batch]], parts: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Return the gradients of a step on examples that are gone through in parts, one after the other.
+
+    `gradients` computes those of a part, and says which batch it is. The result is their mean, each weighted by what
+    its examples weigh in the mean that the task takes; of stacked clients, [clients, ...], each has weights of its own.
+    """
+    if len(parts) == 1:
+        return gradients(parts[0])[0]
+    totals: list[Tensor] = []
+    for part in parts:
+        found, batch = gradients(part)
+        of_examples = task.example_weights(batch.targets)
+        if of_examples is None:
+            of_examples = torch.ones_like(batch.indices)
+        weight = of_examples.sum(dim=-1).to(torch.float32)
+        weighted = [*(gradient * _beside(weight, gradient) for gradient in found), weight]
+        totals = [total.add_(more) for total, more in zip(totals, weighted, strict=True)] if totals else weighted
+    *sums, weight = totals
+    return [total / _beside(weight, total) for total in sums]
+
+
+def _beside(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Return a weight, or that of each stacked client, in a shape to multiply a gradient by."""
+    return weight.view(*weight.shape, *[1] * (gradient.dim() - weight.dim()))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

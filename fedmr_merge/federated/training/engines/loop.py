@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.protocol import Batch
 from fedmr_merge.federated.training.engines._step import (
     LossOf,
+    accumulated,
     gradients_of,
     is_out_of_memory,
     own_draws,
@@ -136,12 +138,18 @@ class _Seat:
         optimizer = new_optimizer(training, task.learning_rate, parameters)
         loss_of, context = self._loss_of(task, self.forward), task.context_of(slot)
         total = torch.zeros((), dtype=torch.float64, device=federation.device)
+
+        def gradients(part: Tensor) -> tuple[Sequence[Tensor], Batch]:
+            batch = task.batch(part)
+            loss = loss_of(weights, batch, context)
+            total.add_(loss.detach() * len(part))
+            return gradients_of(loss, parameters), batch
+
         for indices in task.schedule(slot):
             if interrupted.is_set():
                 break
-            loss = loss_of(weights, task.batch(indices), context)
-            optimizer.step(gradients_of(loss, parameters))
-            total += loss.detach() * len(indices)
+            parts = torch.split(indices, list(federation.accumulated_sizes(len(indices))))
+            optimizer.step(accumulated(federation.task, gradients, parts))
         examples = sum(task.step_sizes(slot))
         return float(total) / examples if examples else math.nan
 
@@ -159,7 +167,8 @@ class _Seat:
             return None
         before = torch.get_rng_state()
         with _explained(task, task.clients[slot]):
-            batch = task.batch(task.schedule(slot)[0])
+            first = task.schedule(slot)[0]
+            batch = task.batch(first[: task.federation.accumulated_sizes(len(first))[0]])
             self._loss_of(task, self.forward)(self._place(task, slot), batch, task.context_of(slot))
         return not torch.equal(before, torch.get_rng_state())
 

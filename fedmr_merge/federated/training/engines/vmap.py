@@ -54,7 +54,7 @@ class Vmap(Engine):
         }
         losses = torch.empty(task.cohort.slots, dtype=torch.float64, device=federation.device)
         sizes = [task.batch_sizes(slot) for slot in range(task.cohort.slots)]
-        left = processing_order(sizes, federation.training.batch_size)
+        left = processing_order(sizes, federation.training.examples_per_step)
         with tensor_cores(federation), own_draws(federation):
             while left:
                 size = self.fitting or federation.clients_at_once
