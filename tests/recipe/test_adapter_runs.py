@@ -17,6 +17,7 @@ from fedmr_merge.federated.models._torchvision import torchvision  # noqa: F401
 transformers = pytest.importorskip("transformers", reason="needs the extra transformers")
 peft = pytest.importorskip("peft", reason="needs the extra adapters")
 
+from huggingface_hub import constants  # noqa: E402
 from small_run import command  # noqa: E402
 
 from fedmr_merge.checkpoint.open import open_checkpoint  # noqa: E402
@@ -127,4 +128,29 @@ def test_what_is_published_says_nothing_of_this_machine(folder, whole):
 def test_load_model_builds_the_base_and_the_adapter(folder, whole, monkeypatch):
     monkeypatch.chdir(folder)
     model = load_model(whole / "global")
+    assert model(**model.preprocess("ship")).shape == (1, 2)
+
+
+def test_a_base_of_the_hub_is_fetched_and_named(folder, tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    url = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    files = {path.name: path.read_bytes() for path in (folder / "bert").iterdir()}
+    hub.add_repo("org/bert", {**files, "pytorch_model.bin": b"never fetched", "modeling.py": b"raise SystemExit"})
+    raw = recipe(folder)
+    raw["model"]["name"] = "transformers:org/bert"
+    raw["stages"] = [{"fedmr": {"rounds": 1}}, {"publish": {}}]
+    follow(raw, tmp_path / "run")
+    published = tmp_path / "run" / "global"
+    config = json.loads((published / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/bert"
+    assert len(config["revision"]) == 40  # the commit, whatever is pushed there later
+    card = (published / "README.md").read_text()
+    assert 'base_model:\n- "org/bert"\nbase_model_relation: adapter\n' in card
+    base = json.loads((published / "environment.json").read_text())["base_model"]
+    assert base["origin"].startswith("org/bert@")
+    assert base["sha256"].keys() == {"config.json", "model.safetensors"}
+    cached = {path.name for path in Path(constants.HF_HUB_CACHE).rglob("snapshots/*/*")}
+    assert not cached & {"pytorch_model.bin", "modeling.py"}
+    model = load_model(published)
     assert model(**model.preprocess("ship")).shape == (1, 2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -101,13 +100,12 @@ class Adaptable(Architecture):
         if self.adapter is None:
             return {}
         assert isinstance(module, Adapted)
-        ref = parse_hub(self.base_name)
-        on_hub = ref is not None and not Path(self.base_name).exists()
+        ref = parse_hub(module.origin) if module.origin else None
         return {
             CONFIG: {
                 **module.adapter_config,
-                "base_model_name_or_path": ref.repo_id if ref is not None and on_hub else self.base_name,
-                "revision": ref.revision if ref is not None and on_hub else None,
+                "base_model_name_or_path": self.base_name if ref is None else ref.repo_id,
+                "revision": None if ref is None else ref.revision,
                 "r": self.adapter.r,
                 "lora_alpha": _whole(self.adapter.alpha),
             }
@@ -159,6 +157,7 @@ class Adapted(nn.Module):
     def __init__(self, network: Any, names: dict[str, str]) -> None:
         """`names` maps what a file calls a tensor to what the network calls it."""
         super().__init__()
+        self.origin: str | None = None  #: of the frozen model, `org/name@commit`, where it came from the Hub
         # In a tuple, so that it is none of this module's parts: what is frozen is in no state dict.
         self._network = (network,)
         self._places: list[tuple[str, nn.Module, str]] = []

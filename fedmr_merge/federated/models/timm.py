@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedmr_merge.errors import TrainingError, shown
-from fedmr_merge.federated.models._adapted import Adaptable, adapted
+from fedmr_merge.federated.models._adapted import Adaptable, Adapted, adapted
 from fedmr_merge.federated.models._pretrained import Base, library, open_base, refused
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.hub.inputs import public_name
@@ -67,7 +67,10 @@ class Timm(Adaptable):
             raise TrainingError(f"{shown(base.name)}: is in {len(base.weights)} files, and timm loads one")
         # The last layer and the first one, for other channels, are what timm makes of them; so are places of an image.
         options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(base.folder / base.weights[0])}}
-        return self._made(image_shape, num_classes, options)
+        module = self._made(image_shape, num_classes, options)
+        if isinstance(module, Adapted):
+            module.origin = base.origin
+        return module
 
     def _made(self, image_shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]) -> nn.Module:
         self.require_trained(self.weights is not None, "model.weights to a folder or a Hub id")

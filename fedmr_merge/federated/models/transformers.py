@@ -152,9 +152,10 @@ class Transformers(Adaptable):
         if self.adapter is None:
             return cast(nn.Module, module)
         random = sorted({name.rpartition(".")[0] for name in missing})
-        return adapted(
-            module, self.adapter, self._heads(module), random, _TASK_TYPES.get(str(self.head)), self.shown_name
-        )
+        task_type = _TASK_TYPES.get(str(self.head))
+        made = adapted(module, self.adapter, self._heads(module), random, task_type, self.shown_name)
+        made.origin = None if base is None else base.origin
+        return made
 
     def _heads(self, module: Any) -> list[str]:
         """Return the layers beside the model that all heads of it share; where it predicts tokens, there are none."""

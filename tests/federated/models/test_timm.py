@@ -11,6 +11,7 @@ timm = pytest.importorskip("timm", reason="needs the extra timm")
 from fedmr_merge.checkpoint.tensors import save_tensors  # noqa: E402
 from fedmr_merge.errors import FedmrMergeError, TrainingError  # noqa: E402
 from fedmr_merge.federated.catalogue import ARCHITECTURES  # noqa: E402
+from fedmr_merge.federated.models._adapted import Lora  # noqa: E402
 
 
 def architecture(name, **options):
@@ -44,3 +45,16 @@ def test_what_does_not_fit_is_refused(tmp_path):
         architecture("evil").build((3, 32, 32), 4)
     with pytest.raises(FedmrMergeError, match="no such file or folder"):
         architecture("test_vit", weights=str(tmp_path / "absent")).initialise((3, 32, 32), 4, 0)
+
+
+def test_an_adapter_of_trained_weights(tmp_path):
+    pytest.importorskip("peft", reason="needs the extra adapters")
+    save_tensors(tmp_path / "model.safetensors", timm.create_model("test_vit", num_classes=1000).state_dict())
+    made = architecture("test_vit", weights=str(tmp_path), adapter=Lora(r=2, target_modules=("qkv",)))
+    module = made.initialise((3, 160, 160), 4, seed=0)
+    ends = {".".join(name.split(".")[-2:]) for name in module.state_dict()}
+    assert ends == {"lora_A.weight", "lora_B.weight", "head.weight", "head.bias"}
+    assert module.eval()(torch.rand(2, 3, 160, 160)).shape == (2, 4)
+    assert made.sidecars(module)["adapter_config.json"]["base_model_name_or_path"] == str(tmp_path)
+    with pytest.raises(TrainingError, match="cannot have an adapter: its weights are random"):
+        architecture("test_vit", adapter=Lora()).build((3, 160, 160), 4)
