@@ -157,6 +157,8 @@ def _require_privacy(federation: Federation, algorithm: Algorithm) -> None:
             f"{algorithm.single_models}",
             hint="set training.privacy.kind to local, or choose a method that needs the mean alone, e.g. fedavg",
         )
+    if federation.training.shows_the_mean_alone:
+        federation.architecture.require_mean_of_weights("training.privacy of kind central")
     if federation.training.privacy is not None and algorithm.selection == "by_loss":
         raise TrainingError(
             "training.privacy does not cover selection by_loss, which reads every candidate's loss without noise",

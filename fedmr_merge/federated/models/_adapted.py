@@ -137,8 +137,7 @@ class Adaptable(Architecture):
         """Raise TrainingError where adapters are averaged by their products."""
         if self.adapter is not None and self.adapter.mean == "exact":
             raise TrainingError(
-                f"{method} computes with differences of weights from round to round, and the factors of an exact mean "
-                "of adapters are others in every round",
+                f"{method} needs the mean of weights, and the global model of adapters is the mean of products",
                 hint="set model.adapter.mean to factors",
             )
 

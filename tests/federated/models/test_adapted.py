@@ -27,6 +27,7 @@ from fedmr_merge.federated.protocol import State, Trained, initial_state  # noqa
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds  # noqa: E402
 from fedmr_merge.federated.training.gpu_memory import client_bytes  # noqa: E402
 from fedmr_merge.federated.training.options import Training  # noqa: E402
+from fedmr_merge.federated.training.privacy import Privacy  # noqa: E402
 from fedmr_merge.publish.load import load_model  # noqa: E402
 
 TINY = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
@@ -183,9 +184,15 @@ def test_the_means_of_the_factors_on_request(bert):
 
 @pytest.mark.parametrize("method", ["scaffold", "fedmut", "clusamp"])
 def test_methods_that_compute_with_weights_ask_for_the_means_of_the_factors(bert, method):
-    with pytest.raises(TrainingError, match=f"^{method} computes with differences") as caught:
+    with pytest.raises(TrainingError, match=f"^{method} needs the mean of weights") as caught:
         begin_stage(federation_of(bert), ALGORITHMS.find(method)(), initial_state(federation_of(bert)))
     assert caught.value.hint == "set model.adapter.mean to factors"
+
+
+def test_central_privacy_asks_for_the_means_of_the_factors(bert):
+    federation = federation_of(bert, privacy=Privacy(clip=1.0, noise_multiplier=1.0, kind="central"))
+    with pytest.raises(TrainingError, match=r"^training\.privacy of kind central needs the mean of weights"):
+        begin_stage(federation, ALGORITHMS.find("fedavg")(), initial_state(federation))
 
 
 def test_layers_without_trained_weights_are_trained_whole(tmp_path):
