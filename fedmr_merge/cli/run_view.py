@@ -45,6 +45,7 @@ def _announce(run: Run, folder: Path) -> None:
         f"{federation.device.type}, {parameters(federation):,} parameters, in {folder}"
     )
     warn_of_data(federation)
+    _warn_of_precision(federation)
     for line in filter(None, (describe_last_batches(federation), describe_devices(federation))):
         console.say(line)
     for note in run.notes:
@@ -90,6 +91,14 @@ def warn_of_data(federation: Federation) -> None:
         console.complain("warning", f"no client has an example of {what}")
 
 
+def _warn_of_precision(federation: Federation) -> None:
+    """Report that a processor is slow at the precision that local training asks for."""
+    from fedmr_merge.federated.training.precision import describe_slow_bf16
+
+    if federation.training.precision == "bf16" and federation.device.type == "cpu" and (slow := describe_slow_bf16()):
+        console.complain("warning", slow)
+
+
 def closing_words(recipe: Recipe, folder: Path, again: str) -> None:
     """Print where the results of a run are, and what can be done next."""
     from fedmr_merge.recipe.stages import Publish
@@ -126,6 +135,7 @@ def show_recipe(recipe: Recipe, folder: Path) -> None:
     console.say(recipe.to_yaml().rstrip())
     if federation is not None:
         warn_of_data(federation)
+        _warn_of_precision(federation)
         _show_sizes(recipe, federation)
     if absent:
         console.say(f"not everything could be checked, as a dry run fetches nothing: {absent}")

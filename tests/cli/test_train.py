@@ -11,6 +11,7 @@ import pytest
 from program import Program, fedmr_merge
 
 from fedmr_merge.cli.run_view import memory_line
+from fedmr_merge.federated.training import precision
 from fedmr_merge.federated.training.gpu_memory import MemoryForecast
 
 RECIPE = """
@@ -57,6 +58,23 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert "8 clients with" in done.stdout
     assert "fedmr: 1.5 MB sent to the clients in a round, 1.5 MB sent back" in done.stdout  # 2 clients, 755 kB each
     assert [path.name for path in folder.iterdir()] == ["small.yaml"]
+
+
+def test_a_dry_run_reports_who_must_be_trusted_and_a_processor_without_bfloat16(
+    folder: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dp_accounting")
+    monkeypatch.setattr(precision, "describe_slow_bf16", lambda: "no instructions for bfloat16")
+    privacy = "training.privacy={kind: central, clip: 2.0, noise_multiplier: 1.5}"
+    settings = ["--set", privacy, "--set", "stages=[{fedavg: {rounds: 1}}]", "--dry-run"]
+    code, output, errors = run("run", "small.yaml", *settings, "--set", "training.precision=bf16")
+    assert code == 0, errors
+    assert "noise of standard deviation 3 once to the sum of 2 updates" in output
+    assert "epsilon assumes that the server is trusted" in output
+    assert "warning: no instructions for bfloat16" in errors
+    code, _, errors = run("run", "small.yaml", *settings)
+    assert code == 0
+    assert "bfloat16" not in errors
 
 
 def test_a_dry_run_reports_what_is_decided_for_last_batches_and_what_each_method_sends(

@@ -1,9 +1,12 @@
-"""How a GPU computes products of float32 numbers: in full, or with their factors rounded to TF32."""
+"""How products are computed: of float32 numbers on a GPU in full or with their factors rounded to TF32; and whether a
+processor has instructions for bfloat16.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +28,31 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
     finally:
         for (owner, name, _), value in zip(settings, before, strict=True):
             setattr(owner, name, value)
+
+
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+"""What Linux calls the instructions that multiply bfloat16 numbers: of x86 processors, and the last one of Arm's."""
+
+
+def describe_slow_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return one line about a processor without instructions for bfloat16; None where it has them.
+
+    None, too, where the system does not say what the processor has: torch has no public function for that.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    listed = [
+        line.partition(":")[2].split() for line in lines if line.partition(":")[0].strip() in ("flags", "Features")
+    ]
+    if not listed or any(flag in _BF16_FLAGS for flag in listed[0]):
+        return None
+    return (
+        "training.precision is bf16, and this processor has no instructions for bfloat16 (neither avx512_bf16 nor "
+        f"amx_bf16; torch uses its {torch.backends.cpu.get_cpu_capability()}): a round can take many times as long as "
+        "with fp32, and gains nothing"
+    )
 
 
 def _settings(*, tf32: bool, backends: Any = torch.backends) -> list[tuple[Any, str, bool | str]]:

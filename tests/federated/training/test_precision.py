@@ -18,7 +18,7 @@ from fedmr_merge.federated.evaluation import evaluate, recalibrate, recalibratio
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.federated.selection import SELECTIONS
-from fedmr_merge.federated.training.precision import _settings, float32_products
+from fedmr_merge.federated.training.precision import _settings, describe_slow_bf16, float32_products
 
 
 def current() -> list[str | bool]:
@@ -47,6 +47,27 @@ def test_settings_hold_within_the_block_and_are_put_back(tf32):
                 assert current() == asked(tf32=not tf32)
             assert current() == asked(tf32=tf32)
     assert current() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "is_slow"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", False),
+        ("processor\t: 0\nflags\t\t: fpu amx_bf16 amx_tile\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", True),
+        ("nothing of that kind\n", False),
+        (None, False),
+    ],
+)
+def test_a_processor_without_bfloat16_is_found_where_the_system_lists_what_it_has(content, is_slow, tmp_path):
+    if content is not None:
+        (tmp_path / "cpuinfo").write_text(content)
+    found = describe_slow_bf16(tmp_path / "cpuinfo")
+    assert (found is not None) == is_slow
+    if found:
+        assert f"torch uses its {torch.backends.cpu.get_cpu_capability()}" in found
 
 
 BEFORE_A_RUN = (
