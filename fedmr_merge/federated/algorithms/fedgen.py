@@ -41,11 +41,6 @@ class FedGen(Averaging):
     hidden: Annotated[int, Ge(1), Le(65_536)] = 256  #: width of the generator's hidden layer
     noise: Annotated[int, Ge(1), Le(65_536)] = 32  #: width of the generator's noise, which is uniform in [0, 1)
 
-    @property
-    def single_models(self) -> str:
-        """Why the server must see the model of each client."""
-        return "trains its generator on the head of every client"
-
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model, with a newly initialised generator."""
         federation.require_head(self.name, "generates features that heads classify", classes=True)
