@@ -22,12 +22,16 @@ from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS
 from fedmr_merge.checkpoint.writer import remove_leftover
 from fedmr_merge.errors import HubError
 from fedmr_merge.hub.listing import HubFile, git_blob_digest
-from fedmr_merge.runs.names import CHECKPOINTS, PUBLISHED, RECIPE
+from fedmr_merge.lineage.model import LINEAGE_FILE
+from fedmr_merge.publish.card import CARD_FILE
+from fedmr_merge.runs.names import CHECKPOINTS, EVALUATION, PARTITION, PUBLISHED, RECIPE
 
 _PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")
+#: Files that version 0.1.0 staged under such names as `.lineage.json.ab12cd_x`; `.env.template` is not one of them.
+_BEFORE = (CARD_FILE, LINEAGE_FILE, EVALUATION, PARTITION, f"model{WEIGHTS}.index.json")
 #: What killed processes of this package staged.
-_LEFTOVER_FOLDER = re.compile(r"\..+\.(push|staging)-\w+")
-_LEFTOVER_FILE = re.compile(r"\..+\.staging-[0-9a-f]{16}")
+_LEFTOVER_FOLDER = re.compile(r"\.(.+\.)?(push|staging)-\w+")
+_LEFTOVER_FILE = re.compile(rf"\..+\.staging-[0-9a-f]{{16}}|\.({'|'.join(map(re.escape, _BEFORE))})\.[a-z0-9_]{{8}}")
 _OF_THE_CLIENT = (".cache", ".gitattributes", ".DS_Store")  #: made by `hf download`, by git and by a file manager
 
 #: Folder and names of its files → what to send in place of files, or besides them: a string, or its pieces.

@@ -99,7 +99,9 @@ class RunFolder:
         if self.is_new:
             names = {path.name for path in self.path.iterdir()}
             ours = {name for name in names if name in FIRST_FILES or is_staged(name)}
-            if names - ours or (names - {LOCK} and not self._opened_before):
+            # Version 0.1.0 could leave such a file alone, without the lock; a folder that was replaced is kept.
+            alone = all(is_staged(name) and not name.endswith("-old") for name in names - {LOCK})
+            if names - ours or not (self._opened_before or alone):
                 if not self._opened_before:  # else the next process would take the files for a run's, and remove them
                     (self.path / LOCK).unlink(missing_ok=True)
                 raise RunError(

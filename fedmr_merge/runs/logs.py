@@ -66,6 +66,15 @@ def read_log_prefix(folder: Path, name: str) -> tuple[list[dict[str, Any]], RunE
     return found, None
 
 
+def has_cut_off_line(folder: Path, name: str) -> bool:
+    """Return whether the last line of a log is cut off, as a process leaves it that is killed while it writes."""
+    path = folder / name
+    if not path.exists():
+        return False
+    last = path.read_bytes().rpartition(b"\n")[2]
+    return bool(last) and _parse(last, _LINES[name])[1] is not None
+
+
 def read_object(folder: Path, name: str) -> dict[str, Any] | None:
     """Return the content of one of a run's JSON files; None when it is absent. Raises RunError when it is damaged."""
     return _read(folder / name, _FILES[name]) if (folder / name).exists() else None
@@ -95,6 +104,10 @@ def cut_log(folder: Path, name: str, rounds: int) -> None:
     kept = b"".join(path.read_bytes().splitlines(keepends=True)[:rounds])
     if path.stat().st_size > len(kept):
         os.truncate(path, len(kept))
+        sync(path)
+    if kept and not kept.endswith(b"\n"):  # an editor took the last line break away
+        with path.open("ab") as stream:
+            stream.write(b"\n")
         sync(path)
 
 

@@ -10,7 +10,7 @@ from fedmr_merge.errors import FedmrMergeError, RunError
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.runs.checkpoints import Saved, load_state, verify_checkpoint
 from fedmr_merge.runs.folder import RunFolder
-from fedmr_merge.runs.logs import cut_log, read_log_prefix, require_rounds
+from fedmr_merge.runs.logs import cut_log, has_cut_off_line, read_log_prefix, require_rounds
 from fedmr_merge.runs.names import CHECKPOINTS, ENVIRONMENT, LOGS, METRICS, PARTITION, RECIPE, find_checkpoints
 
 
@@ -18,14 +18,15 @@ def newest_whole(run: Path, federation: Federation) -> tuple[Saved | None, list[
     """Return the newest checkpoint that can be resumed from, None where no checkpoint was written yet, and notes.
 
     A checkpoint can be resumed from when its files are what was written and both logs hold every round up to it. The
-    notes say why newer checkpoints were passed over, which lines of the logs after it are damaged, and which rounds are
-    run again. A last line that is cut off is what a killed process leaves, and is not reported.
+    notes say why newer checkpoints were passed over, which lines of the logs after it are damaged or cut off, and which
+    rounds are run again.
 
     Raises RunError when there are checkpoints and none of them can be resumed from.
     """
     folder = run / CHECKPOINTS
     places, faults = find_checkpoints(folder), list[FedmrMergeError]()
     damage = [str(fault) for name in LOGS if (fault := read_log_prefix(run, name)[1]) is not None]
+    damage += [f"{run / name}: its last line is cut off" for name in LOGS if has_cut_off_line(run, name)]
     for place in reversed(places):
         try:
             saved = load_state(folder, place, federation)

@@ -277,15 +277,25 @@ def test_leftovers_inside_a_folder_never_block_its_push(tmp_path: Path) -> None:
     for name in (".slot-00.push-x1_y2z3a", ".global.staging-0123456789abcdef"):
         (out / name).mkdir()
         (out / name / "model.safetensors").write_bytes(b"half")
+    (out / "slot-00" / ".staging-ab12cd_x").mkdir()  # of a store of version 0.1.0
+    (out / ".lineage.json.ab12cd_x").write_bytes(b"half")  # of its `verify`
     (out / ".README.md.staging-0123456789abcdef").write_bytes(b"half")  # of `card`
     plan = plan_push(out, REPO)
     assert plan.faults == ()
     assert plan.passed_over == (
         ".README.md.staging-0123456789abcdef",
         ".global.staging-0123456789abcdef",
+        ".lineage.json.ab12cd_x",
         ".slot-00.push-x1_y2z3a",
+        "slot-00/.staging-ab12cd_x",
     )
-    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+    assert list(out.rglob(".*")) == []
+
+
+def test_a_dot_file_of_the_users_is_refused_though_its_name_is_like_a_leftovers(model: Path) -> None:
+    (model / ".env.template").write_text("KEY=")
+    assert plan_push(model, REPO).faults == (".env.template: a dot file",)
+    assert (model / ".env.template").exists()
 
 
 def test_what_other_programs_leave_in_a_folder_is_passed_over(model: Path, tmp_path: Path) -> None:

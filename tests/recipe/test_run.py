@@ -239,6 +239,27 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("name", [".partition.json.ab12cd_x", ".recipe.yaml.staging-0123456789abcdef"])
+def test_what_a_run_left_that_was_killed_in_its_first_operations_is_removed(
+    tmp_path: Path, name: str, locked: bool
+) -> None:
+    """Versions 0.1.0 and 0.2.0 name such files differently; the lock may have gone."""
+    (tmp_path / name).write_text("{")
+    if locked:
+        (tmp_path / ".lock").touch()
+    with Run(recipe(), tmp_path):
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", [".thesis.txt.ab12cd_x", ".global-old"])
+def test_what_looks_like_a_leftover_and_may_be_the_users_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(RunError, match="is not empty and not a run folder"):
+        Run(recipe(), tmp_path)
+    assert (tmp_path / name).exists()
+
+
 def test_a_file_of_the_users_with_a_name_of_ours_is_never_removed(tmp_path: Path) -> None:
     (tmp_path / "partition.json").write_text("years of work")
     for _ in range(2):  # the second time, nothing of the first may make the folder look like a killed run's

@@ -206,7 +206,7 @@ def test_a_damaged_line_after_the_last_checkpoint_is_reported(
     with (folder / name).open("a") as stream:
         stream.write('{"round": 3, "st')  # cut off, as a kill leaves it
     with small_runs.Run(small_runs.recipe(), folder) as resumed:
-        assert resumed.notes == []
+        assert resumed.notes == [f"{folder / name}: its last line is cut off: the rounds after 2 are run again"]
     with (folder / name).open("a") as stream:
         stream.write("\n")
     assert run(folder, interrupted) == 0
@@ -215,6 +215,17 @@ def test_a_damaged_line_after_the_last_checkpoint_is_reported(
     assert warning.endswith(": the rounds after 2 are run again")
     small_runs.follow(tmp_path / "whole", small_runs.recipe())
     assert small_runs.models(folder) == small_runs.models(tmp_path / "whole")
+
+
+def test_a_last_line_break_that_an_editor_took_away_joins_no_two_rounds(
+    folder: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    for name in ("metrics.jsonl", "lineage.jsonl"):
+        (folder / name).write_bytes((folder / name).read_bytes().removesuffix(b"\n"))
+    assert run(folder, interrupted) == 0
+    for name in ("metrics.jsonl", "lineage.jsonl"):
+        lines = (folder / name).read_text().splitlines()
+        assert [json.loads(line)["round"] for line in lines] == list(range(1, len(lines) + 1))
 
 
 def test_after_going_back_the_run_ends_with_the_same_bytes(folder: Path, interrupted: Path, tmp_path: Path) -> None:
