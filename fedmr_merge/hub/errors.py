@@ -58,6 +58,10 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+_SHOWN = 60  #: characters of a name that cannot be one
+_WHAT_IS_A_NAME = "each part of ORG/NAME has 96 characters at most: letters, digits, `-`, `_` and `.`, not at an end"
+
+
 def explain(cause: BaseException, subject: str, endpoint: str, token: str | None) -> HubError:
     """Return the error that says in one line what failed, and what to do about it; the token stands in neither."""
     hint: str | None
@@ -66,7 +70,8 @@ def explain(cause: BaseException, subject: str, endpoint: str, token: str | None
         message = f"{subject}: {endpoint}: {cause.reason}"
         return UnreachedError(message, hint=f"try again in {wait} seconds" if wait else _AGAIN, wait_seconds=wait)
     if isinstance(cause, hf.HFValidationError):
-        return HubError(f"{subject}: not a name that a repository can have", hint=_one_line(str(cause)))
+        shown = subject if len(subject) <= _SHOWN else f"{subject[:_SHOWN]}…"
+        return HubError(f"{shown}: not a name that a repository can have", hint=_WHAT_IS_A_NAME)
     if isinstance(cause, hf.OfflineModeIsEnabled):
         message, hint = "offline mode is on", "unset HF_HUB_OFFLINE, or name a commit that is in the cache"
     elif isinstance(cause, hf.HfHubHTTPError):

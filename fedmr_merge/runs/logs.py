@@ -68,10 +68,10 @@ def read_log_prefix(folder: Path, name: str) -> tuple[list[dict[str, Any]], RunE
 
 def has_cut_off_line(folder: Path, name: str) -> bool:
     """Return whether the last line of a log is cut off, as a process leaves it that is killed while it writes."""
-    path = folder / name
-    if not path.exists():
+    try:
+        last = (folder / name).read_bytes().rpartition(b"\n")[2]
+    except OSError:  # whoever reads the lines reports it
         return False
-    last = path.read_bytes().rpartition(b"\n")[2]
     return bool(last) and _parse(last, _LINES[name])[1] is not None
 
 

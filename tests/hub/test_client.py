@@ -117,8 +117,11 @@ def test_a_login_page_of_a_network_is_named(pattern: str, hub: HubServer) -> Non
 
 @pytest.mark.parametrize("name", ["alice/" + "x" * 100, "alice/a--b", "alice/a..b"])
 def test_names_that_no_repository_has(name: str, hub: HubServer) -> None:
-    with pytest.raises(HubError, match="not a name that a repository can have"):
+    with pytest.raises(HubError, match="not a name that a repository can have") as caught:
         resolve_hub(name, endpoint=hub.endpoint)
+    assert len(str(caught.value)) < 120
+    assert "96 characters at most" in str(caught.value.hint)
+    assert "x" * 60 not in f"{caught.value} {caught.value.hint}"
     assert not hub.log
 
 

@@ -76,6 +76,11 @@ def test_the_card_of_a_central_run_says_that_the_server_is_trusted(tmp_path: Pat
     assert "assumes that the server, which saw the updates without noise, is trusted" in card
 
 
+def test_the_card_says_which_published_numbers_no_noise_covers(folder: Path) -> None:
+    card = (folder / "global" / "README.md").read_text()
+    assert "were measured on the examples of all clients, without noise: ε does not cover them" in card
+
+
 def test_what_no_noise_covers_is_not_published(folder: Path) -> None:
     """The loss of the clients that trained is an exact figure of their data, outside of what epsilon counts."""
     [line] = (folder / "metrics.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt
 from fedmr_merge.errors import DataError
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Numbers, Part, numbered
-from fedmr_merge.federated.data.datasets._table import class_names, decode, values
+from fedmr_merge.federated.data.datasets._table import begins_grey, class_names, decode, values
 from fedmr_merge.federated.data.images import ImageData
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class TableDataSet(ImageDataSet):
         notes = _notes(table, self.label_column, names)
         clients = numbered(values(table, self.client_column))[0] if self.client_column else None
         images = decode(table, self.image_column, size=self.size)
+        if images.shape[1] == 3 and begins_grey(table, self.image_column):
+            notes += ("the first image is grey and others have colour: all are read in colour",)
         train = Part(images, _labels(table, self.label_column, names), clients)
         if self.test_share is not None:
             groups = train.labels if clients is None else clients

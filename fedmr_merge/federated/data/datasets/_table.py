@@ -215,6 +215,12 @@ def _encoded(table: pa.Table, column: str) -> Iterator[Any]:
             yield scalar.as_buffer()
 
 
+def begins_grey(table: pa.Table, column: str) -> bool:
+    """Return whether the first image of a column is grey."""
+    first = next(_encoded(table, column), None)
+    return first is not None and not _has_colour(first, f"column {column!r}, row 0")
+
+
 def _decode(encoded: Any, place: str, size: int | None, colour: bool) -> Pixels:
     import PIL.Image
 

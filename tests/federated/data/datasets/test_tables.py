@@ -323,6 +323,9 @@ def test_a_set_with_one_colour_image_is_in_colour(grey_row, tmp_path):
         write_parquet(tmp_path / f"{split}.parquet", {"image": images, "label": [0, 1, 0, 1]})
     data = Parquet(path=str(tmp_path)).load()
     assert data.image_shape[0] == 3
+    assert [note for note in data.notes if "grey" in note] == (
+        ["the first image is grey and others have colour: all are read in colour"] if grey_row == 0 else []
+    )
     assert torch.equal(data.train_images[3], chw(pictures(4))[3])
     assert torch.equal(data.train_images[grey_row], chw(pictures(4))[grey_row][:1].expand(3, -1, -1))
 
