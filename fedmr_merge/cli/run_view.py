@@ -110,6 +110,8 @@ def closing_words(recipe: Recipe, folder: Path, again: str) -> None:
         console.say(f"  card       {published / 'README.md'}")
         console.say(f"  curve      {published / 'curves.png'}")
     console.say(f"  metrics    {folder / METRICS}")
+    for name in recipe.running.log:
+        console.say(f"             {folder / name}")
     console.say("next:")
     pushed = any(isinstance(stage, Publish) and stage.repo for stage in recipe.stages)
     if published.is_dir() and not pushed:
@@ -125,7 +127,9 @@ def show_recipe(recipe: Recipe, folder: Path) -> None:
     """Print the resolved recipe and what its run would take; nothing is written or fetched."""
     from fedmr_merge.errors import AbsentDataError, HubError
     from fedmr_merge.recipe.prepare import check_stages, prepare
+    from fedmr_merge.runs.trackers import require_packages
 
+    require_packages(recipe.running.log)
     federation, absent = None, ""
     try:
         federation = prepare(recipe)

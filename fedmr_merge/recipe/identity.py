@@ -2,9 +2,9 @@
 
 The bytes of every model of a run are decided by the seed, the data and their partition, the model and its first
 weights, how clients train, and the stages that change the model. They are not decided by the recipe's name, by how
-many threads compute, by how often a checkpoint is written, or by what is evaluated and published. A run may change the
-latter at any time; two recipes that agree in the former up to a round have the same models after it, and can share the
-work (`fork_run`).
+many threads compute, by how often a checkpoint is written, or by what is evaluated, logged and published. A run may
+change the latter at any time; two recipes that agree in the former up to a round have the same models after it, and can
+share the work (`fork_run`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedmr_merge.runs.names import CHECKPOINTS, METRICS, RECIPE, find_checkpoint
 from fedmr_merge.runs.record import read_run
 
 #: Options of `training` that change where and how fast a run computes and how often it saves, but none of its bytes.
-FREE_TRAINING_OPTIONS = ("threads", "checkpoint_every")
+FREE_TRAINING_OPTIONS = ("threads", "checkpoint_every", "log")
 _LENGTH = ("rounds", "until")
 _SHOWN = 10  # differences
 _VALUE_LENGTH = 60  # characters of a value, in a message

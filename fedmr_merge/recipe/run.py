@@ -50,6 +50,7 @@ from fedmr_merge.runs.names import (
     find_checkpoints,
 )
 from fedmr_merge.runs.resume import newest_whole
+from fedmr_merge.runs.trackers import Trackers, require_packages
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE)
@@ -102,8 +103,10 @@ class Run:
             raise RunError(
                 "--fresh and --extend exclude each other", hint="--extend keeps the run, --fresh replaces it"
             )
+        require_packages(recipe.running.log)
         self.recipe, self._engine, self._prepare = recipe, engine, prepare
         self.folder = RunFolder(out)
+        self._trackers = Trackers(recipe.running.log, out, private=recipe.training.privacy is not None)
         self.notes: list[str] = []  #: what a user should know about where the run is resumed
         self._resumed: Saved | None = None
         try:
@@ -214,7 +217,7 @@ class Run:
 
     def execute(self) -> Iterator[Event]:
         """Run what is left of the recipe, yielding as rounds and stages are done."""
-        with self._explained_full_disk():
+        with self._explained_full_disk(), contextlib.closing(self._trackers):
             yield from self._stages()
 
     def _stages(self) -> Iterator[Event]:
@@ -224,6 +227,7 @@ class Run:
             if place.round > done:  # damaged: its rounds are run again
                 remove_checkpoint(self.folder.checkpoints, place)
         self.folder.cut_logs(done)
+        self._trackers.fill(self.recipe.to_json(), self.folder.read_log(METRICS))
         state = (resumed.state if resumed else first_state(self.recipe, self.federation)).to(self.federation.device)
         writer = CheckpointWriter(self.folder.checkpoints, self.federation, self.folder.sync_logs)
         publisher = Publisher(self.folder.path, self.federation, self.recipe.stages)
@@ -298,6 +302,7 @@ class Run:
                 if over or (result.round - first + 1) % self.recipe.running.checkpoint_every == 0:
                     writer.write(unsaved)
                     unsaved = None
+                self._trackers.add(history[-1])
                 yield RoundDone(result, position, seconds, reached)
                 if over:
                     return

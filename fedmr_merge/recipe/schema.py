@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from annotated_types import Ge, Le
+from pydantic import BeforeValidator, WithJsonSchema
 
 from fedmr_merge.errors import RecipeError
 from fedmr_merge.federated.algorithms._averaging import Averaging
@@ -48,6 +49,18 @@ _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}\Z")
 _LARGEST_SEED = 1 << 63
 
 
+def _named_once(raw: Any) -> Any:
+    """Return one name as a list of it; of a list no name may stand in it twice."""
+    names = [raw] if isinstance(raw, str) else raw
+    if isinstance(names, list) and any(names.count(name) > 1 for name in names):
+        raise ValueError("names one of them twice")
+    return tuple(names) if isinstance(names, list) else names
+
+
+_TRACKERS = {"enum": ["tensorboard", "mlflow", "wandb"]}
+_ONE_OR_SEVERAL = WithJsonSchema({"anyOf": [_TRACKERS, {"type": "array", "items": _TRACKERS, "uniqueItems": True}]})
+
+
 @dataclass(frozen=True)
 class Running:
     """The keys of `training:` that are about the run and not about learning."""
@@ -57,6 +70,10 @@ class Running:
         None  #: clients that train at a time on a CPU; by default one on each core
     )
     checkpoint_every: Annotated[int, Ge(1)] = 1  #: rounds between two checkpoints; a stage's last round always gets one
+    log: Annotated[
+        tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(_named_once), _ONE_OR_SEVERAL
+    ] = ()
+    """Where the metrics of each round go besides metrics.jsonl, as files in the run folder; one name, or a list."""
 
 
 @dataclass(frozen=True)

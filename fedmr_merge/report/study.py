@@ -21,7 +21,7 @@ from fedmr_merge.runs.sweep_folder import RUNS, SWEEP_FILE, PublishedNumber, rea
 #: Options that say where and how fast something is computed, but not what.
 _TECHNICAL = {
     "data": ("path",),
-    "training": ("device", "threads", "checkpoint_every", "engine", "cohort_chunk", "compile"),
+    "training": ("device", "threads", "checkpoint_every", "log", "engine", "cohort_chunk", "compile"),
 }
 _NOT_TRAINING = ("evaluate", "publish")
 _LAST_ROUNDS = 10

@@ -7,6 +7,7 @@ task.json          the task and its metrics; runs of versions before 0.3.0, whic
 deployment.jsonl   one line for each round on several machines: which node trained what, and what was refused
 checkpoints/       complete or absent                  evaluation.json    the last `evaluate` stage
 global/, cohort/   the last `publish` stage            unpushed/          branches that wait for the Hub
+tensorboard/, mlflow/, wandb/   the metrics once more, where `training.log` names these
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ CHECKPOINTS = "checkpoints"
 GLOBAL = "global"
 COHORT = "cohort"
 UNPUSHED = "unpushed"
+TENSORBOARD = "tensorboard"
+MLFLOW = "mlflow"
+WANDB = "wandb"
 STATE = "state.json"  #: in the folder of each checkpoint
 REPLACED = ".replaced"  #: the run that `--fresh` replaces, until the new one has begun
 REMOVED = ".removed"  #: the same, while it is removed
@@ -38,6 +42,7 @@ FIRST_FILES = (LOCK, PARTITION, TASK, ENVIRONMENT)  #: written before the recipe
 #: Everything that is written into a run folder. The name of what is staged beside an entry begins with a dot.
 OF_A_RUN = (
     *(*FIRST_FILES, RECIPE, *LOGS, DEPLOYMENT, EVALUATION, CHECKPOINTS, *PUBLISHED, UNPUSHED),
+    *(TENSORBOARD, MLFLOW, WANDB),
     *("global.card.html", "cohort.card.html"),  # by `fedmr-merge card --preview`
 )
 

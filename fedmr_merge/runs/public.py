@@ -52,7 +52,8 @@ def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if str(options.get("rule", "")).endswith((".yaml", ".yml")):
             changes["rule"] = Path(options["rule"]).name
         stages.append({name: {**options, **{key: value for key, value in changes.items() if key in options}}})
-    training = dict(recipe["training"])
+    # Where its metrics are shown concerns nobody else.
+    training = {key: value for key, value in recipe["training"].items() if key != "log"}
     if training.get("privacy"):
         training["privacy"] = {key: value for key, value in training["privacy"].items() if key != "key_file"}
     # The names of the clients' machines concern nobody else.
