@@ -26,7 +26,6 @@ from fedmr_merge.runs.public import published_metrics, published_recipe
 
 _HEAD = ("round", "stage")  # numbers of a line that are no metrics
 _LONGEST_PARAMETER = 6000  # characters, of MLflow
-_LONGEST_BATCH = 1000  # values, of MLflow
 _WANDB_FOLDER = "offline-run-*"
 
 
