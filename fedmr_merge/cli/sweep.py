@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,9 +110,9 @@ def _follow(sweep: Sweep, share: tuple[int, int], jobs: int) -> int:
     from fedmr_merge.recipe.sweep_workers import Ended
 
     failed = 0
-    total = len(sweep.runs[share[0] - 1 :: share[1]])
-    console.say(f"{sweep.definition.name}: {console.plural(total, 'run')}, {jobs} at a time, in {sweep.out}")
-    with _display(total, jobs) as show:
+    runs = {run.name for run in sweep.runs[share[0] - 1 :: share[1]]}
+    console.say(f"{sweep.definition.name}: {console.plural(len(runs), 'run')}, {jobs} at a time, in {sweep.out}")
+    with _display(runs, jobs) as show:
         for event in sweep.execute(jobs, share):
             show(event)
             if isinstance(event, Ended) and event.fault:
@@ -122,9 +122,9 @@ def _follow(sweep: Sweep, share: tuple[int, int], jobs: int) -> int:
 
 
 @contextlib.contextmanager
-def _display(total: int, jobs: int) -> Iterator[Callable[[Event], None]]:
+def _display(runs: Set[str], jobs: int) -> Iterator[Callable[[Event], None]]:
     """Give a function that shows an event: as a live table in a terminal, as lines elsewhere."""
-    board = _Board(total, jobs)
+    board = Board(runs, jobs)
     if console.quiet or not sys.stderr.isatty():
         yield lambda event: board.note(event, say=console.say)
         return
@@ -140,11 +140,14 @@ def _display(total: int, jobs: int) -> Iterator[Callable[[Event], None]]:
         yield show
 
 
-class _Board:
-    """What is known of the runs of a sweep while they are done."""
+class Board:
+    """What is known of the runs of a sweep while they are done.
 
-    def __init__(self, total: int, jobs: int) -> None:
-        self.total, self.jobs = total, jobs
+    Rounds that several runs have in common are shown like a run, and are not counted as one.
+    """
+
+    def __init__(self, runs: Set[str], jobs: int) -> None:
+        self.runs, self.jobs = runs, jobs
         self.running: dict[str, tuple[int, int, float]] = {}  # name → round, rounds, begun
         self.values: dict[str, str] = {}  # name → its metric, and the last value
         self.counts: Counter[str] = Counter()
@@ -164,30 +167,32 @@ class _Board:
             if event.value is not None:
                 self.values[event.name] = f"{event.metric} {event.value:.4f}"
         elif isinstance(event, Skipped):
-            self.counts["skipped"] += 1
+            self.counts["skipped"] += event.name in self.runs
             say(f"{event.name}: {event.reason}")
         else:
             begun = self.running.pop(event.name)[2]
+            is_run = event.name in self.runs
             if event.fault:
-                self.counts["failed"] += 1
+                self.counts["failed"] += is_run
             else:
-                self.counts["done"] += 1
-                self._seconds.append(time.monotonic() - begun)
+                self.counts["done"] += is_run
+                if is_run:
+                    self._seconds.append(time.monotonic() - begun)
                 say(f"{event.name}: done, {self.values.get(event.name, 'it was complete already')}; {self._left()}")
 
     def _left(self) -> str:
         """How much is left to do."""
-        left = self.total - sum(self.counts.values())
+        left = len(self.runs) - sum(self.counts.values())
         if not self._seconds or not left:
-            return f"{left} of {self.total} left"
+            return f"{left} of {len(self.runs)} left"
         seconds = sum(self._seconds) / len(self._seconds) * left / self.jobs
-        return f"{left} of {self.total} left, about {_duration(seconds)}"
+        return f"{left} of {len(self.runs)} left, about {_duration(seconds)}"
 
     def table(self) -> Table:
         """Return the live table."""
         from rich.table import Table
 
-        table = Table(title=", ".join([*(f"{count} {what}" for what, count in self.counts.items()), self._left()]))
+        table = Table(title=", ".join([*(f"{count} {what}" for what, count in self.counts.items() if count), self._left()]))
         for column in ("run", "round", "result", "time left"):
             table.add_column(column, justify="left" if column == "run" else "right")
         for name, (round, rounds, begun) in self.running.items():
