@@ -192,7 +192,9 @@ class Board:
         """Return the live table."""
         from rich.table import Table
 
-        table = Table(title=", ".join([*(f"{count} {what}" for what, count in self.counts.items() if count), self._left()]))
+        table = Table(
+            title=", ".join([*(f"{count} {what}" for what, count in self.counts.items() if count), self._left()])
+        )
         for column in ("run", "round", "result", "time left"):
             table.add_column(column, justify="left" if column == "run" else "right")
         for name, (round, rounds, begun) in self.running.items():
