@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from generated import fill
+
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
-BEGIN, END = "<!-- figures: {} -->\n", "<!-- end of figures -->"
 KILLS = ("kill", "torn", "late")
 _PACKAGES = ("torch", "safetensors", "pydantic")
 
@@ -105,16 +106,6 @@ def machine(found: dict[tuple[str, str], Figures], when: str) -> str:
         f"{platform.python_version()}, {versions}) in {minutes:,.0f} minutes of the processor. A failure is "
         "counted even where it was fixed afterwards.\n"
     )
-
-
-def fill(page: str, name: str, text: str) -> str:
-    """Return the page with another text between the marks of this name."""
-    begin = BEGIN.format(name)
-    head, found, rest = page.partition(begin)
-    _, end, tail = rest.partition(END)
-    if not found or not end:
-        raise SystemExit(f"{PAGE}: there is no place for {name}")
-    return f"{head}{begin}{text}{END}{tail}"
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
     python benchmarks/reproduction.py              # write the page from what is there
 
 docs/results/NAME-runs.csv has a line a run, NAME-curves.csv every tenth round of it; NAME is the sweep's. A run that is
-there already is replaced. Nothing on the page is typed: it says what the files say.
+there already is replaced. Nothing on the page is typed: it says what the files say. The figures of the demonstration
+are also put into the README.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import io
 import json
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+from generated import fill
 
 from fedmr_merge.report.comparison import VERDICT_COLUMNS, comparison_csv, curves_csv, margin_row, markdown_table
 from fedmr_merge.report.figures import LINE_STYLES, PALETTE, draw
@@ -23,6 +27,7 @@ from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, read_stu
 from fedmr_merge.report.verdict import Scores, margin
 
 ROOT = Path(__file__).parents[1]
+DEMONSTRATION = "digits-methods"  #: the sweep whose figures the README shows
 
 
 def main() -> None:
@@ -38,6 +43,11 @@ def main() -> None:
     target = options.docs / "reproduction.md"
     target.write_text(page(results), encoding="utf-8")
     print(f"written: {target}", file=sys.stderr)
+    if (results / f"{DEMONSTRATION}.json").exists():
+        readme = options.docs.parent / "README.md"
+        filled = fill(readme.read_text(encoding="utf-8"), DEMONSTRATION, demonstration(results))
+        readme.write_text(filled, encoding="utf-8")
+        print(f"written: {readme}", file=sys.stderr)
 
 
 def add(folder: Path, results: Path) -> None:
@@ -88,13 +98,14 @@ def read(path: Path) -> list[dict[str, str]]:
 INTRODUCTION = """# Reproduction
 
 What came out of running the experiments of the FedMR paper (Hu et al., "FedMR: Federated Learning via Model
-Recombination", 2022, arXiv 2208.07677) with this package. `benchmarks/reproduction.py` makes this page from the files
-in [results/](results/), which hold a line for every finished run, with its seed and versions, and its learning curve.
+Recombination", 2022, arXiv 2208.07677), and a demonstration on a small data set, with this package.
+`benchmarks/reproduction.py` makes this page from the files in [results](results/), which hold a line for every finished
+run, with its seed and versions, and its learning curve.
 
 Accuracies are those of the global model on the test data, in percent, as mean ± standard deviation over the seeds. A
 method's accuracy is the mean of its last ten rounds. The margin is FedMR's accuracy less that of the best method in
-which every round ends with one model; the verdict compares it with the margin of the paper's Table 1 over the methods
-that were run, and the test is a paired t-test over the seeds that both have.
+which every round ends with one model. Where the paper gives a number for the cell, the verdict compares the margin with
+that of the paper's Table 1 over the methods that were run. The test is a paired t-test over the seeds that both have.
 
 The CIFAR-10 that was used is a copy of the images as JPEG files, which costs every method some accuracy: compare the
 methods with each other, and with the paper by differences.
@@ -109,13 +120,22 @@ def page(results: Path) -> str:
     return "\n".join(parts)
 
 
-def section(results: Path, name: str, about: dict[str, list]) -> str:
-    """Return what is to be said of one sweep, and draw its curves."""
-    axes, rows = about["axes"], read(results / f"{name}-runs.csv")
+@dataclass(frozen=True)
+class Tables:
+    """What is to be said of one sweep."""
+
+    cells: list[tuple[str, ...]]
+    verdicts: list[list[str]]
+    methods: list[list[str]]
+
+
+def tables(rows: list[dict[str, str]], about: dict[str, list]) -> Tables:
+    """Return the verdict of each cell of a sweep that has one, and the accuracy of every method in every cell."""
+    axes = about["axes"]
     cells: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
     for row in rows:
         cells.setdefault(tuple(row[axis] for axis in axes), {}).setdefault(row[METHOD], []).append(row)
-    verdicts, table = [], []
+    made = Tables(list(cells), [], [])
     for cell, methods in cells.items():
         choices = dict(zip(axes, cell, strict=True))
         published = {
@@ -133,20 +153,38 @@ def section(results: Path, name: str, about: dict[str, list]) -> str:
             last = Spread.of(list(by_seed.values())).shown(100)
             rounds = "-".join(dict.fromkeys(sorted(run["rounds"] for run in runs)))
             their = f"{theirs['mean']:.2f} ± {theirs['deviation']:.2f}" if theirs else ""
-            table.append([", ".join(cell), method, seeds, rounds, last, best.shown(100), their])
+            made.methods.append([", ".join(cell), method, seeds, rounds, last, best.shown(100), their])
         found = margin(scores, {method: p["mean"] for method, p in published.items()})
         if found is not None:
-            verdicts.append([", ".join(cell), *margin_row(found)])
-        draw_cell(results, name, cell, axes)
+            made.verdicts.append([", ".join(cell), *margin_row(found)])
+    return made
+
+
+def section(results: Path, name: str, about: dict[str, list]) -> str:
+    """Return the part of the page about one sweep, and draw its curves."""
+    rows = read(results / f"{name}-runs.csv")
+    made = tables(rows, about)
+    for cell in made.cells:
+        draw_cell(results, name, cell, about["axes"])
     versions = sorted({(row["fedmr_merge"], row["torch"], row["device"]) for row in rows})
     told = "; ".join(f"fedmr-merge {ours}, torch {torch}, {device}" for ours, torch, device in versions)
     columns = ["cell", "method", "seeds", "rounds", "last 10 rounds", "best round", "paper"]
-    pictures = "\n".join(f"![{', '.join(cell)}](results/{picture(name, cell)})" for cell in cells)
+    pictures = "\n".join(f"![{', '.join(cell)}](results/{picture(name, cell)})" for cell in made.cells)
     return (
-        f"## {name}\n\n{len(rows)} runs of `recipes/paper/{name}.yaml`; {told}.\n\n"
-        + (markdown_table(VERDICT_COLUMNS, verdicts) + "\n" if verdicts else "")
-        + markdown_table(columns, table)
+        f"## {name}\n\n{len(rows)} runs of the sweep {name} (in `recipes/`); {told}.\n\n"
+        + (markdown_table(VERDICT_COLUMNS, made.verdicts) + "\n" if made.verdicts else "")
+        + markdown_table(columns, made.methods)
         + f"\n{pictures}\n"
+    )
+
+
+def demonstration(results: Path) -> str:
+    """Return the table of the README."""
+    about = json.loads((results / f"{DEMONSTRATION}.json").read_text(encoding="utf-8"))
+    made = tables(read(results / f"{DEMONSTRATION}-runs.csv"), about)
+    return markdown_table(
+        ["partition", "method", "accuracy, %", "seeds"],
+        [[cell, method, last, seeds] for cell, method, seeds, _, last, _, _ in made.methods],
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import reliability
+from generated import fill
 
 PART = {"section": "mutated files", "kind": "plans", "slowest_seconds": 0.5, "processor_seconds": 60.0}
 
@@ -48,6 +49,6 @@ def test_faults_are_a_row_for_each_command(tmp_path: Path) -> None:
 def test_the_page_has_a_place_for_every_table() -> None:
     page = reliability.PAGE.read_text(encoding="utf-8")
     for name in ("mutated files", "faults"):
-        assert "a table" in reliability.fill(page, name, "a table\n")
-    with pytest.raises(SystemExit, match="there is no place for figures"):
-        reliability.fill("# Nothing\n", "figures", "")
+        assert "a table" in fill(page, name, "a table\n")
+    with pytest.raises(SystemExit, match="no place for the figures of nothing"):
+        fill("# Nothing\n", "nothing", "")
