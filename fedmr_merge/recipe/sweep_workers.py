@@ -174,6 +174,8 @@ def _work(connection: Connection) -> None:
                 connection.send(Ended(job.name, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
     except (EOFError, BrokenPipeError):
         pass
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # while Python ends, an exception of `stop` would be printed
 
 
 def _follow(job: Job, connection: Connection) -> None:

@@ -7,13 +7,16 @@ from small_federation import digest, make_federation
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.fedcross import FedCross
 from fedmr_merge.federated.algorithms.independent import Independent
-from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.cohort import Cohort, Mean
 from fedmr_merge.federated.protocol import State, Trained, initial_state
 from fedmr_merge.federated.rounds import run_rounds
 
 
 class TwoWeights:
     trainable = ("w",)
+
+    def mean(self, cohort):
+        return Mean(cohort.mean())
 
 
 def crossed(models, round=1, **options):
