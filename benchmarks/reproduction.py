@@ -99,7 +99,7 @@ INTRODUCTION = """# Reproduction
 
 What came out of running the experiments of the FedMR paper (Hu et al., "FedMR: Federated Learning via Model
 Recombination", 2022, arXiv 2208.07677), and a demonstration on a small data set, with this package.
-`benchmarks/reproduction.py` makes this page from the files in [results](results/), which hold a line for every finished
+`benchmarks/reproduction.py` makes this page from the files in `docs/results/`, which hold a line for every finished
 run, with its seed and versions, and its learning curve.
 
 Accuracies are those of the global model on the test data, in percent, as mean ± standard deviation over the seeds. A
@@ -179,12 +179,17 @@ def section(results: Path, name: str, about: dict[str, list]) -> str:
 
 
 def demonstration(results: Path) -> str:
-    """Return the table of the README."""
+    """Return the table of the README: rounded, as a processor's own arithmetic decides more digits."""
     about = json.loads((results / f"{DEMONSTRATION}.json").read_text(encoding="utf-8"))
-    made = tables(read(results / f"{DEMONSTRATION}-runs.csv"), about)
+    rows = read(results / f"{DEMONSTRATION}-runs.csv")
+    seeds = sorted({int(row["seed"]) for row in rows})
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        cell = ", ".join(row[axis] for axis in about["axes"])
+        found.setdefault((cell, row[METHOD]), []).append(float(row["last10"]))
     return markdown_table(
-        ["partition", "method", "accuracy, %", "seeds"],
-        [[cell, method, last, seeds] for cell, method, seeds, _, last, _, _ in made.methods],
+        ["partition", "method", f"accuracy, %, seeds {seeds[0]} to {seeds[-1]}"],
+        [[*key, Spread.of(values).shown(100, 1)] for key, values in found.items()],
     )
 
 
