@@ -139,7 +139,8 @@ def require_rounds(folder: Path, place: Place, first_round: int) -> None:
     for name in LOGS:
         lines, fault = read_log_prefix(folder, name)
         if len(lines) < place.round:
-            reason = f"it holds {len(lines)} rounds, the checkpoint {place.folder} is of round {place.round}"
+            rounds = f"{len(lines)} round{'s' * (len(lines) != 1)}"
+            reason = f"it holds {rounds}, the checkpoint {place.folder} is of round {place.round}"
             raise fault or damaged(folder / name, reason)
         last = lines[place.round - 1]
         if (last["stage"], last["method"]) != (place.stage + 1, place.method):

@@ -155,7 +155,7 @@ GOES_BACK = [
     (
         "metrics.jsonl",
         truncated,
-        "metrics.jsonl: damaged: it holds 1 rounds, the checkpoint 1-fedmr-0002 is of round 2",
+        "metrics.jsonl: damaged: it holds 1 round, the checkpoint 1-fedmr-0002 is of round 2",
     ),
     ("lineage.jsonl", line(2, "x"), "lineage.jsonl: damaged: line 2: not JSON"),
     (
