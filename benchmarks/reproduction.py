@@ -187,10 +187,11 @@ def demonstration(results: Path) -> str:
     for row in rows:
         cell = ", ".join(row[axis] for axis in about["axes"])
         found.setdefault((cell, row[METHOD]), []).append(float(row["last10"]))
-    return markdown_table(
+    table = markdown_table(
         ["partition", "method", f"accuracy, %, seeds {seeds[0]} to {seeds[-1]}"],
         [[*key, Spread.of(values).shown(100, 1)] for key, values in found.items()],
     )
+    return f"\n{table}\n"
 
 
 def picture(name: str, cell: tuple[str, ...]) -> str:

@@ -83,6 +83,7 @@ def _forks() -> Any:
 
 def _run(arguments: list[str], cwd: Path, environment: Mapping[str, str], out: Path, err: Path) -> None:
     """Be the program. Runs in the forked process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

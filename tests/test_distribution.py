@@ -35,7 +35,9 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling")
     unpacked = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(build(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))) as archive:
-        archive.extractall(unpacked, filter="data")
+        if hasattr(tarfile, "data_filter"):  # the first releases of Python 3.10 and 3.11 do not have it
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(unpacked)
     (folder,) = unpacked.iterdir()
     return folder
 
