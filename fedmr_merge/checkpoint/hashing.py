@@ -1,4 +1,4 @@
-"""Compute the SHA-256 of tensors on disk, in bounded memory."""
+"""Compute the SHA-256 of tensors on disk, and the hashes of files, in bounded memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from fedmr_merge.checkpoint.copying import BUFFER_BYTES, SourceWatch, read_range
 from fedmr_merge.checkpoint.tensor_table import TensorEntry, positions
@@ -14,6 +16,14 @@ from fedmr_merge.checkpoint.writer import Progress
 
 _UNIT_BYTES = 32 << 20  # that a thread hashes before it takes more work
 _DIGEST_BYTES = 32
+
+
+def file_hash(path: Path, digest: Any) -> str:
+    """Feed a file to a hash object and return its hex digest."""
+    with path.open("rb") as stream:
+        while piece := stream.read(BUFFER_BYTES):
+            digest.update(piece)
+    return str(digest.hexdigest())
 
 
 class Digests(Mapping[str, str]):

@@ -69,6 +69,10 @@ def _staging_room(target: Path) -> Iterator[Path]:
             raise _unwritable(target, error) from error
         yield room
     finally:
+        # A thread that Ctrl-C found while it started may still be at work, and could put a file into a folder that is
+        # being removed; under another name it does not find the folder.
+        with contextlib.suppress(OSError):
+            room = room.rename(target.parent / _staging_name(target))
         shutil.rmtree(room, ignore_errors=True)
         if lock is not None:
             os.close(lock)

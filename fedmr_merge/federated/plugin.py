@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
+from fedmr_merge.own_code import OwnCode
+
 P = TypeVar("P", bound="Plugin")
 
 
@@ -34,6 +36,27 @@ class Plugin:
     def options(self) -> dict[str, Any]:
         """Return the options by name, as a recipe would spell them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPlugin(Plugin):
+    """Base of the plug-ins that call a class or function of the user's own; their options are those of the call."""
+
+    code: OwnCode
+
+    @property
+    def name(self) -> str:
+        """The import path of the class or function, or `python:Name` where it was given from Python."""
+        return self.code.name
+
+    @property
+    def code_version(self) -> str | None:
+        """The version of the file that the class or function is in."""
+        return self.code.version
+
+    def options(self) -> dict[str, Any]:
+        """Return what the class or function is called with."""
+        return dict(self.code.options)
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS, is_index
+from fedmr_merge.checkpoint.hashing import file_hash
 from fedmr_merge.checkpoint.sidecars import is_sidecar
 from fedmr_merge.errors import HubError
 
@@ -196,14 +197,6 @@ def narrow(snapshot: HubSnapshot, place: str) -> HubSnapshot:
 def git_blob_digest(size: int) -> Any:
     """Return the hash object that, fed a file's bytes, gives what git calls the file of this size."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-
-
-def file_hash(path: Path, digest: Any) -> str:
-    """Feed a file to a hash object and return its hex digest."""
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return str(digest.hexdigest())
 
 
 def _reference(repo_id: str, revision: str | None, subfolder: str) -> str:

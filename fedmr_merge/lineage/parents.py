@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmr_merge.checkpoint.hashing import file_hash
 from fedmr_merge.checkpoint.header import Header, pack, parse_header, unpack
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.selection import component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.errors import CheckpointError
-from fedmr_merge.hub.listing import file_hash
 
 if TYPE_CHECKING:
     from fedmr_merge.hub.listing import HubRef

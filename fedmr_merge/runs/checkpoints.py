@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from fedmr_merge.checkpoint.folder import WEIGHTS_FILE
+from fedmr_merge.checkpoint.hashing import file_hash
 from fedmr_merge.checkpoint.tensors import load_tensors, save_tensors
 from fedmr_merge.checkpoint.writer import staged_output, write_json
 from fedmr_merge.errors import RunError, listed, shown
@@ -37,7 +38,6 @@ from fedmr_merge.runs.names import GLOBAL, STATE, Place, find_checkpoints
 
 _STATE_TENSORS = "state.safetensors"
 _KEPT = 2  # besides the last of every stage; two, so that one is whole while the next replaces it
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +83,7 @@ def _model_names(slots: int) -> list[str]:
 def _hash_files(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file but `state.json`, by its path in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / STATE)
-    return {path.relative_to(folder).as_posix(): _hash_file(path) for path in files}
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+    return {path.relative_to(folder).as_posix(): file_hash(path, hashlib.sha256()) for path in files}
 
 
 def _hash_json(content: Mapping[str, Any]) -> str:

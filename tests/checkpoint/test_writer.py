@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +101,7 @@ def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from fedmr_merge.checkpoint.writer import staged_output
 with staged_output(Path(sys.argv[1])) as staging:
     staging.mkdir()
@@ -160,3 +163,27 @@ def test_what_a_killed_process_left_of_a_file_is_removed_and_no_other_file(tmp_p
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_thread_that_still_writes_keeps_nothing_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It puts a file into the folder at the worst moment: when it has been emptied, and is about to be removed."""
+    remove = os.rmdir
+    places: list[Path] = []
+
+    def rmdir(*arguments: Any, **options: Any) -> None:
+        for place in places:
+            with contextlib.suppress(FileNotFoundError):
+                (place / "late").touch()
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with pytest.raises(KeyboardInterrupt):
+        write_and_fail(tmp_path / "out", places)
+    assert entries(tmp_path) == set()
+
+
+def write_and_fail(target: Path, places: list[Path]) -> None:
+    with staged_output(target) as staging:
+        staging.mkdir()
+        places += [staging, staging.parent]
+        raise KeyboardInterrupt

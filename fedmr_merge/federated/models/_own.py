@@ -11,6 +11,7 @@ from torch import nn
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.models.base import Architecture
+from fedmr_merge.federated.plugin import OwnPlugin
 from fedmr_merge.options import Faults
 from fedmr_merge.own_code import OwnCode, given_name, source_version
 
@@ -19,26 +20,10 @@ SUPPLIED = ("num_classes", "num_outputs", "input_shape")
 
 
 @dataclass(frozen=True)
-class OwnModel(Architecture):
+class OwnModel(OwnPlugin, Architecture):
     """A module that the user's own class or function returns."""
 
     takes = None
-
-    code: OwnCode
-
-    @property
-    def name(self) -> str:
-        """The import path of the class or function, or `python:Name` where it was given from Python."""
-        return self.code.name
-
-    @property
-    def code_version(self) -> str | None:
-        """The version of the file that the class or function is in."""
-        return self.code.version
-
-    def options(self) -> dict[str, Any]:
-        """Return what the class or function is called with."""
-        return dict(self.code.options)
 
     def build(self, shape: Any, outputs: int) -> nn.Module:
         """Return the module. Raises TrainingError when it is not one that can be trained."""

@@ -12,10 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from fedmr_merge.checkpoint.folder import CONFIG_FILE
+from fedmr_merge.checkpoint.hashing import file_hash
 from fedmr_merge.errors import FedmrMergeError, TrainingError, shown
 from fedmr_merge.hub.inputs import is_on_hub, open_inputs
-
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Base:
     def sha256(self) -> dict[str, str]:
         """Return the SHA-256 of its weights and, where it has one, its configuration, by file."""
         names = [name for name in (CONFIG_FILE, *self.weights) if (self.folder / name).is_file()]
-        return {name: _hash(self.folder / name) for name in names}
+        return {name: file_hash(self.folder / name, hashlib.sha256()) for name in names}
 
 
 def open_base(name: str, *, weights: bool = True) -> Base:
@@ -77,11 +76,3 @@ def refused(what: str) -> Iterator[None]:
 def without_dropout(options: dict[str, Any]) -> dict[str, float]:
     """Return the options of a configuration that are probabilities of dropping something out, each 0."""
     return {name: 0.0 for name, value in options.items() if "drop" in name and isinstance(value, float)}
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

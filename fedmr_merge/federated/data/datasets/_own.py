@@ -10,29 +10,14 @@ from fedmr_merge.errors import DataError
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.own import as_data, task_of
+from fedmr_merge.federated.plugin import OwnPlugin
 from fedmr_merge.options import Faults
 from fedmr_merge.own_code import GIVEN, OwnCode
 
 
 @dataclass(frozen=True)
-class OwnDataSet(DataSet):
+class OwnDataSet(OwnPlugin, DataSet):
     """The data that a function of the user's own returns."""
-
-    code: OwnCode
-
-    @property
-    def name(self) -> str:
-        """The import path of the function."""
-        return self.code.name
-
-    @property
-    def code_version(self) -> str | None:
-        """The version of the file that the function is in."""
-        return self.code.version
-
-    def options(self) -> dict[str, Any]:
-        """Return what the function is called with."""
-        return dict(self.code.options)
 
     def with_options(self, changes: Mapping[str, Any]) -> OwnDataSet:
         """Return the same function with other values of some options."""
