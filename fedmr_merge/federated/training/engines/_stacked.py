@@ -51,11 +51,11 @@ class StackedOperations(TorchFunctionMode):
         if function is Tensor.add_ and _counts(args) and not kwargs:
             self._counters.append(args[0])
             return args[0]
-        if not _all_stacked(args, kwargs):
+        rule = RULES.get(function)
+        if (rule is None and function not in _IN_PLACE) or not _all_stacked(args, kwargs):
             return function(*args, **kwargs)
         if function in _IN_PLACE and _is_like_sized(args):
             return _in_place(function, args, kwargs)
-        rule = RULES.get(function)
         if rule is not None and rule.applies(arguments := rule.signature.bind(*args, **kwargs).arguments):
             return _by_rule(rule, arguments)
         return function(*args, **kwargs)
