@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class Watch:
         return f"{self.peaks.get(name, 0) / 1024:.0f} MB"
 
 
-def measure(checked: Recipe, clients: int, code: Path | None = None) -> None:
+def measure(checked: Recipe, clients: int, code: Sequence[Path] = ()) -> None:
     """Run a recipe in one process and over nodes, and print what the nodes cost."""
     from fedmr_merge.flower.rehearsal import CONNECTION, Rehearsal
     from fedmr_merge.flower.server import ServerOptions
@@ -144,7 +145,7 @@ def large_model(model_bytes: int) -> None:
         sys.path.insert(0, folder)
         model = {"name": "large_model:Large", "pieces": max(1, model_bytes // 4_000_000)}
         checked = recipe(1, 1, model=model, stages=[{"fedavg": {"rounds": 1}}])
-        measure(checked, 1, Path(folder))
+        measure(checked, 1, [Path(folder)])
 
 
 def server_memory(model_bytes: int, models: int = 4) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from fedmr_merge.cli import console, progress
 from fedmr_merge.cli.arguments import UsageError
 from fedmr_merge.cli.help import App
+from fedmr_merge.cli.run_view import closing_words, round_words
 from fedmr_merge.errors import FedmrMergeError, shown
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class Where:
         return cls(name or None)
 
 
-def run_on(where: Where, recipe: Recipe, folder: Path, again: str, *, code: Path, options: dict[str, Any]) -> None:
+def run_on(
+    where: Where, recipe: Recipe, folder: Path, again: str, *, code: Sequence[Path], options: dict[str, Any]
+) -> None:
     """Follow a recipe over the nodes of a SuperLink and show what happens; `again` is the command that resumes it.
 
     Args:
@@ -50,7 +53,7 @@ def run_on(where: Where, recipe: Recipe, folder: Path, again: str, *, code: Path
         recipe: The checked recipe.
         folder: The run folder, on the machine of the SuperLink.
         again: The command that resumes the run.
-        code: The folder of the recipe, with modules of the user's own that it names.
+        code: Folders with modules of the user's own that the recipe names.
         options: `fresh` and `extend`, and `out` where the user named the run folder.
     """
     with progress.waiting("loading Flower"):
@@ -62,7 +65,7 @@ def run_on(where: Where, recipe: Recipe, folder: Path, again: str, *, code: Path
     if where.connection is not None:
         _show_nodes_needed(recipe, where.connection)
         remote = ServerOptions(out=str(options["out"] or ""), fresh=options["fresh"], extend=options["extend"])
-        _follow(recipe, submit(recipe, where.connection, remote, code), again, where.connection)
+        follow_events(recipe, submit(recipe, where.connection, remote, code), again, where.connection)
         return
     from fedmr_merge.flower.rehearsal import CONNECTION, Rehearsal, require_memory
 
@@ -73,9 +76,7 @@ def run_on(where: Where, recipe: Recipe, folder: Path, again: str, *, code: Path
         with progress.waiting(f"starting a SuperLink and {console.plural(len(names), 'node')}"):
             stack.enter_context(Rehearsal(names))
         console.say(f"nodes: {len(names)} needed, {len(names)} found")
-        _follow(recipe, submit(recipe, CONNECTION, here, code), again, None)
-    from fedmr_merge.cli.run_view import closing_words
-
+        follow_events(recipe, submit(recipe, CONNECTION, here, code), again, None)
     closing_words(recipe, folder, again)
 
 
@@ -130,7 +131,13 @@ def _show_nodes_needed(recipe: Recipe, connection: str) -> None:
     console.say(f"nodes: {needed if needed else 'one for each client'} needed, {len(clients)} online")
 
 
-def _follow(recipe: Recipe, events: Iterator[dict[str, Any]], again: str, connection: str | None) -> None:
+def follow_events(
+    recipe: Recipe, events: Generator[dict[str, Any], None, None], again: str, connection: str | None
+) -> None:
+    """Show what the ServerApp of a run reports, to its end; `again` is the command that resumes the run.
+
+    `connection` is the SuperLink where the run goes on without this command; None: a rehearsal, which ends with it.
+    """
     done, run = 0, ""
     try:
         with progress.rounds_progress(recipe.name, recipe.rounds) as show:
@@ -140,13 +147,16 @@ def _follow(recipe: Recipe, events: Iterator[dict[str, Any]], again: str, connec
     except (KeyboardInterrupt, SystemExit):
         if connection is None:
             words = f"after round {done} of {recipe.rounds}; this command resumes with the next round: {again}"
+        elif not run:
+            words = f"nothing was submitted, unless `flwr ls {connection}` lists a new run; "
+            words += f"this command starts again: {again}"
         else:
             words = f"the run continues at the SuperLink; `flwr stop {run} {connection}` stops it, and "
             words += f"this command resumes it: {again}"
         console.complain("stopped", words)
         raise
     finally:
-        events.close()  # type: ignore[attr-defined]
+        events.close()
 
 
 def _show_event(event: dict[str, Any], show: Any, done: int) -> int:
@@ -166,13 +176,12 @@ def _show_event(event: dict[str, Any], show: Any, done: int) -> int:
         console.say(f"{event['name']}: {event['message']}")
     if kind != "round":
         return done
-    metrics, last = event["metrics"], int(event["round"])
+    last = int(event["round"])
     for client, reason in event["missing"].items():
         console.complain("warning", f"round {last}: client {client} is missing: {reason}")
     for client, fault in event["diverged"].items():
         console.complain("warning", f"round {last}: client {client} diverged: {fault}")
-    loss = metrics.get("train_loss", metrics["test_loss"])
-    show(last, f"{event['method']}: accuracy {metrics['test_accuracy']:.4f}, loss {loss:.4f}")
+    show(last, round_words(event["method"], event["decisive"]["name"], event["decisive"]["value"], event["metrics"]))
     if event["reached"]:
         console.say(f"{event['method']}: over after round {last}, {event['reached']}")
     return last
@@ -193,13 +202,9 @@ def write(
     """
     with progress.waiting("reading the recipe, loading torch"):
         from fedmr_merge.flower.app_folder import write_app
-        from fedmr_merge.recipe.own import Own
-        from fedmr_merge.recipe.ready_made import locate_recipe
-        from fedmr_merge.recipe.schema import read_recipe
 
-        located = locate_recipe(recipe)
-        checked = read_recipe(located.path, settings or (), Own(located.code_folders))
-    write_app(checked, out, code=located.path.parent)
+        checked, code = _read(recipe, settings or ())
+    write_app(checked, out, code=code)
     console.say(f"app: {out}")
     console.say(f"next: flwr run {out} NAME --stream")
 
@@ -217,11 +222,11 @@ def nodes(
     """
     with progress.waiting("asking the SuperLink"):
         from fedmr_merge.flower.commands import registered_nodes
-        from fedmr_merge.flower.nodes import client_of_name
+        from fedmr_merge.flower.nodes import Binding, client_of_name
         from fedmr_merge.recipe.deployment import Deployment
 
         found = registered_nodes(name)
-    checked = _read(recipe) if recipe else None
+    checked = _read(recipe)[0] if recipe else None
     named = (checked.deployment or Deployment()).clients if checked else {}
     clients = [client_of_name(node.name, named) for node in found]
     rows = [
@@ -232,18 +237,20 @@ def nodes(
     online = sum(node.status == "online" for node in found)
     console.say(f"{console.plural(len(found), 'node')}, {online} online")
     needed = getattr(checked.partition, "clients", 0) if checked else 0
-    names = named or {f"client-{client}": client for client in range(needed)}
-    if missing := [f"{name} (client {names[name]})" for name in sorted(set(names) - {node.name for node in found})]:
+    registered = {node.name for node in found}
+    wanted = sorted((name, client) for client, name in Binding.of(needed, named).names.items())
+    if missing := [f"{name} (client {client})" for name, client in wanted if name not in registered]:
         console.complain("warning", f"no node is registered as {console.listed(missing, between=', ')}")
 
 
-def _read(recipe: str) -> Recipe:
+def _read(recipe: str, settings: Sequence[str] = ()) -> tuple[Recipe, tuple[Path, ...]]:
+    """Return a checked recipe, and the folders of the modules that it names."""
     from fedmr_merge.recipe.own import Own
     from fedmr_merge.recipe.ready_made import locate_recipe
     from fedmr_merge.recipe.schema import read_recipe
 
     located = locate_recipe(recipe)
-    return read_recipe(located.path, own=Own(located.code_folders))
+    return read_recipe(located.path, settings, Own(located.code_folders)), located.code_folders
 
 
 @flower_app.command("doctor")

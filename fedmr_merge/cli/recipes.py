@@ -78,10 +78,12 @@ def copy(
         return
     recipe = find_ready_made(name)
     if recipe.is_sweep:
-        where = recipe.name.rpartition("/")[0]
+        folder_name = recipe.name.rpartition("/")[0]
+        hint = f"`fedmr-merge recipes copy {folder_name}` copies the folder"
+        if not folder_name:
+            hint = f"`fedmr-merge sweep {recipe.name}` runs it by its name"
         raise FedmrMergeError(
-            f"{recipe.name} is a sweep of the recipes beside it, and its copy would not find them",
-            hint=f"`fedmr-merge recipes copy {where}` copies the folder",
+            f"{recipe.name} is a sweep of the recipes beside it, and its copy would not find them", hint=hint
         )
     target = out or Path(recipe.path.name)
     refuse_existing(target)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.cli import console, progress
 
@@ -64,15 +64,22 @@ def _show_event(event: Event, show: Callable[[int, str], None], done: int, metri
         console.say(f"{event.name}: {event.message}")
         return done
     last = event.result
-    metrics = last.metrics
     for client, fault in last.diverged.items():
         console.complain("warning", f"round {last.round}: client {client} diverged: {fault}")
-    value, loss = metrics.get(metric.key), metrics.get("train_loss", metrics.get("test_loss"))
-    parts = [f"{metric.name} {value:.4f}" if value is not None else "", f"loss {loss:.4f}" if loss is not None else ""]
-    show(last.round, f"{last.method}: {', '.join(filter(None, parts)) or 'nothing was trained or evaluated'}")
+    show(last.round, round_words(last.method, metric.name, last.metrics.get(metric.key), last.metrics))
     if event.reached:
         console.say(f"{last.method}: over after round {last.round}, {event.reached}")
     return last.round
+
+
+def round_words(method: str, name: str, value: float | None, metrics: Mapping[str, Any]) -> str:
+    """Return the facts of a round: the task's decisive metric, by its name and value, and the loss.
+
+    `value` is None after a round that was not evaluated.
+    """
+    loss = metrics.get("train_loss", metrics.get("test_loss"))
+    parts = [f"{name} {value:.4f}" if value is not None else "", f"loss {loss:.4f}" if loss is not None else ""]
+    return f"{method}: {', '.join(filter(None, parts)) or 'nothing was trained or evaluated'}"
 
 
 def warn_of_data(federation: Federation) -> None:

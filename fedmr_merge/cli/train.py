@@ -99,7 +99,7 @@ def run(
     if where is not None:
         with _saving_when_terminated():
             options = {"out": out, "fresh": fresh, "extend": extend}
-            run_on(where, checked, folder, again, code=located.path.parent, options=options)
+            run_on(where, checked, folder, again, code=located.code_folders, options=options)
         return
     with _saving_when_terminated(), Run(checked, folder, fresh=fresh, extend=extend) as opened:
         follow(opened, folder, again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,14 @@ app = {function}(Path(__file__).parent.parent / "recipe.yaml")
 '''
 
 
-def write_app(recipe: Recipe, target: Path, *, code: Path | None = None, config: dict[str, Any] | None = None) -> None:
+def write_app(recipe: Recipe, target: Path, *, code: Sequence[Path] = (), config: dict[str, Any] | None = None) -> None:
     """Write the app, complete or not at all.
 
     Args:
         recipe: The checked recipe, which the app holds with every option spelled out.
         target: The folder to write; it must not exist yet.
-        code: A folder with modules of the user's own that the recipe names; they become a part of the app.
+        code: Folders with modules of the user's own that the recipe names: `Located.code_folders`. The modules become a
+            part of the app; of two with the same name, that of the first folder.
         config: The run configuration, which `flwr run --run-config` can override: the fields of `ServerOptions`.
 
     Raises OutputError when something is there already.
@@ -69,8 +70,8 @@ def write_app(recipe: Recipe, target: Path, *, code: Path | None = None, config:
         for side, module, function in (("server", "server", "server_app"), ("client", "client_app", "client_app")):
             text = _SIDE.format(side=side, module=module, function=function)
             (package / f"{side}.py").write_text(text, encoding="utf-8")
-        for name in sorted(_own_modules(recipe.to_json())) if code else ():
-            _copy_module(Path(code or "."), name, staging)
+        for name in sorted(set(_own_modules(recipe.to_json())) - {fedmr_merge.__name__}):
+            _copy_module(code, name, staging)
 
 
 def _own_modules(value: Any) -> Iterator[str]:
@@ -86,10 +87,13 @@ def _own_modules(value: Any) -> Iterator[str]:
         yield value.partition(":")[0].partition(".")[0]
 
 
-def _copy_module(folder: Path, name: str, target: Path) -> None:
-    """Copy a module from a folder, where it lies there; else it is an installed package, which the nodes need too."""
-    if (folder / f"{name}.py").is_file():
-        shutil.copyfile(folder / f"{name}.py", target / f"{name}.py")
-    elif (folder / name / "__init__.py").is_file():
-        only_python = shutil.ignore_patterns("__pycache__", "*.pyc")
-        shutil.copytree(folder / name, target / name, ignore=only_python, dirs_exist_ok=True)
+def _copy_module(folders: Sequence[Path], name: str, target: Path) -> None:
+    """Copy a module from the first folder that has it; else it is an installed package, which the nodes need too."""
+    for folder in folders:
+        if (folder / name / "__init__.py").is_file():  # which Python imports rather than a file of the same name
+            only_python = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(folder / name, target / name, ignore=only_python)
+            return
+        if (folder / f"{name}.py").is_file():
+            shutil.copyfile(folder / f"{name}.py", target / f"{name}.py")
+            return

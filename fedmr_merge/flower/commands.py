@@ -17,6 +17,8 @@ from fedmr_merge.errors import RunError, shown
 
 #: Flower asks its makers for updates and reports its use; this program does neither.
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+_SIGNALS = 128  # exit codes beyond it are signals
+_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,15 @@ def flwr(*arguments: str) -> dict[str, Any]:
     app: Any = importlib.import_module("flwr.cli.app").app
     out, errors = io.StringIO(), io.StringIO()
     failure: BaseException | None = None
+    code: Any = None
     with _streams(out, errors):
         try:
-            app([*arguments, "--format", "json"], standalone_mode=False)
+            code = app([*arguments, "--format", "json"], standalone_mode=False)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - typer's and click's, and whatever Flower lets through
+            _raise_if_stopped(error)
             failure = error
+    if code == _INTERRUPTED:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
     answer = _last_object(out.getvalue())
     if answer.get("success") is True:
         return answer
@@ -69,6 +75,12 @@ def flwr(*arguments: str) -> dict[str, Any]:
         f"flwr {' '.join(arguments[:2])}: {shown(' '.join(lines[-3:])) if lines else 'failed'}",
         hint="`fedmr-merge flower doctor NAME` looks for what is wrong with a connection",
     )
+
+
+def _raise_if_stopped(error: BaseException) -> None:
+    """Raise a SystemExit again that a signal caused (see `cli/train.py`): it is meant for this program."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > _SIGNALS:
+        raise error
 
 
 @contextlib.contextmanager
@@ -123,6 +135,7 @@ def registered_nodes(connection: str) -> list[Node]:
             finally:
                 client.close()
     except (Exception, SystemExit) as error:
+        _raise_if_stopped(error)
         reason = errors.getvalue().strip() or str(error)
         raise RunError(f"the SuperLink {shown(connection)!r} cannot be asked for its nodes: {shown(reason)}") from error
     return [Node(node.node_id, node.name, node.status) for node in found if node.status != "unregistered"]

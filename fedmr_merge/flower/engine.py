@@ -20,7 +20,7 @@ from fedmr_merge.flower.arrays import Form, to_array
 from fedmr_merge.flower.base_weights import BaseWeights, without
 from fedmr_merge.flower.exchange import Exchange, Outgoing, exchange
 from fedmr_merge.flower.handle_cohort import Arrays, HandleCohort, content_hash
-from fedmr_merge.flower.nodes import Binding, FoundNodes
+from fedmr_merge.flower.nodes import NO_NODE_NAMED, Binding, FoundNodes
 from fedmr_merge.flower.wire import (
     TRAIN,
     Expected,
@@ -104,13 +104,14 @@ class FlowerEngine(Engine):
         }
         kept = current.base.arrays if current.base else {}
         forms = {name: form for name, form in _forms(task.cohort).items() if name not in kept}
-        outgoing = []
+        found_slots = []
         for slot in slots:
             client = task.clients[slot]
-            if client not in nodes.ids:
-                current.reasons[slot] = nodes.faults.get(client, "the recipe's deployment.clients names no node for it")
-                continue
-            outgoing.append(self._outgoing(current, slot, nodes.ids[client], shared))
+            if client in nodes.ids:
+                found_slots.append(slot)
+            else:
+                current.reasons[slot] = nodes.faults.get(client, NO_NODE_NAMED)
+        outgoing = (self._outgoing(current, slot, nodes.ids[task.clients[slot]], shared) for slot in found_slots)
 
         def read(slot: int, content: Any) -> tuple[ReplyFacts, Arrays | None]:
             expected = Expected(
@@ -145,7 +146,8 @@ class FlowerEngine(Engine):
         model = without(current.sent[slot], current.base.arrays if current.base else {})
         content = pack_instruction(instruction, model, task.context_of(slot), shared)
         current.bytes_sent += sum(len(a.data) for record in content.array_records.values() for a in record.values())
-        # It expires with the wait: a straggler must not work on a model that has moved on.
+        # It expires before the wait is over, which begins when all are sent: a straggler must not work on a model that
+        # has moved on.
         message = Message(content, node, TRAIN, ttl=self._deployment.timeout_seconds, group_id=str(task.round))
         return Outgoing(slot, node, message)
 

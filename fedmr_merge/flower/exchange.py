@@ -60,8 +60,9 @@ def exchange(
 
     Args:
         grid: Where to send.
-        outgoing: The instructions, at most one for a slot.
-        timeout_seconds: How long to wait for replies; instructions that are not done by then expire.
+        outgoing: The instructions, at most one for a slot. Each is taken right before it is sent, and is best made
+            then, as its time runs from when it was made.
+        timeout_seconds: How long to wait for replies, once all instructions are sent.
         read: Called with a slot and the content of its reply. What it raises as RefusedError is the slot's reason.
     """
     found, waiting = Exchange(), dict[str, Outgoing]()

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+NO_NODE_NAMED = "the recipe's deployment.clients names no node for it"
+"""Why a client has no node that is neither found nor missed: its name is not known."""
 _NAMED = re.compile(r"client-(\d{1,9})\Z", re.ASCII)
 
 

@@ -18,7 +18,7 @@ from fedmr_merge.flower.engine import FlowerEngine
 from fedmr_merge.flower.events import event_line
 from fedmr_merge.flower.exchange import Outgoing, exchange
 from fedmr_merge.flower.node_data import Outline, outline_of, server_federation, stays_at_nodes, with_paths
-from fedmr_merge.flower.nodes import Binding, FoundNodes
+from fedmr_merge.flower.nodes import NO_NODE_NAMED, Binding, FoundNodes
 from fedmr_merge.flower.wire import QUERY, Question, Side, pack_facts, unpack_description
 from fedmr_merge.recipe.deployment import Deployment
 from fedmr_merge.recipe.identity import identity
@@ -84,7 +84,7 @@ def serve(grid: Grid, recipe_file: Path, options: ServerOptions, report: Report)
 
 
 def _follow(grid: Grid, recipe: Recipe, run: Run, out: Path, report: Report) -> None:
-    clients = len(run.federation.partition)
+    clients, metric = len(run.federation.partition), run.federation.task.decisive
     _require_known_clients(recipe, clients)
     resumed = run.resumed_from.round if run.resumed_from else 0
     report({"event": "begun", "folder": str(out.absolute()), "resumed_after": resumed, "notes": run.notes})
@@ -101,6 +101,7 @@ def _follow(grid: Grid, recipe: Recipe, run: Run, out: Path, report: Report) -> 
                 "round": result.round,
                 "method": result.method,
                 "metrics": dict(result.metrics),
+                "decisive": {"name": metric.name, "value": result.metrics.get(metric.key)},
                 "seconds": event.seconds,
                 "missing": {str(client): reason for client, reason in result.missing.items()},
                 "diverged": {str(client): fault for client, fault in result.diverged.items()},
@@ -123,14 +124,19 @@ def gather_outlines(grid: Grid, recipe: Recipe) -> tuple[Data, list[Outline]]:
     clients, side = recipe.partition.clients, Side.here(identity(recipe))
     _require_known_clients(recipe, clients)
     nodes = _wait_for_nodes(grid, recipe, clients)
-    outgoing = []
-    for client, node in nodes.ids.items():
+
+    def question(client: int, node: int) -> Outgoing:
         content = pack_facts(Question(side.version, side.recipe, client))
-        outgoing.append(Outgoing(client, node, Message(content, node, QUERY, ttl=deployment.timeout_seconds)))
+        return Outgoing(client, node, Message(content, node, QUERY, ttl=deployment.timeout_seconds))
+
     found = exchange(
-        grid, outgoing, deployment.timeout_seconds, lambda client, content: unpack_description(content, side, client)
+        grid,
+        (question(client, node) for client, node in nodes.ids.items()),
+        deployment.timeout_seconds,
+        lambda client, content: unpack_description(content, side, client),
     )
-    reasons = {**nodes.faults, **found.reasons}
+    unasked = [client for client in range(clients) if client not in nodes.ids]
+    reasons = {client: nodes.faults.get(client, NO_NODE_NAMED) for client in unasked} | found.reasons
     if reasons:
         client, reason = min(reasons.items())
         more = f" (and {len(reasons) - 1} more clients)" if len(reasons) > 1 else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ class FailedRunError(FedmrMergeError):
         self.exit_code = exit_code
 
 
-def submit(recipe: Recipe, connection: str, options: ServerOptions, code: Path | None) -> Iterator[dict[str, Any]]:
+def submit(
+    recipe: Recipe, connection: str, options: ServerOptions, code: Sequence[Path] = ()
+) -> Generator[dict[str, Any], None, None]:
     """Run a recipe at a SuperLink, yielding what its ServerApp reports as it happens.
 
     Whether the run is completed is what the SuperLink says in the end: Flower's own command exits with 0 also where
@@ -39,7 +41,7 @@ def submit(recipe: Recipe, connection: str, options: ServerOptions, code: Path |
         recipe: The checked recipe.
         connection: The name of a connection in Flower's configuration.
         options: Where the run folder is, and whether a run there is replaced or extended.
-        code: A folder with modules of the user's own that the recipe names.
+        code: Folders with modules of the user's own that the recipe names.
 
     Raises RunError when the SuperLink cannot be reached, FailedRunError when the run failed.
     """

@@ -6,6 +6,9 @@ import importlib.util
 
 import pytest
 from small_run import command
+from small_runs import recipe
+
+from fedmr_merge.cli.flower import follow_events
 
 HAS_FLOWER = importlib.util.find_spec("flwr") is not None
 needs_flower = pytest.mark.skipif(not HAS_FLOWER, reason="Flower is not installed: pip install 'fedmr-merge[flower]'")
@@ -51,3 +54,24 @@ def test_doctor_reports_an_address_where_nobody_listens(tmp_path, monkeypatch, c
     out = capsys.readouterr().out
     assert "without TLS" in out
     assert "is the SuperLink running, and does its firewall let port 9 through?" in out
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([], "nothing was submitted, unless `flwr ls hospital` lists a new run; this command starts again: AGAIN"),
+        (
+            [{"event": "submitted", "run": "17"}],
+            "the run continues at the SuperLink; `flwr stop 17 hospital` stops it, and this command resumes it: AGAIN",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_what_is_said_of_a_stop_depends_on_whether_a_run_was_submitted(capsys, events, words, stop):
+    def broken_off():
+        yield from events
+        raise stop
+
+    with pytest.raises(type(stop)):
+        follow_events(recipe(), broken_off(), "AGAIN", "hospital")
+    assert capsys.readouterr().err.splitlines() == [f"stopped: {words}"]

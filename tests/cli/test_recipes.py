@@ -58,6 +58,9 @@ def test_sweeps_are_run_by_name_and_copied_with_the_recipes_beside_them(run: Run
     code, _, errors = run("recipes", "copy", "paper/table1")
     assert code == 2
     assert errors.splitlines()[1] == "hint: `fedmr-merge recipes copy paper` copies the folder"
+    code, _, errors = run("recipes", "copy", "digits-methods")
+    assert code == 2
+    assert errors.splitlines()[1] == "hint: `fedmr-merge sweep digits-methods` runs it by its name"
     assert run("recipes", "copy", "paper", "-o", "mine")[0] == 0
     assert (tmp_path / "mine" / "authors" / "cnn-cifar10.yaml").is_file()
     assert run("sweep", "mine/table1.yaml", *arguments)[:2] == (0, out)

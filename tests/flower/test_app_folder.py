@@ -44,22 +44,59 @@ def test_its_two_sides_can_be_loaded(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "fedmr_merge_app")
 
 
-def test_code_that_the_recipe_names_travels_with_it(tmp_path):
-    (tmp_path / "own_rows.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from fedmr_merge.federated.data.partition import Partition\n"
-        "from fedmr_merge.federated.data.partitions.base import PartitionMethod\n\n"
-        "@dataclass(frozen=True)\n"
-        "class Rows(PartitionMethod):\n"
-        "    def split(self, data, seed):\n        return Partition.of([[0, 1], [2, 3]])\n"
-    )
-    (tmp_path / "recipe.yaml").write_text(
-        "name: own\ndata: {name: digits, partition: {kind: 'own_rows:Rows'}}\nmodel: {name: cnn}\n"
+ROWS = """
+from dataclasses import dataclass
+from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.data.partitions.base import PartitionMethod
+
+@dataclass(frozen=True)
+class Rows(PartitionMethod):
+    def split(self, data, seed):
+        return Partition.of([[0, 1], [2, 3]])
+"""
+
+
+def of_rows(module: str) -> str:
+    """Return a recipe whose partition is the class `Rows` of a module."""
+    return (
+        f"name: own\ndata: {{name: digits, partition: {{kind: '{module}:Rows'}}}}\nmodel: {{name: cnn}}\n"
         "training: {clients_per_round: 2}\nstages: [{fedavg: {rounds: 1}}]\n"
     )
+
+
+def test_code_that_the_recipe_names_travels_with_it(tmp_path):
+    (tmp_path / "own_rows.py").write_text(ROWS)
+    (tmp_path / "recipe.yaml").write_text(of_rows("own_rows"))
     checked = read_recipe(tmp_path / "recipe.yaml", own=Own((tmp_path,)))
-    write_app(checked, tmp_path / "app", code=tmp_path)
+    write_app(checked, tmp_path / "app", code=[tmp_path])
     assert (tmp_path / "app" / "own_rows.py").read_bytes() == (tmp_path / "own_rows.py").read_bytes()
+
+
+def test_of_a_run_folder_no_code_travels_and_that_of_the_current_folder_does(tmp_path, monkeypatch):
+    """A run folder may come from elsewhere: what lies in it is data."""
+    run = tmp_path / "run"
+    (run / "rows_here").mkdir(parents=True)
+    (run / "rows_here" / "__init__.py").write_text("raise SystemExit('this is not the code of the user')\n")
+    (run / "recipe.yaml").write_text(of_rows("rows_here"))
+    (tmp_path / "rows_here.py").write_text(ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert command("flower", "app", run, "-o", "app") == 0
+    assert (tmp_path / "app" / "rows_here.py").read_text() == ROWS
+    assert not (tmp_path / "app" / "rows_here").exists()
+
+
+def test_code_of_the_current_folder_travels_and_that_beside_the_recipe_goes_first(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "rows_first.py").write_text(ROWS)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes" / "recipe.yaml").write_text(of_rows("rows_first"))
+    assert command("flower", "app", "recipes/recipe.yaml", "-o", "app") == 0
+    assert (tmp_path / "app" / "rows_first.py").read_text() == ROWS
+    (tmp_path / "recipes" / "rows_second.py").write_text(f"{ROWS}# beside the recipe\n")
+    (tmp_path / "rows_second.py").write_text(ROWS)
+    (tmp_path / "recipes" / "recipe.yaml").write_text(of_rows("rows_second"))
+    assert command("flower", "app", "recipes/recipe.yaml", "-o", "second") == 0
+    assert (tmp_path / "second" / "rows_second.py").read_text().endswith("# beside the recipe\n")
 
 
 def test_nothing_is_overwritten(tmp_path):

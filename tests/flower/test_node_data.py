@@ -201,6 +201,15 @@ def test_a_name_of_a_client_that_the_recipe_does_not_have_is_reported_before_the
         run(checked, machines, StandInGrid(nodes(checked, machines)))
 
 
+def test_a_client_for_which_no_node_is_named_is_reported(machines):
+    options = {"timeout_seconds": 0.2, "server": {"data": str(machines / "server")}}
+    checked = recipe(machines, deployment=options | {"clients": {"client-0": 0, "client-1": 1}})
+    words = "client 2 does not describe its data: the recipe's deployment.clients names no node for it"
+    with pytest.raises(DataError, match=words) as error:
+        run(checked, machines, StandInGrid(nodes(checked, machines)))
+    assert error.value.client == 2
+
+
 @pytest.mark.parametrize("stage", [{"recalibrate": {}}, {"fedavg": {"rounds": 1, "selection": "by_loss"}}])
 def test_a_stage_that_needs_the_data_themselves_is_refused(machines, stage):
     checked = recipe(machines, stages=[{"fedavg": {"rounds": 1}}, stage])

@@ -135,7 +135,7 @@ def serverapp_of(rehearsal: Rehearsal) -> int:
 
 
 def follow_at(recipe: Recipe, out: Path, on_round) -> None:
-    for event in submit(recipe, CONNECTION, ServerOptions(out=str(out)), None):
+    for event in submit(recipe, CONNECTION, ServerOptions(out=str(out))):
         if event["event"] == "round":
             on_round(event)
 

@@ -224,6 +224,20 @@ def test_an_instruction_expires_with_the_wait():
     assert {message.metadata.ttl for message in grid.sent} == {0.02}
 
 
+def test_an_instruction_is_made_right_before_it_is_sent():
+    """Its time does not run while those before it are sent."""
+    sent_at = []
+
+    def note(_message):
+        sent_at.append(time.time())
+        return []
+
+    grid = StandInGrid({"client-2": note, "client-0": note})
+    FlowerEngine(grid, RECIPE).answers(task())
+    first, second = (message.metadata.created_at for message in grid.sent)
+    assert first <= sent_at[0] <= second <= sent_at[1]
+
+
 def test_an_error_of_flower_is_told_apart_by_its_code_and_ends_with_what_went_wrong():
     from flwr.app import Message
     from flwr.app.error import Error
