@@ -1,8 +1,8 @@
 """Plug-ins are files: each module of a folder is a plug-in, and the module's name is the plug-in's name.
 
-Algorithms, data sets, partitions and architectures are found this way. Underscores in a file's name read as hyphens
-in a recipe; `base.py` holds their base class, and files whose name starts with an underscore hold what several plug-ins
-share. Installed packages add plug-ins by entry points, whose names are the plug-ins' names.
+Algorithms, data sets, partitions, tasks and architectures are found this way. Underscores in a file's name read as
+hyphens in a recipe; `base.py` holds their base class, and files whose name starts with an underscore hold what several
+plug-ins share. Installed packages add plug-ins by entry points, whose names are the plug-ins' names.
 """
 
 from __future__ import annotations

@@ -93,6 +93,7 @@ lost = "figures:Lost"
 
 [project.entry-points."fedmr_merge.tasks"]
 sorting = "figures:Sorting"
+guessing = "figures:Guessing"
 
 [project.entry-points."fedmr_merge.partitions"]
 dealt = "figures:Dealt"

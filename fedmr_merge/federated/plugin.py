@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
-from fedmr_merge.own_code import OwnCode
+from fedmr_merge.own_code import OwnCode, is_import_path, source_version
 
 P = TypeVar("P", bound="Plugin")
 
@@ -31,7 +31,7 @@ class Plugin:
     @property
     def code_version(self) -> str | None:
         """The version of the user's own code that the plug-in runs; None for one that comes with a package."""
-        return None
+        return source_version(type(self)) if is_import_path(self.known_as) else None
 
     def options(self) -> dict[str, Any]:
         """Return the options by name, as a recipe would spell them."""

@@ -33,9 +33,18 @@ def _of(catalogue: Catalogue[Any]) -> Callable[[], list[Described]]:
     return describe
 
 
+_CATALOGUES: dict[str, Catalogue[Any]] = {
+    "methods": ALGORITHMS,
+    "models": ARCHITECTURES,
+    "data": DATA_SETS,
+    "tasks": TASKS,
+    "partitions": PARTITIONS,
+}
+
+
 def broken_plugins() -> list[str]:
     """Return a line for every plug-in of an installed package that cannot be used."""
-    return [line for catalogue in (ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS) for line in catalogue.broken()]
+    return [line for catalogue in _CATALOGUES.values() for line in catalogue.broken()]
 
 
 def _rules() -> list[Described]:
@@ -43,10 +52,6 @@ def _rules() -> list[Described]:
 
 
 KINDS: dict[str, Callable[[], list[Described]]] = {
-    "methods": _of(ALGORITHMS),
-    "models": _of(ARCHITECTURES),
-    "data": _of(DATA_SETS),
-    "tasks": _of(TASKS),
-    "partitions": _of(PARTITIONS),
+    **{kind: _of(catalogue) for kind, catalogue in _CATALOGUES.items()},
     "rules": _rules,
 }

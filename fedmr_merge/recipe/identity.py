@@ -1,10 +1,10 @@
 """What of a recipe decides the bytes of a run, and what does not.
 
-The bytes of every model of a run are decided by the seed, the data and their partition, the model and its first
-weights, how clients train, and the stages that change the model. They are not decided by the recipe's name, by how
-many threads compute, by how often a checkpoint is written, or by what is evaluated, logged and published. A run may
-change the latter at any time; two recipes that agree in the former up to a round have the same models after it, and can
-share the work (`fork_run`).
+The bytes of every model of a run are decided by the seed, the data and their partition, the task, the model and its
+first weights, how clients train, and the stages that change the model. They are not decided by the recipe's name, by
+how many threads compute, by how often a checkpoint is written, or by what is evaluated, logged and published. A run may
+change the latter at any time. Two recipes that agree in the former up to a round have the same models after it, and can
+share the work (`fork_run`) where they evaluate alike, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedmr_merge.runs.logs import damaged, read_log_prefix
 from fedmr_merge.runs.names import CHECKPOINTS, METRICS, RECIPE, find_checkpoints
 from fedmr_merge.runs.record import read_run
 
-#: Options of `training` that change where and how fast a run computes and how often it saves, but none of its bytes.
+#: Options of `training` that change how fast a run computes and how often it saves, but no model and no metric.
 FREE_TRAINING_OPTIONS = ("threads", "checkpoint_every", "log")
 _LENGTH = ("rounds", "until")
 _SHOWN = 10  # differences
@@ -31,7 +31,7 @@ _VALUE_LENGTH = 60  # characters of a value, in a message
 
 
 def identity(recipe: Recipe, upto_round: int | None = None) -> str:
-    """Return a hash of what decides the bytes of a run after a round, or of the whole run.
+    """Return a hash of what decides the models and the metrics of a run up to a round, or of the whole run.
 
     Two recipes with the same identity up to a round have the same models after it. Rounds are counted as if no stage
     ended early by `until`; where one before the round may, the criterion is part of the identity.
@@ -59,7 +59,7 @@ def _position(recipe: Recipe, upto_round: int) -> tuple[int, int]:
 
 
 def deciding_options(recipe: Recipe, stage: int | None = None, rounds: int = 0) -> dict[str, Any]:
-    """Return the options that decide the bytes of a run: of all of it, or up to `rounds` rounds within a stage.
+    """Return the options that decide models and metrics: of a whole run, or up to `rounds` rounds within a stage.
 
     How long that stage lasts does not matter for its rounds. Stages that change no weights count by their names, as the
     logs number all stages. A `stage` of -1 leaves out all stages.
@@ -78,7 +78,8 @@ def deciding_options(recipe: Recipe, stage: int | None = None, rounds: int = 0) 
         stages.append({name: options})
     while stage is None and stages and isinstance(recipe.stages[len(stages) - 1], Evaluate | Publish):
         stages.pop()  # what comes after the last round decides nothing
-    return {**{key: content[key] for key in ("seed", "data", "model")}, "training": training, "stages": stages}
+    named = {key: value for key, value in content.items() if key in ("seed", "data", "model", "task")}
+    return {**named, "training": training, "stages": stages}
 
 
 def require_agreement(run: Path, recipe: Recipe, *, extend: bool) -> None:
@@ -90,7 +91,7 @@ def require_agreement(run: Path, recipe: Recipe, *, extend: bool) -> None:
     Raises RunError with the options that differ.
     """
     before = _recipe_of(run)
-    whole = _differences(deciding_options(before), deciding_options(recipe))
+    whole = _differences(before, recipe)
     if not whole:
         return
     if not extend:
@@ -108,8 +109,7 @@ def require_agreement(run: Path, recipe: Recipe, *, extend: bool) -> None:
             hint="let the stage last at least as long, or choose another folder with --out",
             path=run,
         )
-    done = [deciding_options(each, stage, rounds) for each in (before, recipe)]
-    if differing := _differences(*done):
+    if differing := _differences(before, recipe, stage, rounds):
         raise RunError(
             f"{run}: cannot be extended, as its rounds so far were run with other options: {_listed(differing)}",
             hint="choose another folder with --out, or --fresh to replace the run",
@@ -152,14 +152,28 @@ def _progress(run: Path) -> tuple[int, int]:
     return place.stage, sum(line["stage"] == place.stage + 1 for line in lines)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    flat = [dict(_flat(options)) for options in (before, now)]
+def _differences(before: Recipe, now: Recipe, stage: int | None = None, rounds: int = 0) -> list[str]:
+    """Return the options that differ and decide the bytes of the models, in all, or up to a round within a stage."""
+    decided = [deciding_options(recipe, stage, rounds) for recipe in (before, now)]
+    for options in decided:
+        del options["training"]["validation_at"]
+        if not any(_ends_by_metrics(recipe, stage) for recipe in (before, now)):
+            del options["training"]["evaluate_every"]
+    flat = [dict(_flat(options)) for options in decided]
     keys = dict.fromkeys([*flat[0], *flat[1]])
     return [
         f"{key}: {flat[0].get(key, 'absent')} → {flat[1].get(key, 'absent')}"
         for key in keys
         if flat[0].get(key) != flat[1].get(key)
     ]
+
+
+def _ends_by_metrics(recipe: Recipe, stage: int | None) -> bool:
+    """Return whether a stage may end by its metrics, of all stages or of those before one."""
+    before = (
+        each for each in recipe.stages[: None if stage is None else max(stage, 0)] if isinstance(each, TrainingStage)
+    )
+    return any(each.length.until is not None for each in before)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from fedmr_merge.publish.publication import write_publication
 from fedmr_merge.publish.push_options import PushOptions
 from fedmr_merge.recipe.stages import Publish, Stage
 from fedmr_merge.runs.names import COHORT, GLOBAL, UNPUSHED
+from fedmr_merge.runs.record import read_run
 
 
 def check_pushes(stages: Sequence[Stage]) -> None:
@@ -47,15 +48,25 @@ class Publisher:
         done = f"{target} holds {held[stage.what]}, with a card"
         return done if stage.repo is None else f"{done}; {self._push(target, stage, stage.repo, None)}"
 
+    def is_due(self, position: int, round: int) -> bool:
+        """Return whether a later stage publishes the models after this round of the stage at `position`."""
+        return bool(self._due(position, round))
+
     def after_round(self, position: int, state: State, round: int) -> Iterator[str]:
-        """Push the branches that later stages want after this round of the stage at `position`."""
-        for stage in self._later(position):
-            if stage.every is not None and round % stage.every == 0:
-                branch = f"round-{round:06d}"
-                target = self._run / UNPUSHED / branch
-                target.parent.mkdir(exist_ok=True)
-                self._write(target, stage, state, round)
-                yield self._push_branch(target, stage)
+        """Push the branches that later stages want after this round of the stage at `position`.
+
+        A round has no card where it was not evaluated: nothing was due after it when it was run.
+        """
+        due = self._due(position, round)
+        if due and self._federation.task.decisive.key not in read_run(self._run).metrics[-1]:
+            yield "not published, as the global model was not evaluated after this round"
+            return
+        for stage in due:
+            branch = f"round-{round:06d}"
+            target = self._run / UNPUSHED / branch
+            target.parent.mkdir(exist_ok=True)
+            self._write(target, stage, state, round)
+            yield self._push_branch(target, stage)
 
     def left_over(self, position: int) -> Iterator[str]:
         """Push what an earlier process could not, now that the run is resumed in the stage at `position`."""
@@ -72,6 +83,9 @@ class Publisher:
                 f"the run is complete, but not all of it is on the Hub: {next(iter(self._failed.values()))}",
                 hint=f"everything is on disk; once that is fixed, this finishes it: {commands}",
             )
+
+    def _due(self, position: int, round: int) -> list[Publish]:
+        return [stage for stage in self._later(position) if stage.every is not None and round % stage.every == 0]
 
     def _later(self, position: int) -> list[Publish]:
         return [stage for stage in self._stages[position + 1 :] if isinstance(stage, Publish)]

@@ -16,6 +16,7 @@ from fedmr_merge.errors import DataError, OutputError, RunError
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, evaluated, run_rounds
 from fedmr_merge.federated.training.local_training import Engine
@@ -119,6 +120,7 @@ class Run:
         except BaseException:
             self.folder.close()
             raise
+        self._publisher = Publisher(out, self.federation, recipe.stages)
 
     def _begin(self) -> None:
         if not self.folder.is_new:
@@ -211,7 +213,10 @@ class Run:
 
     def _environment(self) -> dict[str, Any]:
         """Return what the run's numbers depend on besides its recipe, the code of the user's own included."""
-        versions = {f"code of {part.name}": part.code_version for part in (self.recipe.data, self.recipe.model)}
+        recipe = self.recipe
+        methods = [stage.method for stage in recipe.stages if isinstance(stage, TrainingStage)]
+        parts: list[Plugin] = [recipe.data, recipe.partition, recipe.model, recipe.task, *methods]
+        versions = {f"code of {part.name}": part.code_version for part in parts}
         found = describe_environment(self.federation.device)
         return {**found, **{name: version for name, version in versions.items() if version is not None}}
 
@@ -230,10 +235,9 @@ class Run:
         self._trackers.fill(self.recipe.to_json(), self.folder.read_log(METRICS))
         state = (resumed.state if resumed else first_state(self.recipe, self.federation)).to(self.federation.device)
         writer = CheckpointWriter(self.folder.checkpoints, self.federation, self.folder.sync_logs)
-        publisher = Publisher(self.folder.path, self.federation, self.recipe.stages)
         try:
             if resumed:
-                yield from self._pushes(resumed.place.stage, publisher, state, done, left_over=True)
+                yield from self._pushes(resumed.place.stage, state, done, left_over=True)
             for position, stage in enumerate(self.recipe.stages):
                 if resumed and position < resumed.place.stage:
                     continue
@@ -243,28 +247,26 @@ class Run:
                         state = self._recalibrate(stage, state)
                         yield StageDone(position, stage.name, "the global model has statistics of the clients' data")
                         continue
-                    yield self._other(position, stage, state, done, publisher)
+                    yield self._other(position, stage, state, done)
                     continue
                 here = resumed if resumed and position == resumed.place.stage else None
                 for event in self._train(position, stage, state, done, here, writer):
                     state, done = event.result.state, event.result.round
                     yield event
-                    yield from self._pushes(position, publisher, state, done)
+                    yield from self._pushes(position, state, done)
         finally:
             writer.close()
-        publisher.finish()
+        self._publisher.finish()
 
-    def _pushes(
-        self, position: int, publisher: Publisher, state: State, done: int, *, left_over: bool = False
-    ) -> Iterator[StageDone]:
+    def _pushes(self, position: int, state: State, done: int, *, left_over: bool = False) -> Iterator[StageDone]:
         """Push the branches that are due after a round.
 
         They are pushed again where a run is resumed from it, as the push may have been interrupted, and then what is
         left over from before.
         """
-        for message in publisher.after_round(position, state, done):
+        for message in self._publisher.after_round(position, state, done):
             yield StageDone(position, f"round {done}", message)
-        for message in publisher.left_over(position) if left_over else ():
+        for message in self._publisher.left_over(position) if left_over else ():
             yield StageDone(position, Publish.name, message)
 
     def _train(
@@ -293,9 +295,10 @@ class Run:
                 rates=rates,
                 engine=self._engine,
             ):
-                reached = decide([*history, result.metrics])
+                reached = decide([*history, {"round": result.round, **result.metrics}])
                 over = result.round == last or reached is not None
-                result = evaluated(self.federation, result) if over else result
+                if over or self._publisher.is_due(position, result.round):
+                    result = evaluated(self.federation, result)
                 seconds = time.perf_counter() - before
                 history.append(self._record(position, result, seconds))
                 unsaved = Saved(Place(result.round, position, stage.name), result.state, first, over)
@@ -333,12 +336,10 @@ class Run:
         batches = recalibration_batches(self.federation, stage.batches)
         return replace(state, global_weights=recalibrate(self.federation.module, state.global_weights, batches))
 
-    def _other(
-        self, position: int, stage: Evaluate | Publish, state: State, rounds_done: int, publisher: Publisher
-    ) -> StageDone:
+    def _other(self, position: int, stage: Evaluate | Publish, state: State, rounds_done: int) -> StageDone:
         if isinstance(stage, Evaluate):
             return StageDone(position, stage.name, self._evaluate(state, rounds_done))
-        return StageDone(position, stage.name, publisher.stage(stage, state, rounds_done))
+        return StageDone(position, stage.name, self._publisher.stage(stage, state, rounds_done))
 
     def _evaluate(self, state: State, rounds_done: int) -> str:
         found = evaluation_json(self.federation, state, rounds_done)

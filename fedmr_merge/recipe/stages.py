@@ -30,9 +30,14 @@ class Length:
     def ended(self, federation: Federation) -> Callable[[History], str | None]:
         """Return what says, by the metrics of the rounds so far, why the stage ends before its last round, or None."""
         metric, part = federation.task.decisive, federation.deciding_part
+        key, every = f"{part}_{metric.name}", federation.training.evaluate_every
 
         def reason(history: History) -> str | None:
-            return None if self.until is None else self.until.reached(history, metric, part)
+            if self.until is None:
+                return None
+            # Other rounds are evaluated where they are published, which must not decide how long a stage lasts.
+            seen = [line if line["round"] % every == 0 else {**line, key: None} for line in history]
+            return self.until.reached(seen, metric, part)
 
         return reason
 

@@ -60,11 +60,12 @@ def test_they_are_listed_and_broken_ones_are_reported_in_a_line_each(capsys: pyt
         assert f"  {name}" in output
     assert "      width: int [8]  of the hidden layer" in output
     faults = [line for line in errors.splitlines() if "entry point" in line]
-    assert len(faults) == 4
+    assert len(faults) == 5
     text = "\n".join(faults)
     assert "'cnn' of fedmr_merge.models is left out: a plug-in of fedmr-merge has this name" in text
     assert "'undecorated' of fedmr_merge.models is not a frozen dataclass" in text
     assert "'lost' of fedmr_merge.methods, figures:Lost, cannot be imported: AttributeError" in text
+    assert "'guessing' of fedmr_merge.tasks, figures:Guessing, cannot be imported: AttributeError" in text
     assert "cannot be imported: ZeroDivisionError: division by zero (figures_crashing.py, line 3)" in text
 
 

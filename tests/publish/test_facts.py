@@ -133,6 +133,28 @@ def test_published_recipe_pushes_nowhere_and_names_no_folder() -> None:
     assert published_recipe(recipe(name="parquet", path="/data/flowers"))["data"]["path"] == "flowers"
 
 
+def test_published_recipe_names_no_folder_that_is_an_option_of_own_code() -> None:
+    given = recipe(name="my_data:load", path="/home/me/x", more={"roots": ["/home/me/a", "b/c"], "n": 3}, home="~/me")
+    given["data"]["partition"] = {"kind": "my_parts:Halves", "table": "/home/me/halves.csv"}
+    given["model"] = {"name": "my_nets:Net", "words": "/home/me/words.txt", "separator": "/", "width": 4}
+    given["task"] = {"name": "my_tasks:Mine", "file": "/home/me/costs.json"}
+    given["stages"] = [{"my_methods:Mine": {"rounds": 2, "file": "/home/me/steps"}}]
+    found = published_recipe(given)
+    assert "/home" not in json.dumps(found)
+    assert found["data"] == {
+        "name": "my_data:load",
+        "path": "x",
+        "more": {"roots": ["a", "b/c"], "n": 3},
+        "home": "me",
+        "partition": {"kind": "my_parts:Halves", "table": "halves.csv"},
+    }
+    assert found["model"] == {"name": "my_nets:Net", "words": "words.txt", "separator": "/", "width": 4}
+    assert found["stages"] == [{"my_methods:Mine": {"rounds": 2, "file": "steps"}}]
+    assert given["data"]["path"] == "/home/me/x", "what is published is a copy"
+    file = recipe(name="digits", partition={"kind": "file", "path": "/home/me/parts.json"})
+    assert published_recipe(file)["data"]["partition"]["path"] == "parts.json"
+
+
 def test_published_recipe_names_first_weights_by_their_names_only(tmp_path: Path) -> None:
     given = recipe(name="digits")
     given["model"]["init"] = [str(tmp_path / "m.safetensors"), "org/name@v1/slot-00"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -96,6 +97,40 @@ def test_every_so_many_rounds_a_branch_that_somebody_can_go_on_from(hub: HubServ
     assert shlex.split(line)[2] == f"{REPO}@round-000002/slot-*"
     assert len(hub.content(REPO, "metrics.jsonl", "round-000002").splitlines()) == 2
     assert "These are the 3 models of round 3" in hub.content(REPO, "README.md").decode()
+
+
+@pytest.mark.parametrize("what", ["global", "cohort"])
+def test_a_round_that_is_published_is_evaluated_however_seldom_others_are(
+    hub: HubServer, tmp_path: Path, what: str
+) -> None:
+    training = RECIPE["training"] | {"evaluate_every": 4}
+    publish = {"publish": {"repo": REPO, "what": what, "every": 3}}
+    follow(tmp_path / "run", training=training, stages=[{"fedmr": {"rounds": 7}}, publish])
+    assert set(branches(hub)) == {"main", "round-000003", "round-000006"}
+    recorded = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in recorded if "test_accuracy" in line] == [3, 4, 6, 7]
+    for round in (3, 6):
+        card = hub.content(REPO, "README.md", f"round-{round:06d}").decode()
+        assert f"{recorded[round - 1]['test_accuracy']:.2%}" in card.replace(" %", "%")
+
+
+def test_what_is_published_does_not_decide_how_long_a_stage_lasts(hub: HubServer, tmp_path: Path) -> None:
+    """The first evaluation that counts is that of round 2, and the next one ends the stage."""
+    training = RECIPE["training"] | {"evaluate_every": 2}
+    stage = {"fedmr": {"rounds": 9, "until": {"plateau": {"patience": 1, "min_delta": 1.0}}}}
+    for name, every in (("often", 1), ("never", None)):
+        follow(tmp_path / name, training=training, stages=[stage, {"publish": {"repo": REPO, "every": every}}])
+        assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_round_that_was_not_evaluated_is_not_published_when_a_run_is_resumed(hub: HubServer, tmp_path: Path) -> None:
+    """As with a run whose recipe published nothing after this round when it was run."""
+    changes: dict[str, Any] = {"training": RECIPE["training"] | {"evaluate_every": 10}}
+    with Run(parse_recipe(RECIPE | changes | {"stages": stages()}, "small.yaml"), tmp_path / "run") as run:
+        next(run.execute())
+    messages = follow(tmp_path / "run", stages=stages(every=1), **changes)
+    assert messages[0] == "not published, as the global model was not evaluated after this round"
+    assert set(branches(hub)) == {"main", "round-000002", "round-000003"}
 
 
 def test_both_kinds_in_one_commit(hub: HubServer, tmp_path: Path) -> None:

@@ -46,6 +46,46 @@ def test_what_decides_the_bytes_is(changes: dict[str, Any]) -> None:
     assert identity(recipe(**changes)) != identity(recipe())
 
 
+def tabular(task: dict[str, Any] | None) -> Any:
+    data = {"name": "diabetes", "partition": {"kind": "iid", "clients": 60}}
+    changes = {} if task is None else {"task": {"name": "regression", **task}}
+    return recipe(data=data, model={"name": "mlp", "hidden": [4]}, **changes)
+
+
+def test_the_task_decides_the_bytes(tmp_path: Path) -> None:
+    """A run is not resumed with another loss, and a sweep over losses shares no rounds."""
+    own, huber, steeper = tabular(None), tabular({"objective": "huber"}), tabular({"objective": "huber", "delta": 2.0})
+    assert identity(own) == identity(tabular({"objective": "squared"})), "spelled out or not"
+    for round in (None, 1, 2):
+        assert len({identity(each, round) for each in (own, huber, steeper)}) == 3
+    follow(tmp_path / "run", huber)
+    with pytest.raises(RunError, match=r"belongs to another recipe: task\.delta: 1\.0 → 2\.0$"):
+        Run(steeper, tmp_path / "run")
+    with pytest.raises(RunError, match=r"cannot be extended.*: task\.name: .* → absent, task\.objective"):
+        Run(tabular(None), tmp_path / "run", extend=True)
+
+
+def test_what_is_evaluated_may_change_where_no_stage_ends_by_it(tmp_path: Path) -> None:
+    def evaluating(every: int, at: str, **stage: Any) -> Any:
+        training = TRAINING | {"evaluate_every": every, "validation_at": at, "validation_share": 0.2}
+        return recipe(stages=[{"fedavg": {"rounds": 2, **stage}}, {"fedmr": {"rounds": 1}}], training=training)
+
+    seldom, often = evaluating(5, "server"), evaluating(1, "clients")
+    with Run(seldom, tmp_path / "run") as run:
+        next(run.execute())
+    assert follow(tmp_path / "run", often) == [2, 3]
+    assert follow(tmp_path / "whole", often) == [1, 2, 3]
+    assert models(tmp_path / "run") == models(tmp_path / "whole")
+    assert identity(seldom, 1) != identity(often, 1), "a run of a sweep that began as the other would lack metrics"
+
+    until = {"until": {"plateau": {"patience": 2}}}
+    follow(tmp_path / "ended", evaluating(5, "server", **until))
+    assert follow(tmp_path / "ended", evaluating(5, "clients", **until)) == []
+    for extend in (False, True):
+        with pytest.raises(RunError, match=r": training\.evaluate_every: 5 → 1$"):
+            Run(evaluating(1, "clients", **until), tmp_path / "ended", extend=extend)
+
+
 def test_recipes_agree_up_to_the_round_in_which_they_part() -> None:
     one, other = recipe(**stages(2, 3)), recipe(**stages(4, 1))
     assert [identity(one, round) == identity(other, round) for round in (1, 2, 3, 4)] == [True, True, False, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,17 @@ def test_a_run_of_them_is_recorded_and_resumed_to_the_same_bytes(recipe: Path, t
     assert command("run", recipe, "-o", tmp_path / "run") == 0
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
     assert command("report", tmp_path / "run", "-o", tmp_path / "report") == 0
+
+
+def test_code_that_was_changed_since_the_run_began_is_a_warning(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_after(2, recipe, tmp_path / "run")
+    (tmp_path / "own_plugins.py").write_text(PLUGINS + "# changed\n")
+    capsys.readouterr()
+    assert command("run", recipe, "-o", tmp_path / "run") == 0
+    warned = re.findall(r"code of own_plugins:(\w+): [0-9a-f]{16} → [0-9a-f]{16}; the bytes", capsys.readouterr().err)
+    assert warned == ["Figures", "Halves", "Net", "Pictures", "Mine"]
 
 
 @pytest.mark.parametrize(

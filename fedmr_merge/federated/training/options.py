@@ -44,7 +44,7 @@ class Training:
     availability: Annotated[float, Gt(0), Le(1)] = 1.0  #: probability that a selected client answers
     stragglers: Stragglers | None = None  #: a share of the clients of a round, which take fewer steps
     evaluate_every: Annotated[int, Ge(1)] = 1
-    """Rounds between two evaluations of the global model; the last round of a stage is always evaluated."""
+    """Rounds between two evaluations; the last round of a stage, and one that is published, are always evaluated."""
     validation_share: Annotated[float, Gt(0), Lt(1)] | None = None
     """Share of every client's examples that is held out of training, for `until` to decide by; left out: test data."""
     validation_at: Literal["server", "clients"] = "server"
