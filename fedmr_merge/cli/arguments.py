@@ -205,14 +205,14 @@ def _warn_of(opened: Sequence[Checkpoint], names: Sequence[Sequence[str]], what:
         console.complain("warning", f"{console.listed(found, ', ', 4)} of {console.listed(sources, ', ', 3)} {what}")
 
 
-def warn_mean(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite], kept: Sequence[str]) -> None:
+def warn_mean(checkpoints: Sequence[Checkpoint], found: Sequence[NotFinite], differing_integers: Sequence[str]) -> None:
     """Report the NaN and infinite numbers, and the integers that differ, that were met while a mean was taken."""
     for item in found[:3]:
         console.complain("warning", ": ".join(item.describe([checkpoint.location for checkpoint in checkpoints])))
     if len(found) > 3:
         console.complain("warning", f"and {len(found) - 3} more tensors with NaN or infinite numbers")
-    if kept:
-        names = console.listed(kept, ", ", 10)
+    if differing_integers:
+        names = console.listed(differing_integers, ", ", 10)
         console.complain(
             "warning", f"integers that differ between the models have no mean, slot 0's are in it: {names}"
         )

@@ -100,7 +100,7 @@ def average(
 
 def _report(opened: Sequence[Checkpoint], out: Path, outcome: MeanOutcome, rank: int | None) -> None:
     """Print what was written, and what can be done with it."""
-    warn_mean(opened, outcome.not_finite, outcome.kept)
+    warn_mean(opened, outcome.not_finite, outcome.differing_integers)
     if outcome.rank is None:
         console.say(f"averaged {console.plural(len(opened), 'model')} into {out}")
     else:

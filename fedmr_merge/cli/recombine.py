@@ -244,7 +244,7 @@ def _write(work: PreparedRecombination) -> None:
 
     with progress.bytes_progress("recombining", work.nbytes) as done:
         outcome = write_recombination(work, progress=done)
-    warn_mean(work.parents, outcome.not_finite, outcome.kept)
+    warn_mean(work.parents, outcome.not_finite, outcome.differing_integers)
     groups = work.grouping.groups
     console.say(
         f"recombined {console.plural(len(work.parents), 'model')} by rule {work.grouping.rule}: "

@@ -74,7 +74,7 @@ def complete(model: Mapping[str, Tensor], federation: Federation, sha256: str) -
         raise RefusedError(
             f"the server's frozen weights have the hash {sha256[:12]!r}, those of this machine {found[:12]!r}"
         )
-    return {name: model.get(name, absent.get(name, tensor)) for name, tensor in own.items()}
+    return {name: model[name] if name in model else absent[name] for name in own}
 
 
 def without(model: Arrays, names: Mapping[str, Any]) -> Arrays:

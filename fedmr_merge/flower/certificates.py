@@ -7,8 +7,6 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmr_merge.errors import RunError
-
 _HOST = "127.0.0.1"
 
 
@@ -23,7 +21,6 @@ class Certificates:
 
 def make_certificates(folder: Path) -> Certificates:
     """Make a certificate for 127.0.0.1, signed by an authority whose key is thrown away."""
-    _require_cryptography()
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -72,7 +69,6 @@ def make_certificates(folder: Path) -> Certificates:
 
 def make_node_key(folder: Path, name: str) -> tuple[Path, Path]:
     """Make the key pair of a node, as Flower wants it (P-384, OpenSSH); returns the private and the public file."""
-    _require_cryptography()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -93,10 +89,3 @@ def make_node_key(folder: Path, name: str) -> tuple[Path, Path]:
 def _write_secret(path: Path, content: bytes) -> None:
     path.touch(mode=0o600)
     path.write_bytes(content)
-
-
-def _require_cryptography() -> None:
-    try:
-        import cryptography  # noqa: F401
-    except ImportError as error:
-        raise RunError(f"a rehearsal needs Flower: {error}", hint="pip install 'fedmr-merge[flower]'") from error

@@ -86,7 +86,7 @@ def answer_question(content: RecordDict, recipe: Recipe, node: Mapping[str, Any]
     """
     try:
         question = unpack_question(content)
-        Side.here(identity(recipe)).refuse_other(Side(question.version, question.recipe), "the server")
+        Side.here(identity(recipe)).refuse_other(question.side, "the server")
     except RefusedError as error:
         raise TrainingError(f"the question is refused: {error}") from error
     data = json.dumps(describe(recipe, node))

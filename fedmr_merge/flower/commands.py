@@ -44,7 +44,7 @@ def require_flower() -> None:
     try:
         importlib.import_module("flwr")
     except ImportError as error:
-        raise RunError(f"--on flower needs Flower: {error}", hint="pip install 'fedmr-merge[flower]'") from error
+        raise RunError(f"Flower is not installed: {error}", hint="pip install 'fedmr-merge[flower]'") from error
 
 
 def flwr(*arguments: str) -> dict[str, Any]:

@@ -55,6 +55,16 @@ class _Round:
     bytes_sent: int = 0
     bytes_received: int = 0
 
+    @property
+    def staying(self) -> Mapping[str, Any]:
+        """The arrays of the weights that do not travel."""
+        return self.base.arrays if self.base else {}
+
+    @property
+    def base_sha256(self) -> str:
+        """The hash of the weights that do not travel; "" where there are none."""
+        return self.base.sha256 if self.base else ""
+
 
 class FlowerEngine(Engine):
     """Trains the models of a cohort at the nodes of a Flower federation.
@@ -75,8 +85,9 @@ class FlowerEngine(Engine):
 
         Raises TrainingError when a client does not answer and `on_missing` is `fail`.
         """
-        base = self._base = self._base or BaseWeights(task.federation)
-        current = _Round(task, *_encoded(task.cohort, base if base.arrays and base.are_in(task.cohort) else None))
+        own = self._base = self._base or BaseWeights(task.federation)
+        base = own if own.arrays and own.are_in(task.cohort) else None
+        current = _Round(task, _encoded(task.cohort, base), base)
         self._ask(current, [slot for slot in range(len(task.clients)) if not task.absent[slot]])
         while current.reasons and self._deployment.on_missing == "resample":
             if not self._replace(current):
@@ -102,8 +113,7 @@ class FlowerEngine(Engine):
             family: {name: to_array(tensor) for name, tensor in tensors.items()}
             for family, tensors in task.context.shared.items()
         }
-        kept = current.base.arrays if current.base else {}
-        forms = {name: form for name, form in _forms(task.cohort).items() if name not in kept}
+        forms = {name: form for name, form in _forms(task.cohort).items() if name not in current.staying}
         found_slots = []
         for slot in slots:
             client = task.clients[slot]
@@ -141,9 +151,9 @@ class FlowerEngine(Engine):
             client=task.clients[slot],
             lr=task.learning_rate,
             threads=torch.get_num_threads(),
-            base=current.base.sha256 if current.base else "",
+            base=current.base_sha256,
         )
-        model = without(current.sent[slot], current.base.arrays if current.base else {})
+        model = without(current.sent[slot], current.staying)
         content = pack_instruction(instruction, model, task.context_of(slot), shared)
         current.bytes_sent += sum(len(a.data) for record in content.array_records.values() for a in record.values())
         # It expires before the wait is over, which begins when all are sent: a straggler must not work on a model that
@@ -155,8 +165,8 @@ class FlowerEngine(Engine):
         for slot, (facts, model) in found.contents.items():
             current.facts[slot] = facts
             if model is not None:
-                kept = current.base.arrays if current.base else {}
-                current.models[slot] = {name: model.get(name, kept.get(name)) for name in current.sent[slot]}
+                whole = {**current.staying, **model}
+                current.models[slot] = {name: whole[name] for name in current.sent[slot]}
                 current.bytes_received += sum(len(array.data) for array in model.values())
         current.reasons |= found.reasons
         current.ignored += found.ignored
@@ -224,19 +234,18 @@ class FlowerEngine(Engine):
         return found
 
 
-def _encoded(cohort: Cohort, base: BaseWeights | None) -> tuple[list[Arrays], BaseWeights | None]:
+def _encoded(cohort: Cohort, base: BaseWeights | None) -> list[Arrays]:
     """Return the arrays of every dispatched model; those that all models share are made once."""
     if isinstance(cohort, HandleCohort):
-        return list(cohort.models), base
+        return list(cohort.models)
     shared = dict(base.arrays) if base else {}
     for name, tensor in cohort.tensors.items():
         if name not in shared and (tensor.stride(0) == 0 or cohort.slots == 1):
             shared[name] = to_array(tensor[0])
-    models: list[Arrays] = [
+    return [
         {name: shared[name] if name in shared else to_array(tensor) for name, tensor in cohort.slot(slot).items()}
         for slot in range(cohort.slots)
     ]
-    return models, base
 
 
 def _forms(cohort: Cohort) -> Mapping[str, Form]:

@@ -7,7 +7,7 @@ come in time. Here every message is asked for by its id: what is wrong with one 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,15 +92,14 @@ def exchange(
     return found
 
 
-def _pull(grid: Grid, message_id: str, waiting: Mapping[str, Outgoing], found: Exchange) -> list[Message]:
+def _pull(grid: Grid, message_id: str, waiting: dict[str, Outgoing], found: Exchange) -> list[Message]:
     """Return the replies to a message, usually none or one. What cannot be read is the reason of its slot."""
     try:
         return list(grid.pull_messages([message_id]))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         # What a node sent is put together in this process, and whatever is wrong with it is met there.
-        slot = waiting[message_id].slot
+        slot = waiting.pop(message_id).slot
         found.reasons[slot] = f"the reply cannot be read: {shown(error, _LONGEST_REASON)}"
-        waiting.pop(message_id)  # type: ignore[attr-defined]
         return []
 
 

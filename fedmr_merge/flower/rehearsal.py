@@ -122,11 +122,6 @@ class Rehearsal:
             os.environ["FLWR_HOME"] = self._before
 
     @property
-    def certificates(self) -> Certificates:
-        """The certificates of the SuperLink."""
-        return self._certificates
-
-    @property
     def address(self) -> str:
         """The address of the SuperLink."""
         return f"{_HOST}:{self._port}"

@@ -53,11 +53,22 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Instruction:
-    """The facts of an instruction: what the client needs to rebuild its part of the round's local training."""
+class Facts:
+    """The facts of a message: which side it comes from, and what a subclass adds."""
 
     version: str
     recipe: str
+
+    @property
+    def side(self) -> Side:
+        """The side that the message comes from."""
+        return Side(self.version, self.recipe)
+
+
+@dataclass(frozen=True)
+class Instruction(Facts):
+    """The facts of an instruction: what the client needs to rebuild its part of the round's local training."""
+
     stage: int  #: position in the recipe of the stage whose method trains
     round: int
     slot: int
@@ -67,18 +78,11 @@ class Instruction:
     threads: int  #: of torch's operations in the server's process, which decide how sums are added up
     base: str  #: the hash of the model's tensors that do not travel: see `base_weights.py`
 
-    @property
-    def side(self) -> Side:
-        """The server's side."""
-        return Side(self.version, self.recipe)
-
 
 @dataclass(frozen=True)
-class ReplyFacts:
+class ReplyFacts(Facts):
     """The facts of a reply."""
 
-    version: str
-    recipe: str
     round: int
     client: int
     examples: int  #: that the client holds
@@ -86,27 +90,18 @@ class ReplyFacts:
     loss: float  #: mean of the objective over the examples it went through; NaN where it took no step or diverged
     finite: bool  #: whether all weights that it trained are finite; only then they are sent
 
-    @property
-    def side(self) -> Side:
-        """The client's side."""
-        return Side(self.version, self.recipe)
-
 
 @dataclass(frozen=True)
-class Question:
+class Question(Facts):
     """The facts of a question: what data has the client?"""
 
-    version: str
-    recipe: str
     client: int
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(Facts):
     """The facts of the answer to a question."""
 
-    version: str
-    recipe: str
     client: int
     data: str  #: JSON: see `node_data.describe`
 
@@ -127,9 +122,8 @@ def pack_instruction(
     instruction: Instruction, model: Mapping[str, Array], context: Context, shared: Mapping[str, Mapping[str, Array]]
 ) -> RecordDict:
     """Return the content of an instruction; `shared` are the arrays of `context.shared`, made once for all clients."""
-    from flwr.app import ConfigRecord, RecordDict
-
-    content = RecordDict({_FACTS: ConfigRecord(asdict(instruction)), _MODEL: to_record(model)})
+    content = pack_facts(instruction)
+    content[_MODEL] = to_record(model)
     for family, arrays in shared.items():
         content[f"{_SHARED}/{family}"] = to_record(arrays)
     for family, tensors in context.own.items():
@@ -167,9 +161,7 @@ def _claimed_form(name: str, array: Array) -> Form:
 
 def pack_reply(facts: ReplyFacts, model: Mapping[str, Tensor]) -> RecordDict:
     """Return the content of a reply."""
-    from flwr.app import ConfigRecord, RecordDict
-
-    content = RecordDict({_FACTS: ConfigRecord(asdict(facts))})
+    content = pack_facts(facts)
     if facts.finite:
         content[_MODEL] = to_record({name: to_array(tensor) for name, tensor in model.items()})
     return content
@@ -203,8 +195,8 @@ def unpack_reply(content: RecordDict, expected: Expected) -> tuple[ReplyFacts, M
     return facts, dict(records[_MODEL])
 
 
-def pack_facts(facts: Question | Description) -> RecordDict:
-    """Return the content of a message that has facts alone."""
+def pack_facts(facts: Facts) -> RecordDict:
+    """Return the content of a message that has facts alone, or to which its other parts are added."""
     from flwr.app import ConfigRecord, RecordDict
 
     return RecordDict({_FACTS: ConfigRecord(asdict(facts))})
@@ -219,7 +211,7 @@ def unpack_question(content: RecordDict) -> Question:
 def unpack_description(content: RecordDict, side: Side, client: int) -> Any:
     """Return what a client describes its data as. Raises RefusedError unless it comes from the same side and client."""
     facts: Description = _facts(content, Description)
-    side.refuse_other(Side(facts.version, facts.recipe), "the client")
+    side.refuse_other(facts.side, "the client")
     if facts.client != client:
         raise RefusedError(f"the description is that of client {facts.client}, and client {client} was asked")
     try:

@@ -242,7 +242,7 @@ def write_mean(
             if found[0].slot is None
             else "leave out the model, or run without --require-finite",
         )
-    return MeanOutcome(found, tuple(name for outcome in met for name in outcome.kept))
+    return MeanOutcome(found, tuple(name for outcome in met for name in outcome.differing_integers))
 
 
 def _write_file(

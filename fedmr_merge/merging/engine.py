@@ -54,7 +54,7 @@ def for_each_piece(
     weights = _scaled(options.weights, len(entries))
     pieces = _pieces(file, entries, elements, options)
     not_finite: Counter[tuple[str, int | None]] = Counter()
-    kept: set[str] = set()
+    differing_integers: set[str] = set()
     lock = threading.Lock()
     is_stopped = False
 
@@ -74,7 +74,7 @@ def for_each_piece(
                         with lock:
                             not_finite.update({(piece.name, slot): count for slot, count in bad.items()})
                 with lock:
-                    kept.update(worker.kept)
+                    differing_integers.update(worker.differing_integers)
         finally:
             is_stopped = True  # there is nothing left, or another thread's work would be in vain
 
@@ -87,7 +87,7 @@ def for_each_piece(
             is_stopped = True
     found = [NotFinite(name, slot, count) for (name, slot), count in not_finite.items()]
     found.sort(key=lambda item: (item.tensor, len(entries) if item.slot is None else item.slot))
-    return MeanOutcome(tuple(found), tuple(name for name in file.tensors if name in kept))
+    return MeanOutcome(tuple(found), tuple(name for name in file.tensors if name in differing_integers))
 
 
 def _scaled(weights: Sequence[float] | None, slots: int) -> Array:
@@ -116,7 +116,7 @@ class _Worker:
     def __init__(self, weights: Array, double: bool, files: OpenFiles) -> None:
         self.weights, self.double, self.files = weights, double, files
         self.buffers = Buffers()
-        self.kept: set[str] = set()  #: integer tensors, not scalars, that are not the same in all models
+        self.differing_integers: set[str] = set()  #: by name; scalars are not among them
 
     def mean(self, piece: _Piece) -> tuple[Array, dict[int | None, int]]:
         """Return the bytes of the mean of one piece, and slot → how many of its numbers are not finite.
@@ -155,10 +155,10 @@ class _Worker:
         A scalar that differs is a counter, such as `num_batches_tracked`, and of no interest.
         """
         kept = self._bytes(piece, 0)
-        if piece.sources[0].parameters > 1 and piece.name not in self.kept:
+        if piece.sources[0].parameters > 1 and piece.name not in self.differing_integers:
             others = [slot for slot in np.flatnonzero(self.weights).tolist() if slot]
             if not all(np.array_equal(self._bytes(piece, slot, "others' bytes"), kept) for slot in others):
-                self.kept.add(piece.name)
+                self.differing_integers.add(piece.name)
         return kept
 
     def _bytes(self, piece: _Piece, slot: int, purpose: str = "bytes") -> Array:

@@ -126,7 +126,7 @@ class MeanOutcome:
 
     not_finite: tuple[NotFinite, ...] = ()  #: NaN and infinite numbers
     #: Tensors of integers that differ between the models, by name: they have no mean, and slot 0's are in it.
-    kept: tuple[str, ...] = ()
+    differing_integers: tuple[str, ...] = ()
     rank: int | None = None  #: of an exact mean of adapters, the largest of its modules' ranks
     lost: float = 0.0  #: of such a mean, the share of its norm that a smaller rank has lost
 

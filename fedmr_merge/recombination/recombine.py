@@ -33,7 +33,8 @@ class Outcome:
     work: PreparedRecombination = field(repr=False)  #: what was planned
     out: Path
     not_finite: tuple[NotFinite, ...]  #: NaN and infinite numbers that were found while the mean was taken
-    kept: tuple[str, ...]  #: tensors of integers that differ between the models, of which the mean has slot 0's
+    #: Tensors of integers that differ between the models, by name: they have no mean, and slot 0's are in it.
+    differing_integers: tuple[str, ...]
     store: StoreReport | None  #: what writing into a store cost, if that was the layout
 
 
@@ -91,7 +92,7 @@ def write_recombination(work: PreparedRecombination, *, progress: Progress | Non
         mean, met = _write_global(work, staging, watch, progress)
         watch.check()
         write_lineage(staging / LINEAGE_FILE, _facts(work, mean), _origins(work, written.digests))
-    return Outcome(work, work.out, met.not_finite, met.kept, written.store)
+    return Outcome(work, work.out, met.not_finite, met.differing_integers, written.store)
 
 
 def _write_global(

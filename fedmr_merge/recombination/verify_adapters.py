@@ -27,15 +27,17 @@ _SCALING = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
 
 def first_difference(
-    lineage: Lineage, mean: Checkpoint, inputs: Sequence[Checkpoint], options: MeanOptions
+    lineage: Lineage, mean: Checkpoint, inputs: Sequence[Checkpoint], weights: tuple[float, ...] | None
 ) -> str | None:
     """Take the mean again and return how the one that was written differs, None where it does not.
+
+    `weights` are those of the inputs; None where all count the same.
 
     Raises CheckpointError or PlanError where the inputs have no exact mean any more.
     """
     assert lineage.exact_adapters is not None
-    options = MeanOptions(options.weights)
-    work = plan_adapters(inputs, options, lineage.exact_adapters["rank"], lineage.facts.get("ignore_config", ()))
+    rank, ignored = lineage.exact_adapters["rank"], lineage.facts.get("ignore_config", ())
+    work = plan_adapters(inputs, MeanOptions(weights), rank, ignored)
     written, expected = read_config(mean), work.config()
     for key in _SCALING:
         if (written.get(key) or None) != (expected.get(key) or None):

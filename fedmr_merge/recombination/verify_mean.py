@@ -106,7 +106,7 @@ def _average_difference(lineage: Lineage, mean: Checkpoint, inputs: Sequence[Che
     from fedmr_merge.recombination.verify_adapters import first_difference  # imports numpy
 
     try:
-        return first_difference(lineage, mean, inputs, _mean_options(lineage))
+        return first_difference(lineage, mean, inputs, _mean_options(lineage).weights)
     except (CheckpointError, PlanError) as error:
         return str(error)
 

@@ -460,7 +460,7 @@ def test_integers_that_differ_are_kept_and_reported_by_name(tmp_path: Path) -> N
     models[1]["q.codes"] = models[2]["q.codes"] = models[0]["q.codes"]
     models[2]["q.codes"] = (*models[0]["q.codes"][:2], models[0]["q.codes"][2][:-1] + b"\1")
     paths = [write(tmp_path / f"{i}.safetensors", tensors) for i, tensors in enumerate(models)]
-    assert average(paths, tmp_path / "mean.safetensors").kept == ("q.codes", "prune.mask")
+    assert average(paths, tmp_path / "mean.safetensors").differing_integers == ("q.codes", "prune.mask")
     assert read(tmp_path / "mean.safetensors")["q.codes"] == models[0]["q.codes"]
-    assert average(paths[:2], tmp_path / "two.safetensors").kept == ("prune.mask",)
-    assert recombine(paths, tmp_path / "out").kept == ("q.codes", "prune.mask")
+    assert average(paths[:2], tmp_path / "two.safetensors").differing_integers == ("prune.mask",)
+    assert recombine(paths, tmp_path / "out").differing_integers == ("q.codes", "prune.mask")
