@@ -64,13 +64,13 @@ def sweep(
 
     Example: fedmr-merge sweep paper/table1 --only cnn,cifar10,alpha=0.1 --seeds 0,1,2 --jobs 2
     """
-    from fedmr_merge.recipe.ready_made import locate_recipe
+    from fedmr_merge.recipe.ready_made import locate_sweep
     from fedmr_merge.recipe.sweep import Sweep
     from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
     from fedmr_merge.recipe.sweep_workers import visible_gpus
     from fedmr_merge.recipe.text import parse_setting
 
-    definition = read_sweep(locate_recipe(file).path)
+    definition = read_sweep(locate_sweep(file))
     runs = sweep_runs(
         definition,
         only=[name.strip() for name in only.split(",")] if only else (),

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fedmr_merge.errors import RecipeError, RecipeFault
 from fedmr_merge.resources import resource_folder
 from fedmr_merge.runs.names import RECIPE
+from fedmr_merge.yaml_reader import MAX_CHARACTERS
 
+Kind = Literal["recipe", "sweep"]
 _SUFFIX = ".yaml"
+_LONGEST_NAME = 60  # that is compared with the names of recipes
+_KEY = re.compile(r"^(axes|recipe|stages)\s*:", re.MULTILINE)
+_FOLLOWS: dict[Kind, str] = {"recipe": "`fedmr-merge run {}` runs it", "sweep": "`fedmr-merge sweep {}` does its runs"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class ReadyMade:
     @property
     def is_sweep(self) -> bool:
         """Whether the file stands for many runs: `fedmr-merge sweep` follows it."""
-        return any(line.startswith("axes:") for line in self.path.read_text(encoding="utf-8").splitlines())
+        return _kind_of(self.path) == "sweep"
 
     @property
     def summary(self) -> str:
@@ -44,15 +53,13 @@ def ready_made_recipes() -> list[ReadyMade]:
 def find_ready_made(name: str) -> ReadyMade:
     """Return the recipe of this name. Raises RecipeError when none of the package's recipes has it."""
     wanted = name.removesuffix(_SUFFIX)
-    recipes = ready_made_recipes()
-    for recipe in recipes:
-        if recipe.name == wanted:
-            return recipe
-    raise RecipeError(
-        name,
-        [RecipeFault("", "is neither a file, nor a run folder, nor the name of a recipe that comes with fedmr-merge")],
-        hint="`fedmr-merge recipes` lists the names",
-    )
+    recipes = {recipe.name: recipe for recipe in ready_made_recipes()}
+    if wanted in recipes:
+        return recipes[wanted]
+    near = difflib.get_close_matches(wanted[:_LONGEST_NAME], recipes, n=1)
+    fault = "is neither a file, nor a run folder, nor the name of a recipe that comes with fedmr-merge"
+    offer = f", did you mean {near[0]}?" if near else ""
+    raise RecipeError(name, [RecipeFault("", fault + offer)], hint="`fedmr-merge recipes` lists the names")
 
 
 def ready_made_text(name: str) -> str:
@@ -92,8 +99,46 @@ class Located:
 def locate_recipe(named: str | Path) -> Located:
     """Find the recipe that a user named: a file, a run folder (its own recipe.yaml), or a recipe of the package.
 
-    A path wins over a name. Raises RecipeError when there is nothing of this name, or a folder is not a run folder.
+    A path wins over a name. Raises RecipeError when there is nothing of this name, when a folder is not a run folder,
+    and for a sweep.
     """
+    located = _locate(named)
+    _require_kind(located.path, "recipe", named)
+    return located
+
+
+def locate_sweep(named: str | Path) -> Path:
+    """Find the sweep that a user named: a file, or a sweep of the package. Raises RecipeError, also for a recipe."""
+    path = _locate(named).path
+    _require_kind(path, "sweep", named)
+    return path
+
+
+def _require_kind(path: Path, wanted: Kind, named: str | Path) -> None:
+    found = _kind_of(path)
+    if found is not None and found != wanted:
+        raise RecipeError(
+            named,
+            [RecipeFault("", f"is a {found}, not a {wanted}")],
+            hint=_FOLLOWS[found].format(shlex.quote(str(named))),
+        )
+
+
+def _kind_of(path: Path) -> Kind | None:
+    """Return whether a file is a recipe or a sweep, by its top-level keys; None where they are those of neither."""
+    if not path.is_file():  # what comes through a pipe can be read only once
+        return None
+    try:
+        with path.open(encoding="utf-8") as stream:
+            keys = set(_KEY.findall(stream.read(MAX_CHARACTERS)))
+    except (OSError, UnicodeError):  # which is reported when the file is read
+        return None
+    if "stages" in keys:
+        return None if "axes" in keys else "recipe"
+    return "sweep" if keys else None
+
+
+def _locate(named: str | Path) -> Located:
     path = Path(named)
     if path.is_dir():
         if (path / RECIPE).is_file():

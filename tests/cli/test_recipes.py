@@ -92,6 +92,40 @@ def test_run_takes_a_name(run: Run) -> None:
     assert out.endswith("dry run: nothing was written to elsewhere\n")
 
 
+def test_a_name_that_is_nearly_one_is_answered_with_that_one(run: Run) -> None:
+    for command, right in (
+        (("run", "digit"), "digits"),
+        (("sweep", "digits-method"), "digits-methods"),
+        (("recipes", "copy", "paper/tabel1"), "paper/table1"),
+    ):
+        code, _, errors = run(*command)
+        assert code == 2
+        assert errors.splitlines()[0].endswith(f"comes with fedmr-merge, did you mean {right}?")
+    assert "did you mean" not in run("run", "nonsense")[2]
+
+
+def test_a_recipe_is_not_taken_for_a_sweep_nor_the_other_way_around(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "my recipe.yaml").write_bytes((ROOT / "recipes" / "digits.yaml").read_bytes())
+    (tmp_path / "sweep.yaml").write_text("recipe: my recipe.yaml\nseeds: [1, 2]\n")
+    for arguments, words, hint in (
+        (("sweep", "digits"), "digits: is a recipe, not a sweep", "`fedmr-merge run digits` runs it"),
+        (("sweep", "my recipe.yaml"), "my recipe.yaml: is a recipe, not", "`fedmr-merge run 'my recipe.yaml'` runs it"),
+        (("run", "digits-methods"), "digits-methods: is a sweep, not a recipe", "`fedmr-merge sweep digits-methods`"),
+        (
+            ("partition", "sweep.yaml"),
+            "sweep.yaml: is a sweep, not a recipe",
+            "`fedmr-merge sweep sweep.yaml` does its",
+        ),
+    ):
+        code, out, errors = run(*arguments)
+        assert (code, out) == (2, "")
+        [error, advice] = errors.splitlines()
+        assert error.startswith(f"error: {words}")
+        assert advice.startswith(f"hint: {hint}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my recipe.yaml", "sweep.yaml"]
+    assert run("sweep", "sweep.yaml", "--dry-run")[0] == 0
+
+
 def test_an_unknown_method_is_answered_with_the_list(run: Run) -> None:
     code, _, errors = run("run", "digits", "--set", "stages=[{feddyn: {rounds: 1}}]")
     assert code == 2
