@@ -138,9 +138,9 @@ class OwnCode:
     """A class or function of the user's own, and the options that it is called with."""
 
     name: str  #: as a recipe spells it: its import path, or `python:Name` where it was given from Python
+    target: Callable[..., Any] = field(compare=False)
     options: Mapping[str, Any] = field(default_factory=dict)  #: by parameter, as plain values
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)  #: the same, as the code gets them
-    target: Callable[..., Any] | None = field(default=None, compare=False)  #: None where it was named and not imported
     version: str | None = field(default=None, compare=False)  #: of the file that the code is in, where it is known
 
     @classmethod
@@ -175,16 +175,13 @@ class OwnCode:
                 faults.add(f"{path}.{key}", "is missing")
             elif _is_plain(parameter.default):
                 options[key] = values[key] = parameter.default
-        return cls(name, options, values, target, source_version(target))
+        return cls(name, target, options, values, source_version(target))
 
     def call(self, kind: type[FedmrMergeError], **supplied: Any) -> Any:
         """Call the code with its options, and with what it takes of `supplied` where no option gives that.
 
         Raises an error of `kind`, in one line, when the code fails.
         """
-        if self.target is None:
-            import_object(self.name, ())  # which says why there is nothing to call
-            raise kind(f"{self.name} was not imported")
         taken = {key: value for key, value in supplied.items() if key in _parameters(self.target)[0]}
         with explained(f"{self.name} failed", kind):
             return self.target(**(taken | dict(self.values)))

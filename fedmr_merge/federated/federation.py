@@ -114,7 +114,7 @@ class Federation:
         """For every client the indices of its training examples, on the device."""
         return tuple(torch.tensor(indices, device=self.device) for indices in self.partition.clients)
 
-    def batch_sizes(self, client: int) -> tuple[int, ...]:
+    def epoch_step_sizes(self, client: int) -> tuple[int, ...]:
         """Return how many examples each step of a client's local epoch takes, in one batch or in several."""
         last_batch = self.training.last_batch if self.lone_clients else "keep"
         sizes = batch_sizes(self.partition.sizes[client], self.training.batch_size, last_batch)

@@ -25,8 +25,10 @@ from fedmr_merge.federated.validation import measure
 from fedmr_merge.layers.plan import RecombinationPlan
 
 _SAMPLED_ROUNDS = "privacy_sampled_rounds"
-_REPEATED = "privacy_repeated_models"
 """Key of a state's facts: the number of rounds whose clients were drawn uniformly, which privacy is accounted by."""
+
+_REPEATED = "privacy_repeated_models"
+"""Key of a state's facts: the number of models that clients sent beside their first one of a round."""
 
 _FITTING = "engine_fitting_clients"
 """Key of a state's facts: the number of clients that train at once, where memory or several devices ask for it. How a
@@ -80,10 +82,8 @@ def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -
     _require_privacy(federation, algorithm)
     algorithm.check()
     sent = federation.architecture.like_trained(previous.global_weights)
-    state, before = (
-        algorithm.start(federation, replace(previous, global_weights=sent)),
-        _with_present_keys(previous.facts),
-    )
+    state = algorithm.start(federation, replace(previous, global_weights=sent))
+    before = _with_present_keys(previous.facts)
     outliving = {key: before[key] for key in (_SAMPLED_ROUNDS, _REPEATED, _FITTING) if key in before}
     return replace(state, facts={**state.facts, **outliving})
 
@@ -151,10 +151,10 @@ def _with_present_keys(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_privacy(federation: Federation, algorithm: Algorithm) -> None:
     """Raise TrainingError when what the server does in a method is not covered by `training.privacy`."""
-    if federation.training.shows_the_mean_alone and algorithm.single_models is not None:
+    if federation.training.shows_the_mean_alone and algorithm.why_single_models is not None:
         raise TrainingError(
             f"training.privacy of kind central hides single models in their sum, and {algorithm.name} "
-            f"{algorithm.single_models}",
+            f"{algorithm.why_single_models}",
             hint="set training.privacy.kind to local, or choose a method that needs the mean alone, e.g. fedavg",
         )
     if federation.training.shows_the_mean_alone:

@@ -28,7 +28,6 @@ from annotated_types import Ge, Le
 from pydantic import BeforeValidator, WithJsonSchema
 
 from fedmr_merge.errors import RecipeError
-from fedmr_merge.federated.algorithms._averaging import Averaging
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, TASKS, Catalogue
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
@@ -259,10 +258,6 @@ def _stage(raw: Any, path: str, faults: Faults, own: Own) -> Stage | None:
         make(cls, {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}, path, faults)
         for cls in (Length, Rates)
     )
-    if "server_optimizer" in options and name in ALGORITHMS and not issubclass(ALGORITHMS.find(name), Averaging):
-        reason = "which methods have that average into one global model and take no server step of their own"
-        faults.add(f"{path}.server_optimizer", f"{name} has no server optimizer, {reason}")
-        del options["server_optimizer"]
     method = make_plugin(ALGORITHMS, name, options, (path, path), faults, own)
     if method is None or length is None or rates is None:
         return None

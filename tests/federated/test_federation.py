@@ -127,9 +127,9 @@ def test_lone_examples_are_decided_before_any_training():
     """In batches of 4, clients of 5 and 9 examples have one left."""
     merged, dropped = make_federation(OnePixel()), make_federation(OnePixel(), last_batch="drop")
     assert merged.lone_clients == (4, 5)
-    assert merged.batch_sizes(4) == (5,)
-    assert dropped.batch_sizes(4) == (4,)
-    assert merged.batch_sizes(1) == dropped.batch_sizes(1) == (4, 3)
+    assert merged.epoch_step_sizes(4) == (5,)
+    assert dropped.epoch_step_sizes(4) == (4,)
+    assert merged.epoch_step_sizes(1) == dropped.epoch_step_sizes(1) == (4, 3)
     assert "the epochs of 2 clients (4, 5) end with one example" in describe_last_batches(merged)
     assert "it is added to the batch before (training.last_batch: merge)" in describe_last_batches(merged)
     assert "it is left out (training.last_batch: drop)" in describe_last_batches(dropped)
@@ -145,7 +145,7 @@ def test_what_no_choice_of_last_batch_can_train_is_refused():
     with pytest.raises(TrainingError, match="every client has a single example"):
         open_federation(OnePixel(), make_data(), Partition.of([[0], [1]]), Training(clients_per_round=1), seed=0)
     some = open_federation(OnePixel(), make_data(), Partition.of([[0], [1, 2]]), Training(clients_per_round=1), seed=0)
-    assert some.batch_sizes(0) == ()
+    assert some.epoch_step_sizes(0) == ()
     assert describe_last_batches(some).endswith("1 client (0) with no other example: no step is taken there")
 
 

@@ -24,9 +24,9 @@ class Averaging(Algorithm):
             self.server_optimizer.check()
 
     @property
-    def single_models(self) -> str | None:
+    def why_single_models(self) -> str | None:
         """None, unless a method aggregates in a way of its own."""
-        return None if type(self).aggregate is Averaging.aggregate else super().single_models
+        return None if type(self).aggregate is Averaging.aggregate else super().why_single_models
 
     def start(self, federation: Federation, previous: State) -> State:
         """Start from the global model."""

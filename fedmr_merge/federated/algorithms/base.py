@@ -47,7 +47,7 @@ class Algorithm(Plugin):
         return self.selection == "uniform" and type(self).select is Algorithm.select
 
     @property
-    def single_models(self) -> str | None:
+    def why_single_models(self) -> str | None:
         """Why the server must see the model of each client, a verb phrase; None where the mean of all is enough.
 
         With `training.privacy` of kind central, `aggregate` is given that mean in every slot, or the method is refused.

@@ -35,7 +35,7 @@ class CluSamp(Averaging):
     """The clusters select the clients."""
 
     @property
-    def single_models(self) -> str:
+    def why_single_models(self) -> str:
         """Why the server must see the model of each client."""
         return "compares the updates of single clients"
 

@@ -30,7 +30,7 @@ class FedCross(Algorithm):
     )
 
     @property
-    def single_models(self) -> str:
+    def why_single_models(self) -> str:
         """Why the server must see the model of each client."""
         return "crosses every model with another one"
 

@@ -34,7 +34,7 @@ class FedMR(Algorithm):
     """Where the statistics of a normalisation go: with their layer, to every slot as their mean, or nowhere."""
 
     @property
-    def single_models(self) -> str:
+    def why_single_models(self) -> str:
         """Why the server must see the model of each client."""
         return "passes on the layers of single models"
 

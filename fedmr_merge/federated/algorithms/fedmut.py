@@ -38,7 +38,7 @@ class FedMut(Algorithm):
     rule: str = "layer"  #: the layer rule, which says which tensors mutate together
 
     @property
-    def single_models(self) -> None:
+    def why_single_models(self) -> None:
         """None: mutants are made of the mean."""
         return None
 

@@ -18,7 +18,7 @@ class Independent(Algorithm):
     """
 
     @property
-    def single_models(self) -> str:
+    def why_single_models(self) -> str:
         """Why the server must see the model of each client."""
         return "passes on every model as it is"
 

@@ -31,7 +31,7 @@ class Moon(Averaging):
     temperature: Annotated[float, Gt(0)] = 0.5  #: τ, temperature of the contrastive term
 
     @property
-    def single_models(self) -> str:
+    def why_single_models(self) -> str:
         """Why the server must see the model of each client."""
         return "keeps the model that each client trained"
 

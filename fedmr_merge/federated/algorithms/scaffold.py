@@ -30,7 +30,7 @@ class Scaffold(Algorithm):
     server_lr: Annotated[float, Gt(0)] = 1.0  #: η_g, the step of the server along the mean update of the clients
 
     @property
-    def single_models(self) -> str:
+    def why_single_models(self) -> str:
         """Why the server must see the model of each client."""
         return "keeps a control variate of every client"
 

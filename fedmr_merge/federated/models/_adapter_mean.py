@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedmr_merge.federated.cohort import Cohort, Weights
+from fedmr_merge.federated.cohort import Cohort, Weights, mean_of
 from fedmr_merge.merging.adapters import FACTORS
 from fedmr_merge.merging.exact_adapters import nearest, product_norm
 
@@ -30,10 +30,14 @@ def exact_mean(cohort: Cohort, weights: Sequence[float] | None, rank: int | None
 
     All other tensors are averaged.
     """
-    shares = [1 / cohort.slots] * cohort.slots if weights is None else [w / float(sum(weights)) for w in weights]
-    mean = cohort.mean(weights)
+    weighted = None if weights is None else [weight / float(sum(weights)) for weight in weights]
+    shares = weighted or [1 / cohort.slots] * cohort.slots
+    factors: dict[str, Tensor] = {}
     for a, b in pairs_of(list(cohort.tensors)):
-        mean[a], mean[b] = _stacked(cohort.tensors[a], cohort.tensors[b], shares)
+        factors[a], factors[b] = _stacked(cohort.tensors[a], cohort.tensors[b], shares)
+    mean = {
+        name: factors[name] if name in factors else mean_of(cohort.tensors[name], weighted) for name in cohort.tensors
+    }
     return (mean, 0.0) if rank is None else nearest_of_rank(mean, rank)
 
 

@@ -173,7 +173,7 @@ class Transformers(Adaptable):
         classes = getattr(self._library(), _CLASSES[self.head])
         if type(config) not in classes:
             raise TrainingError(
-                f"model {self.shown_name} is a {config.model_type}, which transformers has no head for {self.head} for",
+                f"model {self.shown_name} is a {config.model_type}, for which transformers has no head for {self.head}",
                 hint="choose another model, or another task",
             )
         if self.head != "causal-lm":

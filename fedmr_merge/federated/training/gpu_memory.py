@@ -47,7 +47,7 @@ def client_bytes(federation: Federation) -> int:
     """
     training = federation.training
     state = weights_of(federation.module)
-    steps = {size for client in range(len(federation.partition)) for size in federation.batch_sizes(client)}
+    steps = {size for client in range(len(federation.partition)) for size in federation.epoch_step_sizes(client)}
     batch = max((max(federation.accumulated_sizes(size)) for size in steps), default=0)
     averages = 2 if training.optimizer != "sgd" else int(training.momentum > 0)
     models = [*state.values()] * _MODELS + [state[name] for name in federation.trainable] * averages

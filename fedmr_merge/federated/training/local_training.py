@@ -78,16 +78,16 @@ class LocalTraining:
     def order(self, slot: int) -> Tensor:
         """Return the examples of all local steps of a slot's client, one after the other, on the CPU: int64 [examples].
 
-        Every epoch goes once through the client's examples in an order of its own, in batches of `batch_sizes`.
+        Every epoch goes once through the client's examples in an order of its own, in steps of `epoch_step_sizes`.
         """
-        return self.orders(slot)[:, : sum(self.batch_sizes(slot))].flatten(0, 1)[: sum(self.step_sizes(slot))]
+        return self.orders(slot)[:, : sum(self.epoch_step_sizes(slot))].flatten(0, 1)[: sum(self.step_sizes(slot))]
 
     def step_sizes(self, slot: int) -> tuple[int, ...]:
         """Return how many examples each local step of a slot's client takes."""
         if self.absent[slot]:
             return ()
         stragglers, steps = self.federation.training.stragglers, self.federation.training.local_steps
-        sizes = (self.batch_sizes(slot) * self._epochs(slot))[:steps]
+        sizes = (self.epoch_step_sizes(slot) * self._epochs(slot))[:steps]
         return sizes[: stragglers.steps] if stragglers is not None and self._straggling[slot] else sizes
 
     @cached_property
@@ -110,14 +110,14 @@ class LocalTraining:
 
     def _epochs(self, slot: int) -> int:
         """Return how many epochs a slot's client begins."""
-        training, batches = self.federation.training, len(self.batch_sizes(slot))
+        training, steps = self.federation.training, len(self.epoch_step_sizes(slot))
         if training.local_steps is None:
             return training.local_epochs
-        return -(-training.local_steps // batches) if batches else 1
+        return -(-training.local_steps // steps) if steps else 1
 
-    def batch_sizes(self, slot: int) -> tuple[int, ...]:
-        """Return how many examples each batch of an epoch of a slot's client holds."""
-        return self.federation.batch_sizes(self.clients[slot])
+    def epoch_step_sizes(self, slot: int) -> tuple[int, ...]:
+        """Return how many examples each step of a local epoch of a slot's client takes."""
+        return self.federation.epoch_step_sizes(self.clients[slot])
 
     def batch(self, indices: Tensor) -> Batch:
         """Return the training examples of `orders` as a model takes them; they may be stacked, [batch] or
@@ -161,7 +161,7 @@ class Engine:
     """Base of the engines."""
 
     fitting: int | None = None
-    """How many clients at once memory was found to have room for; None until it ran out."""
+    """How many clients train at once, where memory or several devices decide that; else None."""
 
     def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
         """Return the trained cohort, and for every slot the objective's mean over the examples that it went through.

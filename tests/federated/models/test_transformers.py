@@ -125,7 +125,7 @@ def test_images_are_classified(tmp_path):
     [
         ({"vocab_size": 10}, {}, "text-classification", "knows 10 tokens, and the tokenizer of the data has 11"),
         ({"max_position_embeddings": 5}, {}, "text-classification", "takes 5 tokens at most, and these sequences"),
-        ({"model_type": "resnet"}, {}, "causal-lm", "is a resnet, which transformers has no head for causal-lm for"),
+        ({"model_type": "resnet"}, {}, "causal-lm", "is a resnet, for which transformers has no head for causal-lm"),
         ({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}, {}, "causal-lm", "cannot be read"),
         ({}, {}, "regression", "has no head for task regression"),
     ],

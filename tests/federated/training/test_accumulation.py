@@ -55,13 +55,13 @@ def test_a_last_batch_of_one_example_is_handled_within_a_step(last_batch):
 
 def test_a_step_that_merges_an_example_merges_it_with_its_last_batch(monkeypatch):
     federation = make_federation(batch_size=2, gradient_accumulation_steps=2)
-    assert federation.batch_sizes(1) == (4, 3)
+    assert federation.epoch_step_sizes(1) == (4, 3)
     assert federation.accumulated_sizes(3) == (2, 1)
     monkeypatch.setitem(federation.__dict__, "lone_clients", (1,))
-    assert federation.batch_sizes(1) == (4, 3)
+    assert federation.epoch_step_sizes(1) == (4, 3)
     assert federation.accumulated_sizes(3) == (3,)
     monkeypatch.setitem(federation.__dict__, "lone_clients", (4,))
-    assert federation.batch_sizes(4) == (5,)
+    assert federation.epoch_step_sizes(4) == (5,)
     assert federation.accumulated_sizes(5) == (2, 3)
 
 

@@ -208,8 +208,8 @@ def test_a_central_run_shows_a_method_the_mean_alone_or_refuses_it(method):
     """Without noise, a method that passes is where it is when it sees every model, its clients weighing the same."""
     algorithm = ALGORITHMS.find(method)()
     central = make_federation(privacy=Privacy(clip=1e6, noise_multiplier=0.5e-12, kind="central"))
-    if algorithm.single_models is not None:
-        with pytest.raises(TrainingError, match=f"in their sum, and {method} {algorithm.single_models}"):
+    if algorithm.why_single_models is not None:
+        with pytest.raises(TrainingError, match=f"in their sum, and {method} {algorithm.why_single_models}"):
             run(central, algorithm)
         return
     seen = run(central, algorithm, rounds=2)

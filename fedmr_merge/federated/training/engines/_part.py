@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmr_merge.federated.protocol import Batch
-from fedmr_merge.federated.training.engines._plan import BatchSizes, Step, padded, plan_steps
+from fedmr_merge.federated.training.engines._plan import Step, StepSizes, padded, plan_steps
 from fedmr_merge.federated.training.engines._recording import Record, RecordedStep
 from fedmr_merge.federated.training.engines._stack import Stack, Window
 from fedmr_merge.federated.training.engines._step import Loss, accumulated, gradients_of
@@ -113,14 +113,14 @@ class Part:
             yield step, indices[:count].view(-1, step.size, *indices.shape[1:])
             indices = indices[count:]
 
-    def _stretches(self) -> Iterator[list[BatchSizes]]:
-        """Yield the sizes of the batches that are planned together: those of an epoch, or all of so many local steps,
+    def _stretches(self) -> Iterator[list[StepSizes]]:
+        """Yield the sizes of the steps that are planned together: those of an epoch, or all of so many local steps,
         of which each client takes as many.
         """
         if self._task.federation.training.local_steps is not None:
             yield self._sizes
             return
-        lengths = [len(self._task.batch_sizes(slot)) for slot in self._part]
+        lengths = [len(self._task.epoch_step_sizes(slot)) for slot in self._part]
         for epoch in range(self._task.federation.training.local_epochs):
             yield [
                 sizes[epoch * length : (epoch + 1) * length] for sizes, length in zip(self._sizes, lengths, strict=True)

@@ -8,8 +8,8 @@ from itertools import groupby
 
 _NUMBERS = 8
 
-BatchSizes = tuple[int, ...]
-"""How many examples each batch of a client's epoch holds, in order."""
+StepSizes = tuple[int, ...]
+"""How many examples each of a client's next steps takes, in order."""
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,19 @@ class Step:
 
     start: int
     stop: int
-    size: int  #: of each client's batch
+    size: int  #: how many examples each of them takes
 
 
-def plan_steps(sizes: Sequence[BatchSizes], batch_size: int) -> tuple[Step, ...]:
-    """Return the steps for clients with batches of these sizes, sorted as `processing_order` has them.
+def plan_steps(sizes: Sequence[StepSizes], full: int) -> tuple[Step, ...]:
+    """Return the steps for clients with steps of these sizes, sorted as `processing_order` has them.
 
-    Every client takes its batches in order; neighbours whose next batches have one size take them together. While any
-    client has a full batch next, full ones are taken, so that clients wait for each other before their others.
+    Every client takes its steps in order; neighbours whose next steps have one size take them together. While any
+    client has a step of `full` examples next, such steps are taken, so that clients wait for each other before others.
     """
     done, steps = [0] * len(sizes), list[Step]()
-    while any(after < len(batches) for after, batches in zip(done, sizes, strict=True)):
-        following = [batches[after] if after < len(batches) else 0 for after, batches in zip(done, sizes, strict=True)]
-        only = (batch_size,) if batch_size in following else set(following) - {0}
+    while any(after < len(own) for after, own in zip(done, sizes, strict=True)):
+        following = [own[after] if after < len(own) else 0 for after, own in zip(done, sizes, strict=True)]
+        only = (full,) if full in following else set(following) - {0}
         start = 0
         for size, run in groupby(following):
             stop = start + len(list(run))
@@ -41,18 +41,18 @@ def plan_steps(sizes: Sequence[BatchSizes], batch_size: int) -> tuple[Step, ...]
     return tuple(steps)
 
 
-def processing_order(sizes: Sequence[BatchSizes], batch_size: int) -> tuple[int, ...]:
-    """Return the slots, those with the most full batches first, and last batches of one size side by side."""
+def processing_order(sizes: Sequence[StepSizes], full: int) -> tuple[int, ...]:
+    """Return the slots, those with the most steps of `full` examples first, and last steps of one size side by side."""
 
     def place(slot: int) -> tuple[int, int, int]:
-        return -sizes[slot].count(batch_size), _last(sizes[slot], batch_size), slot
+        return -sizes[slot].count(full), _last(sizes[slot], full), slot
 
     return tuple(sorted(range(len(sizes)), key=place))
 
 
-def _last(sizes: BatchSizes, batch_size: int) -> int:
-    """Return the size of a client's last batch where that is not full, else 0."""
-    return sizes[-1] if sizes and sizes[-1] != batch_size else 0
+def _last(sizes: StepSizes, full: int) -> int:
+    """Return the size of a client's last step where that is not full, else 0."""
+    return sizes[-1] if sizes and sizes[-1] != full else 0
 
 
 def padded(step: Step, clients: int, slots: int) -> int:

@@ -53,7 +53,7 @@ class Vmap(Engine):
             for name, tensor in task.cohort.tensors.items()
         }
         losses = torch.empty(task.cohort.slots, dtype=torch.float64, device=federation.device)
-        sizes = [task.batch_sizes(slot) for slot in range(task.cohort.slots)]
+        sizes = [task.epoch_step_sizes(slot) for slot in range(task.cohort.slots)]
         left = processing_order(sizes, federation.training.examples_per_step)
         with tensor_cores(federation), own_draws(federation):
             while left:
