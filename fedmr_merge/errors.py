@@ -129,6 +129,13 @@ _RENAME = (
     "s.save_file({{next((b + n[len(a):] for a, b in P if n.startswith(a)), n): t "
     "for n, t in s.load_file('IN').items()}}, 'OUT', {{'format': 'pt'}})\"`"
 )
+#: Buffers that older versions of transformers save and newer ones compute.
+_BUFFER = re.compile(r"(?:.+\.)?(?:position_ids|relative_position_index|inv_freq|masked_bias)", re.DOTALL)
+_SAVE_AGAIN = (
+    "older versions of transformers save these tensors, newer ones compute them: save {path} once more with the newer "
+    "version, for example `AutoModel.from_pretrained('IN').save_pretrained('OUT')` with the class of the model, or "
+    "`SentenceTransformer('IN').save('OUT')`"
+)
 _PLAIN_PREFIX = re.compile(r"[A-Za-z0-9_.]{0,100}")
 #: What wraps a model under a name of its own: the attribute that holds the model itself.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -157,8 +164,16 @@ class LayerMismatchError(FedmrMergeError):
         super().__init__(
             f"the models do not have one architecture, {count} from slot 0:{' ' + lines[0] if alone else ''}",
             details=() if alone else lines,
-            hint=(self._renaming() or _SAME) + (ignoring if any(d.is_config for d in self.differences) else ""),
+            hint=(self._renaming() or self._saving_again() or _SAME)
+            + (ignoring if any(d.is_config for d in self.differences) else ""),
         )
+
+    def _saving_again(self) -> str | None:
+        """Return what to do where the tensors differ only in buffers that one model has and another has not."""
+        found = [d for d in self.differences if not d.is_config]
+        if not found or not all("absent" in (d.expected, d.found) and _BUFFER.fullmatch(d.subject) for d in found):
+            return None
+        return _SAVE_AGAIN.format(path=shown(self.paths[0 if found[0].found == "absent" else found[0].slot]))
 
     def _renaming(self) -> str | None:
         """Return how to make the names agree of the first model that differs from slot 0 in prefixes."""

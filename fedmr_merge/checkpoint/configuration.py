@@ -50,9 +50,23 @@ _PLAIN_STARTS = (True, False, "eva", "gaussian", "kaiming_uniform", "orthogonal"
 _ADAPTER = "adapter_config.json"
 _CONFIGS = ("config.json", PIPELINE, _ADAPTER)
 _SHOWN_CHARACTERS = 200
-#: What a key means where it is absent: sentence-transformers' poolings before `include_prompt`, and what transformers 4
-#: leaves out of a file as its default.
-_WHERE_ABSENT = {"include_prompt": (True,), "tie_word_embeddings": (True, False)}
+#: What a key means where it is absent: in a module of sentence-transformers what its older versions do not write, and
+#: what transformers 4 leaves out of a file as its default.
+_WHERE_ABSENT = {
+    "include_prompt": (True,),
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding",),
+    "tie_word_embeddings": (True, False),
+}
+#: How sentence-transformers before 6 writes the modes of a pooling, in the order in which it concatenates them.
+_POOLING_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 _UNNAMED = re.compile(r"label_\d+")  #: a class without a name of its own
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 _ROPES_OF_PRETRAINED_LENGTH = ("llama3", "yarn", "longrope")
@@ -97,10 +111,11 @@ def _architecture(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_one_writing(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json as transformers 5 would write it, whichever version wrote it.
+    """Return a config.json as transformers 5, or sentence-transformers 6, would write it, whichever version wrote it.
 
     What follows from other keys is left out.
     """
+    content = _pooling(content)
     found = {key: value for key, value in content.items() if key not in _ROPE} | _rope(content)
     heads, width, layers = (content.get(k) for k in ("num_attention_heads", "hidden_size", "layer_types"))
     if heads is not None and content.get("num_key_value_heads") == heads:
@@ -111,6 +126,18 @@ def _in_one_writing(content: Mapping[str, Any]) -> dict[str, Any]:
         del found["layer_types"]
     if "id2label" in content:
         found.pop("label2id", None)
+    return found
+
+
+def _pooling(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config.json of a pooling with the keys of sentence-transformers 6; any other one as it is."""
+    modes = _POOLING_MODES.keys() & content.keys()
+    found = {key: value for key, value in content.items() if key not in modes}
+    if modes and "pooling_mode" not in found:
+        active = [mode for key, mode in _POOLING_MODES.items() if content.get(key)] or ["mean"]
+        found["pooling_mode"] = active[0] if len(active) == 1 else active
+    if "pooling_mode" in found and "word_embedding_dimension" in found:
+        found.setdefault("embedding_dimension", found.pop("word_embedding_dimension"))
     return found
 
 
@@ -139,10 +166,15 @@ def _adapter(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what matters of an adapter_config.json."""
     patterns = (_IGNORED_PATTERN, _IGNORED_PATTERN_OF_ADAPTERS)
     return {
-        key: value
+        key: _sorted_names(value)
         for key, value in content.items()
         if key not in _IGNORED_OF_ADAPTERS and not any(pattern.fullmatch(key) for pattern in patterns)
     }
+
+
+def _sorted_names(value: Any) -> Any:
+    """Return a list of names in order, as PEFT writes them in none: lists of modules are sets there."""
+    return sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
 
 
 def _is_named(key: str, names: Collection[str]) -> bool:
@@ -200,10 +232,7 @@ def _are_same_classes(here: Any, there: Any) -> bool:
 
 
 def _comparable(key: str, value: Any) -> Any:
-    if _INITIALISED.fullmatch(key) and value in _PLAIN_STARTS:
-        return None
-    # Libraries write lists of module names in no fixed order.
-    return sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+    return None if _INITIALISED.fullmatch(key) and value in _PLAIN_STARTS else value
 
 
 def _shown(config: Mapping[str, Any], key: str) -> str:

@@ -76,7 +76,7 @@ class Neighbours:
         if found := self._choose(norm, free):
             return found
         if free and parent:
-            return self._of_parts(norm, beside)
+            return self._of_parts(norm, beside) or self._only(norm, inside)
         if found := self._choose(norm, [n for n in inside if n not in self.taken]):
             return found
         if norm.count(".") <= 1:  # the last normalisation of the model and its head
@@ -94,6 +94,12 @@ class Neighbours:
         parts = [n for n in self.modules.norms if n.rpartition(".")[0] == parent and self.modules.has_statistics(n)]
         total = sum(map(self.modules.size, parts))
         return self._closest(norm, [n for n in beside if len(parts) > 1 and self.modules.outputs(n) >= total])
+
+    def _only(self, norm: str, layers: Sequence[str]) -> str | None:
+        """Return the layer that gives or takes as many channels as the normalisation has, where there is one alone."""
+        size = self.modules.size(norm)
+        fitting = [n for n in layers if size in self.modules.shapes[f"{n}.weight"][:2]]
+        return fitting[0] if len(fitting) == 1 else None
 
     def _above(self, norm: str) -> str | None:
         parent = norm.rpartition(".")[0]

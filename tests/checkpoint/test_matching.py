@@ -83,6 +83,40 @@ def test_a_pooling_of_before_include_prompt(tmp_path: Path) -> None:
     assert differences(tmp_path, old, {**old, "include_prompt": False}) == {"config.json: include_prompt"}
 
 
+def test_poolings_as_sentence_transformers_5_and_6_write_them(tmp_path: Path) -> None:
+    unused = {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}
+    old = {"word_embedding_dimension": 8, **unused, "pooling_mode_mean_tokens": True}
+    match(tmp_path, old, {"embedding_dimension": 8, "pooling_mode": "mean", "include_prompt": True})
+    both = {**old, "pooling_mode_cls_token": True}
+    match(tmp_path, both, {"embedding_dimension": 8, "pooling_mode": ["cls", "mean"]})
+    other = {"embedding_dimension": 4, "pooling_mode": "cls"}
+    assert differences(tmp_path, old, other) == {"config.json: embedding_dimension", "config.json: pooling_mode"}
+
+
+def test_the_order_of_layers_matters_and_that_of_the_modules_of_an_adapter_does_not(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention"]
+    assert differences(tmp_path, {"layer_types": kinds}, {"layer_types": kinds[::-1]}) == {"config.json: layer_types"}
+    adapter = {"target_modules": ["q_proj", "v_proj"]}
+    other = {"target_modules": ["v_proj", "q_proj"]}
+    match(tmp_path / "adapters", adapter, other, file="adapter_config.json")
+
+
+@pytest.mark.parametrize("has", [0, 1])
+def test_a_buffer_that_older_versions_save_is_named_as_such(has: int, tmp_path: Path) -> None:
+    for i in range(2):
+        buffer = {"embeddings.position_ids": ("I64", (1, 8))} if i == has else {}
+        write(tmp_path / f"{i}.safetensors", model(i, {**LINEAR, **buffer}))
+    with pytest.raises(LayerMismatchError) as caught:
+        match_checkpoints([open_checkpoint(tmp_path / f"{i}.safetensors") for i in range(2)])
+    assert "older versions of transformers save these tensors" in str(caught.value.hint)
+    assert f"save {tmp_path / str(has)}.safetensors once more" in str(caught.value.hint)
+
+
+def test_names_of_what_a_module_reads_and_writes(tmp_path: Path) -> None:
+    match(tmp_path, {}, {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"})
+    assert differences(tmp_path, {}, {"module_input_name": "tokens"}) == {"config.json: module_input_name"}
+
+
 @pytest.mark.parametrize(
     ("here", "there", "equal"),
     [

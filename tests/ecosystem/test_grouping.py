@@ -1,9 +1,12 @@
 """The rule `layer` over all image models of torchvision, timm and transformers: which normalisations it leaves alone.
 
 `normalisations.tsv` holds what was found: for each model its normalisations with running statistics, and how many of
-them joined a layer that they are beside when the model runs, joined another one (of their block, mostly: the sum of
-several branches, the identity branch of RepVGG, whatever could not be followed), or stayed alone. Running this file
-as a script, with `tests/` on the path, writes it anew.
+them joined a layer that they are beside when the model runs, joined another one, or stayed alone: these are named in a
+warning. Of the 669 that joined another one, some have no layer beside them, such as the identity branches of RepVGG,
+MobileOne and FastViT and what normalises the sum of several branches, and joined a branch next to it; others stand in
+front of a layer whose block has a second one of their size, such as those of Visformer and CoAtNet; a few are in parts
+that only run in training, and could not be followed. Running this file as a script, with `tests/` on the path, writes
+the table anew.
 """
 
 from __future__ import annotations
@@ -74,7 +77,8 @@ def read_table() -> dict[tuple[str, str], Row]:
 def test_the_table_leaves_few_normalisations_alone() -> None:
     rows = read_table().values()
     assert sum(row.normalisations for row in rows) > 20_000
-    assert sum(row.alone for row in rows) <= 1
+    assert sum(row.alone for row in rows) == 0
+    assert sum(row.other for row in rows) < 700
     assert {row.library for row in rows} == {"torchvision", "timm", "transformers"}
 
 

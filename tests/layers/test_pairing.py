@@ -159,3 +159,15 @@ def test_normalisations_of_parts_of_an_output_stay_with_the_layer_that_gives_it(
     layer_of = layers_from_names(shapes).layer_of
     assert {layer_of[f"attn.norm_{part}.running_mean"] for part in "qv"} == {"attn.qkv"}
     assert apply_rule("layer", shapes).warnings == ()
+
+
+def test_the_only_layer_that_fits_is_taken_where_it_is_not_beside_the_normalisation() -> None:
+    """In timm's resnet50_mlp the layer beside it is the last one, and that whose input it normalises is deeper."""
+    shapes: Shapes = {"head.pre_logits.fc.weight": (1024, 2048), "head.fc.weight": (1000, 1024)}
+    layer_of = layers_from_names(shapes | norm("head.norm", 2048)).layer_of
+    assert layer_of["head.norm.running_mean"] == "head.pre_logits.fc"
+    shapes["head.pre_logits.fc2.weight"] = (2048, 1024)
+    (warning,) = apply_rule("layer", shapes | norm("head.norm", 2048)).warnings  # two of them: nothing is guessed
+    assert warning.startswith(
+        "1 normalisation moves without the layer that the running statistics were measured on: 'head.norm'"
+    )
