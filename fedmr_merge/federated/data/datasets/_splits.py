@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
 from fedmr_merge.errors import DataError, shown
@@ -15,6 +15,7 @@ from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import numbered
 from fedmr_merge.federated.data.datasets._rows import Rows, read_hub_rows, read_rows
 from fedmr_merge.federated.data.datasets.base import DataSet
+from fedmr_merge.seeds import generator
 
 _MOST_CLASSES = 100_000
 
@@ -39,6 +40,8 @@ class RowsDataSet(DataSet):
     train_split: str = "train"
     test_split: str | None = "test"  #: held out; `null` takes `test_share` of the training split instead
     test_share: Annotated[float, Gt(0), Lt(1)] | None = None  #: of each client, or else of each class, or else of all
+    max_train_rows: Annotated[int, Ge(1)] | None = None  #: so many rows, drawn at random, the same ones for every seed
+    max_test_rows: Annotated[int, Ge(1)] | None = None  #: the same of the test part
 
     def read(self, columns: list[str], groups: str | None) -> tuple[Rows, Rows]:
         """Return the rows of the training part and of the test part.
@@ -59,6 +62,7 @@ class RowsDataSet(DataSet):
             found = numbered(train.column(column))[0] if column else np.zeros(len(train), dtype=np.int64)
             chosen = hold_out(found, self.test_share, "held-out part", carry_remainders=self.client_column is not None)
             train, test = train.of(~chosen), train.of(chosen)
+        train, test = _at_most(train, self.max_train_rows, "train"), _at_most(test, self.max_test_rows, "test")
         for name, rows in (("training", train), ("test", test)):
             if not len(rows):
                 raise DataError(f"{rows.source}: the {name} part has no rows", path=rows.source)
@@ -79,6 +83,15 @@ class RowsDataSet(DataSet):
                 path=path,
             )
         return read_rows(path, split)
+
+
+def _at_most(rows: Rows, most: int | None, part: str) -> Rows:
+    """Return so many rows at most, in their order. Which ones does not depend on the seed of a run."""
+    if most is None or most >= len(rows):
+        return rows
+    chosen = np.zeros(len(rows), dtype=np.bool_)
+    chosen[generator(0, "rows that are read", part).permutation(len(rows))[:most]] = True
+    return rows.of(chosen)
 
 
 def read_labels(train: Rows, test: Rows, column: str) -> Labels:

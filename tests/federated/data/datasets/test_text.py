@@ -55,6 +55,29 @@ def test_texts_with_labels_from_every_format(tmp_path, suffix):
     assert data.preprocess() == {"tokenizer": "bytes", "length": 3}
 
 
+def test_so_many_rows_of_each_part_are_drawn_once_and_stay_in_their_order(tmp_path):
+    for split, count in (("train", 40), ("test", 20)):
+        rows = "".join(f"{split} {row},{row % 2}\n" for row in range(count))
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + rows, encoding="utf-8")
+    named = {"path": str(tmp_path), "label_column": "label", "length": 8}
+
+    def texts(**options):
+        data = Text(**named, **options).load()
+        return [
+            [bytes(row[row < 256].tolist()).decode() for row in data.inputs(part, slice(None))["input_ids"]]
+            for part in ("train", "test")
+        ]
+
+    whole = texts()
+    train, test = texts(max_train_rows=10, max_test_rows=5)
+    assert (len(train), len(test)) == (10, 5)
+    for drawn, all_of_them in ((train, whole[0]), (test, whole[1])):
+        assert drawn == [text for text in all_of_them if text in drawn]
+        assert drawn != all_of_them[: len(drawn)]
+    assert texts(max_train_rows=10, max_test_rows=5) == [train, test]
+    assert texts(max_train_rows=40, max_test_rows=1000) == whole
+
+
 def test_texts_without_labels_are_joined_client_by_client_and_cut(tmp_path):
     write(tmp_path, ".jsonl")
     data_set = Text(path=str(tmp_path), client_column="who", length=4)
