@@ -39,7 +39,10 @@ def run_facts(folder: Path) -> dict[str, Any]:
         slots = sorted(path.parent.name for path in folder.glob(f"{_SLOT}/*{WEIGHTS}"))
         config = read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json")
         model = _model(folder, slots)
+        slot_results = read_json(folder / SLOTS_FILE)
         evaluated = [line for line in metrics if line.get(run.metric.key) is not None]
+        round = (run.evaluation or slot_results or metrics[-1])["round"]
+        published = next((line for line in evaluated if line["round"] == round), evaluated[-1])
         return {
             "name": recipe["name"],
             "recipe": recipe,
@@ -53,26 +56,27 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "slots": slots,
             "model_bytes": model.nbytes,
             "parameters": _parameters(model.shapes),
-            "slot_results": read_json(folder / SLOTS_FILE),
+            "slot_results": slot_results,
             "tool": tool_address(),
             "result": run.evaluation,
             "parents": _parents(recipe, run.environment or {}),
             "adapter": recipe["model"].get("adapter"),
             "last": metrics[-1],
-            "value": evaluated[-1][run.metric.key],
+            "round": round,
+            "value": published[run.metric.key],
             "metric": run.metric,
             "task_metrics": run.metrics_of_task,
             "task": run.task or {"name": _IMAGES, "pipeline_tag": _IMAGES},
             "best": run.best_line,
             "best_by": run.deciding_part,
-            "over_clients": over_clients(evaluated[-1], run.metric),
+            "over_clients": over_clients(published, run.metric),
             "stages": stage_table(metrics, run.metric),
             "bytes_down": _total(metrics, "bytes_down"),
             "bytes_up": _total(metrics, "bytes_up"),
             "seconds": sum(line["seconds"] for line in metrics),
             "privacy": _privacy(recipe, metrics[-1]),
             "partition": _partition_facts(partition) if partition is not None else None,
-            "lineage": lineage_facts(run.lineage),
+            "lineage": lineage_facts([line for line in run.lineage if line["round"] <= round]),
             "environment": run.environment,
         }
     except OSError as error:

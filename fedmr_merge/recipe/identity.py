@@ -157,7 +157,7 @@ def _differences(before: Recipe, now: Recipe, stage: int | None = None, rounds: 
     decided = [deciding_options(recipe, stage, rounds) for recipe in (before, now)]
     for options in decided:
         del options["training"]["validation_at"]
-        if not any(_ends_by_metrics(recipe, stage) for recipe in (before, now)):
+        if not any(_reads_metrics(recipe, stage) for recipe in (before, now)):
             del options["training"]["evaluate_every"]
     flat = [dict(_flat(options)) for options in decided]
     keys = dict.fromkeys([*flat[0], *flat[1]])
@@ -168,12 +168,17 @@ def _differences(before: Recipe, now: Recipe, stage: int | None = None, rounds: 
     ]
 
 
-def _ends_by_metrics(recipe: Recipe, stage: int | None) -> bool:
-    """Return whether a stage may end by its metrics, of all stages or of those before one."""
-    before = (
-        each for each in recipe.stages[: None if stage is None else max(stage, 0)] if isinstance(each, TrainingStage)
-    )
-    return any(each.length.until is not None for each in before)
+def _reads_metrics(recipe: Recipe, upto: int | None) -> bool:
+    """Return whether a stage may end by its metrics, or keeps its best round: of all stages, or of those up to one.
+
+    That one may end later than it did, by metrics that are still to come.
+    """
+    for position, stage in enumerate(recipe.stages[: None if upto is None else upto + 1]):
+        if isinstance(stage, TrainingStage):
+            ends_by_them = stage.length.until is not None and position != upto
+            if ends_by_them or stage.length.keep == "best":
+                return True
+    return False
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

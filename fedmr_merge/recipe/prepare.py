@@ -123,8 +123,7 @@ def check_stages(recipe: Recipe, federation: Federation) -> None:
     first_round = 1
     for position, stage in enumerate(recipe.stages):
         if isinstance(stage, TrainingStage):
-            if stage.length.until:
-                stage.length.until.check(federation)
+            stage.length.check(federation, f"stages[{position}].{stage.name}")
             if stage.rates.lr_schedule:
                 stage.rates.lr_schedule.check(f"stages[{position}].{stage.name}.lr_schedule")
             last_round = first_round + stage.length.rounds - 1

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedmr_merge.errors import DataError, OutputError, RunError
+from fedmr_merge.errors import DataError, RunError
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
 from fedmr_merge.federated.federation import Federation
@@ -33,16 +32,16 @@ from fedmr_merge.recipe.prepare import (
     sensible_threads,
 )
 from fedmr_merge.recipe.publishing import Publisher, check_pushes
+from fedmr_merge.recipe.recording import NOT_MEASURED, read_best, read_rounds, record_round
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Evaluate, Publish, Recalibrate, TrainingStage
 from fedmr_merge.runs.checkpoints import CheckpointWriter, Saved, remove_checkpoint
 from fedmr_merge.runs.folder import RunFolder, describe_environment
+from fedmr_merge.runs.full_disk import explained_full_disk
 from fedmr_merge.runs.logs import damaged, read_object
 from fedmr_merge.runs.names import (
-    DEPLOYMENT,
     ENVIRONMENT,
     EVALUATION,
-    LINEAGE,
     METRICS,
     PARTITION,
     RECIPE,
@@ -52,9 +51,6 @@ from fedmr_merge.runs.names import (
 )
 from fedmr_merge.runs.resume import newest_whole
 from fedmr_merge.runs.trackers import Trackers, require_packages
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,13 @@ class StageDone:
     stage: int
     name: str
     message: str
+
+
+@dataclass(frozen=True)
+class BestKept(StageDone):
+    """A stage with `keep: best` is over, and what follows has the models of an earlier round."""
+
+    metrics: Mapping[str, Any]  #: of that round
 
 
 Event = RoundDone | StageDone
@@ -111,7 +114,7 @@ class Run:
         self.notes: list[str] = []  #: what a user should know about where the run is resumed
         self._resumed: Saved | None = None
         try:
-            with self._explained_full_disk():
+            with explained_full_disk(self.folder):
                 self.folder.clean()
                 if fresh or self.folder.is_new:
                     self._begin()
@@ -174,26 +177,6 @@ class Run:
         """The place of the checkpoint that the run is resumed from; None where it begins."""
         return self._resumed.place if self._resumed else None
 
-    @contextlib.contextmanager
-    def _explained_full_disk(self) -> Iterator[None]:
-        """Within the block, a full disk is an error that says what is saved, and that the same command resumes."""
-        try:
-            yield
-        except (OSError, OutputError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in (*_FULL, *_BROKEN):
-                raise
-            places = find_checkpoints(self.folder.checkpoints)
-            saved = f"rounds 1 to {places[-1].round} are saved" if places else "no round is saved yet"
-            is_full = cause.errno in _FULL
-            reason = "the disk is full" if is_full else f"{cause.filename or 'a file'}: {cause.strerror}"
-            remedy = "free some space" if is_full else "look after the disk"
-            raise RunError(
-                f"{self.folder.path}: {reason}; {saved}",
-                hint=f"{remedy} and type the same command again: it resumes the run",
-                path=self.folder.path,
-            ) from error
-
     def __enter__(self) -> Run:
         return self
 
@@ -222,12 +205,12 @@ class Run:
 
     def execute(self) -> Iterator[Event]:
         """Run what is left of the recipe, yielding as rounds and stages are done."""
-        with self._explained_full_disk(), contextlib.closing(self._trackers):
+        with explained_full_disk(self.folder), contextlib.closing(self._trackers):
             yield from self._stages()
 
     def _stages(self) -> Iterator[Event]:
         resumed = self._resumed
-        done = resumed.place.round if resumed else 0
+        done = shown = resumed.place.round if resumed else 0  # `shown`: the round of the models that are published
         for place in find_checkpoints(self.folder.checkpoints):
             if place.round > done:  # damaged: its rounds are run again
                 remove_checkpoint(self.folder.checkpoints, place)
@@ -247,13 +230,20 @@ class Run:
                         state = self._recalibrate(stage, state)
                         yield StageDone(position, stage.name, "the global model has statistics of the clients' data")
                         continue
-                    yield self._other(position, stage, state, done)
+                    yield self._other(position, stage, state, shown)
                     continue
                 here = resumed if resumed and position == resumed.place.stage else None
                 for event in self._train(position, stage, state, done, here, writer):
                     state, done = event.result.state, event.result.round
                     yield event
                     yield from self._pushes(position, state, done)
+                shown = done
+                if stage.length.keep == "best":
+                    writer.wait()
+                    best = read_best(self.folder, self.federation, position, stage)
+                    if best is not None:
+                        state, shown = best.state.to(self.federation.device), best.place.round
+                        yield self._kept(position, shown)
         finally:
             writer.close()
         self._publisher.finish()
@@ -276,7 +266,7 @@ class Run:
         first = here.first_round if here else done + 1
         last = first + stage.length.rounds - 1
         decide = stage.length.ended(self.federation)
-        history = [line for line in self.folder.read_log(METRICS) if line["stage"] == position + 1]
+        history = read_rounds(self.folder, position)
         # Not as the checkpoint has it: the recipe may have become longer since then.
         if here and (done >= last or decide(history)):
             return
@@ -300,9 +290,11 @@ class Run:
                 if over or self._publisher.is_due(position, result.round):
                     result = evaluated(self.federation, result)
                 seconds = time.perf_counter() - before
-                history.append(self._record(position, result, seconds))
-                unsaved = Saved(Place(result.round, position, stage.name), result.state, first, over)
-                if over or (result.round - first + 1) % self.recipe.running.checkpoint_every == 0:
+                history.append(record_round(self.folder, position, result, seconds))
+                best = stage.length.best_round(self.federation, history)
+                unsaved = Saved(Place(result.round, position, stage.name), result.state, first, over, best)
+                is_due = (result.round - first + 1) % self.recipe.running.checkpoint_every == 0
+                if over or is_due or best == result.round:
                     writer.write(unsaved)
                     unsaved = None
                 self._trackers.add(history[-1])
@@ -314,35 +306,24 @@ class Run:
             if unsaved:  # interrupted, or a client diverged: no round that is done is lost
                 writer.write(unsaved)
 
-    def _record(self, position: int, result: RoundResult, seconds: float) -> dict[str, Any]:
-        """Add a round to the logs; returns its line of metrics.jsonl."""
-        head = {"round": result.round, "stage": position + 1, "method": result.method}
-        metrics = {**head, **result.metrics, "seconds": round(seconds, 3)}
-        if result.missing:
-            metrics["missing"] = {str(client): reason for client, reason in result.missing.items()}
-        self.folder.append(METRICS, metrics)
-        plan = result.plan.to_json() if result.plan else None
-        line = {**head, "clients": list(result.clients), "plan": plan}
-        if result.diverged:
-            line["diverged"] = {str(client): fault for client, fault in result.diverged.items()}
-        if result.absent:
-            line["absent"] = list(result.absent)
-        self.folder.append(LINEAGE, line)
-        if result.report is not None:
-            self.folder.append(DEPLOYMENT, {**head, **result.report, "next_models": result.state.cohort.content})
-        return metrics
-
     def _recalibrate(self, stage: Recalibrate, state: State) -> State:
         batches = recalibration_batches(self.federation, stage.batches)
         return replace(state, global_weights=recalibrate(self.federation.module, state.global_weights, batches))
 
-    def _other(self, position: int, stage: Evaluate | Publish, state: State, rounds_done: int) -> StageDone:
-        if isinstance(stage, Evaluate):
-            return StageDone(position, stage.name, self._evaluate(state, rounds_done))
-        return StageDone(position, stage.name, self._publisher.stage(stage, state, rounds_done))
+    def _kept(self, position: int, round: int) -> BestKept:
+        metric, line = self.federation.task.decisive, self.folder.read_log(METRICS)[round - 1]
+        value = metric.shown(line[f"validation_{metric.name}"])
+        message = f"keeps the models of round {round}, its best one: validation {metric.name} {value}"
+        measured = {key: value for key, value in line.items() if key not in NOT_MEASURED}
+        return BestKept(position, self.recipe.stages[position].name, message, measured)
 
-    def _evaluate(self, state: State, rounds_done: int) -> str:
-        found = evaluation_json(self.federation, state, rounds_done)
+    def _other(self, position: int, stage: Evaluate | Publish, state: State, round: int) -> StageDone:
+        if isinstance(stage, Evaluate):
+            return StageDone(position, stage.name, self._evaluate(state, round))
+        return StageDone(position, stage.name, self._publisher.stage(stage, state, round))
+
+    def _evaluate(self, state: State, round: int) -> str:
+        found = evaluation_json(self.federation, state, round)
         self.folder.write_json(EVALUATION, found)
         metric = self.federation.task.decisive
         return f"test {metric.name} {found[metric.name]:.4f} on {found['examples']:,} held-out examples"

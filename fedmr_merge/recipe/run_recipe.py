@@ -14,7 +14,7 @@ from fedmr_merge.federated.data.datasets._own import given_data
 from fedmr_merge.federated.models._own import given_model
 from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.ready_made import locate_recipe
-from fedmr_merge.recipe.run import Event, RoundDone, Run
+from fedmr_merge.recipe.run import BestKept, Event, RoundDone, Run
 from fedmr_merge.recipe.schema import Recipe, parse_recipe, read_recipe
 from fedmr_merge.recipe.text import apply_setting
 
@@ -26,10 +26,9 @@ class FinishedRun:
     folder: Path  #: the run folder
     rounds: int  #: that were done in all; fewer than the recipe's where a criterion ended a stage
     test_accuracy: float | None
-    """Of the global model after the last round, 0 to 1; None where no round was left to do or the task has none."""
-    metrics: Mapping[str, float] = field(
-        default_factory=dict
-    )  #: all that was recorded of the last round that was evaluated
+    """Of the global model that the run ends with, 0 to 1; None where no round was left to do or the task has none."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All that was recorded of the last round that was evaluated, or of the best one where the last stage keeps it."""
 
     @property
     def model(self) -> Path | None:
@@ -95,6 +94,8 @@ def run_recipe(
             if isinstance(event, RoundDone):
                 rounds = event.result.round
                 metrics = dict(event.result.metrics) if event.result.evaluated else metrics
+            elif isinstance(event, BestKept):
+                metrics = event.metrics
             on_event(event)
     return FinishedRun(folder, rounds, metrics.get("test_accuracy"), metrics)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, Field
 
+from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.algorithms.base import Algorithm
 from fedmr_merge.federated.criteria import History, Until
 from fedmr_merge.federated.federation import Federation
@@ -22,10 +23,41 @@ LicenceId = Annotated[str, AfterValidator(check_licence)]
 
 @dataclass(frozen=True)
 class Length:
-    """How long a training stage lasts."""
+    """How long a training stage lasts, and which of its rounds it ends with."""
 
     rounds: Annotated[int, Ge(1), Le(1_000_000)]  #: at most, where there is `until`
     until: Until | None = None  #: ends the stage as soon as one of its criteria is met
+    keep: Literal["last", "best"] = "last"
+    """Which models the next stage starts from, and are published after the last one: those of the stage's last round,
+    or of the round whose global model was best on what `training.validation_share` holds out."""
+
+    def check(self, federation: Federation, path: str) -> None:
+        """Raise TrainingError for a criterion that could never be met, or a best round that nothing decides."""
+        if self.until is not None:
+            self.until.check(federation)
+        if self.keep == "best" and federation.deciding_part != "validation":
+            raise TrainingError(
+                f"{path}.keep is best, and no examples are held out to decide which round that is",
+                hint="set training.validation_share, e.g. to 0.1; the test data must not decide",
+            )
+
+    def best_round(self, federation: Federation, history: History, *, over: bool = False) -> int | None:
+        """Return the first of the best rounds of the stage so far; None where it keeps its last, or none counts yet.
+
+        Those count that `training.evaluate_every` names, and the last one of `history` where the stage is over with it.
+        """
+        if self.keep == "last":
+            return None
+        metric, every = federation.task.decisive, federation.training.evaluate_every
+        best, found = metric.worst, None
+        for line in history:
+            value = line.get(f"validation_{metric.name}")
+            # Other rounds are evaluated where they are published, which must not decide which round is kept.
+            if line["round"] % every and not (over and line is history[-1]):
+                continue
+            if value is not None and metric.is_better(value, best):
+                best, found = value, line["round"]
+        return found
 
     def ended(self, federation: Federation) -> Callable[[History], str | None]:
         """Return what says, by the metrics of the rounds so far, why the stage ends before its last round, or None."""
@@ -75,8 +107,9 @@ class TrainingStage:
     def to_json(self) -> dict[str, Any]:
         """Return the stage as a recipe spells it."""
         until = {} if self.length.until is None else {"until": self.length.until}
+        keep = {} if self.length.keep == "last" else {"keep": self.length.keep}
         rates = {name: value for name, value in vars(self.rates).items() if value is not None}
-        return {"rounds": self.length.rounds, **until, **rates, **self.method.options()}
+        return {"rounds": self.length.rounds, **until, **keep, **rates, **self.method.options()}
 
 
 @dataclass(frozen=True)

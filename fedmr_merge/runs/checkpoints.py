@@ -11,10 +11,11 @@ writes. A folder appears complete or not at all, after the logs of its rounds ar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,9 @@ class Saved:
     state: State
     first_round: int  #: of the stage
     stage_over: bool  #: whether the stage's last round is done
+    best_round: int | None = None
+    """Of a stage that keeps its best round, the best one so far. The checkpoint of that round stays as long as this one
+    does, which cannot be resumed from without it."""
 
 
 def save_state(folder: Path, saved: Saved, federation: Federation) -> None:
@@ -71,6 +75,7 @@ def save_state(folder: Path, saved: Saved, federation: Federation) -> None:
             "stage_over": saved.stage_over,
             "slots": slots,
             "facts": dict(state.facts),
+            **({} if saved.best_round is None else {"best_round": saved.best_round}),
             "sha256": _hash_files(staging),
         }
         write_json(staging / STATE, content | {"sha256_of_state": _hash_json(content)})
@@ -157,7 +162,10 @@ def load_state(folder: Path, place: Place, federation: Federation) -> Saved:
         tensors=load_tensors(extra) if extra.exists() else {},
         facts=content["facts"],
     )
-    return Saved(place, state, content["first_round"], content["stage_over"])
+    best = content.get("best_round")
+    if best not in (None, place.round):
+        verify_checkpoint(folder, replace(place, round=best))
+    return Saved(place, state, content["first_round"], content["stage_over"], best)
 
 
 def _require_same(path: Path, found: Mapping[str, Tensor], federation: Federation, *, is_global: bool) -> None:
@@ -217,10 +225,20 @@ class CheckpointWriter:
         self._sync_logs()
         save_state(self._folder, replace(saved, state=copy.wait()), self._federation)
         places = find_checkpoints(self._folder)
-        last_of_stage = {p.stage: p for p in places}
-        for old in places[:-_KEPT]:
-            if old != last_of_stage[old.stage]:
+        needed = _needed(self._folder, places)
+        for old in places:
+            if old not in needed:
                 remove_checkpoint(self._folder, old)
+
+
+def _needed(folder: Path, places: Sequence[Place]) -> set[Place]:
+    """Return the newest places, the last one of every stage, and those of the best rounds that these name."""
+    needed = {*places[-_KEPT:], *{place.stage: place for place in places}.values()}
+    for place in tuple(needed):
+        with contextlib.suppress(RunError):  # a damaged one is reported when the run is resumed
+            best = read_state(folder / place.folder).get("best_round")
+            needed |= {replace(place, round=best)} if best else set()
+    return needed
 
 
 def remove_checkpoint(folder: Path, place: Place) -> None:

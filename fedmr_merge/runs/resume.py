@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from fedmr_merge.checkpoint.writer import staged_output, write_text
@@ -50,9 +51,10 @@ def newest_whole(run: Path, federation: Federation) -> tuple[Saved | None, list[
 def fork_run(run: Path, round: int, target: Path, recipe: str) -> None:
     """Start a run folder at `target` with the first rounds of another run, `run`.
 
-    It holds the partition, the environment and the logs of that run up to the round, the checkpoint of that round,
-    and a resolved recipe, given as YAML: a run of this recipe there resumes after the round. Whether the recipe agrees
-    with that run up to the round is for the caller to check (`fedmr_merge.recipe.identity`).
+    It holds the partition, the environment and the logs of that run up to the round, the checkpoint of that round, that
+    of the best round before it where its stage keeps that, and a resolved recipe, given as YAML: a run of this recipe
+    there resumes after the round. Whether the recipe agrees with that run up to the round is for the caller to check
+    (`fedmr_merge.recipe.identity`).
 
     Raises RunError when another process runs in its folder, or the run has no whole checkpoint of this round, and
     OutputError when the target exists already.
@@ -66,6 +68,8 @@ def fork_run(run: Path, round: int, target: Path, recipe: str) -> None:
                 f"{run}: has no checkpoint of round {round}", hint=f"it has checkpoints of these rounds: {kept}"
             )
         state = verify_checkpoint(run / CHECKPOINTS, place)
+        best = replace(place, round=state.get("best_round") or round)
+        verify_checkpoint(run / CHECKPOINTS, best)
         require_rounds(run, place, state["first_round"])
         with staged_output(target) as staging:
             staging.mkdir()
@@ -74,7 +78,8 @@ def fork_run(run: Path, round: int, target: Path, recipe: str) -> None:
             for name in LOGS:
                 cut_log(staging, name, round)
             (staging / CHECKPOINTS).mkdir()
-            shutil.copytree(run / CHECKPOINTS / place.folder, staging / CHECKPOINTS / place.folder)
+            for needed in {place, best}:
+                shutil.copytree(run / CHECKPOINTS / needed.folder, staging / CHECKPOINTS / needed.folder)
             write_text(staging / RECIPE, recipe)
     finally:
         opened.close()

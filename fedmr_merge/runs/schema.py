@@ -116,6 +116,7 @@ class StateFile(_Content):
     stage_over: bool
     slots: Annotated[int, Field(ge=1, lt=1 << 20)]
     facts: Options
+    best_round: Number | None = None  #: of a stage that keeps its best round: which one that is so far
     sha256: dict[str, Sha256] = {}
     sha256_of_state: Sha256 | None = None
 
