@@ -95,7 +95,7 @@ def run_recipe(
                 rounds = event.result.round
                 metrics = dict(event.result.metrics) if event.result.evaluated else metrics
             elif isinstance(event, BestKept):
-                metrics = event.metrics
+                metrics = dict(event.metrics)
             on_event(event)
     return FinishedRun(folder, rounds, metrics.get("test_accuracy"), metrics)
 
