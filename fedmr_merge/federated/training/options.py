@@ -46,7 +46,8 @@ class Training:
     evaluate_every: Annotated[int, Ge(1)] = 1
     """Rounds between two evaluations; the last round of a stage, and one that is published, are always evaluated."""
     validation_share: Annotated[float, Gt(0), Lt(1)] | None = None
-    """Share of every client's examples that is held out of training, for `until` and `keep: best` to decide by; left out: none."""
+    """Share of every client's examples that is held out of training, for `until` and `keep: best` to decide by; left
+    out: none."""
     validation_at: Literal["server", "clients"] = "server"
     """Where it is measured: on all held-out examples together, or also on those of each client; see `validation.py`."""
     engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
