@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import _add_batch_dim, _unwrap_batched, is_batchedtensor
+from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
 from torch.overrides import TorchFunctionMode
 
 from fedmr_merge.federated.training.engines._stacked_rules import RULES, Rule, Stacked
@@ -90,35 +92,29 @@ def _count_up(dims: tuple[int, ...], *counters: Tensor) -> Stacked:
 
 
 def _all_stacked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    is_stacked = torch._C._functorch.is_batchedtensor
-    return all(is_stacked(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    return all(is_batchedtensor(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
 def _apply(compute: Callable[..., Stacked], tensors: Iterable[Tensor]) -> Any:
-    return _Stacked.apply(compute, *tensors)  # type: ignore[no-untyped-call]
+    """Compute with the stacked tensors; one that is the same for all, in a `vmap` of a method, is expanded.
 
-
-class _Stacked(torch.autograd.Function):
-    """Asks `vmap` for the stacked tensors. The gradient is that of the operations that they are given to."""
-
-    @staticmethod
-    def forward(*_arguments: Any) -> Any:
-        """Do nothing: `vmap` never calls it."""
-        raise NotImplementedError
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Do nothing: `vmap` demands it, and never calls it."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], compute: Callable[..., Stacked], *tensors: Tensor) -> Stacked:
-        """Compute with the stacked tensors; one that is the same for all, in a `vmap` of a method, is expanded."""
-        dims = in_dims[1:]
-        stacked = [
-            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor
-            for tensor, dim in zip(tensors, dims, strict=True)
-        ]
-        return compute(tuple(dim or 0 for dim in dims), *stacked)
+    This is what `vmap` does for a `torch.autograd.Function` with a rule, but for what such a function costs in Python.
+    The gradient is that of the operations that are computed with the stacked tensors.
+    """
+    interpreter = retrieve_current_functorch_interpreter()
+    if not isinstance(interpreter, VmapInterpreter):
+        # It is a gradient of the method's own, for which these tensors are constants.
+        with interpreter.lower():
+            return _apply(compute, tensors)
+    level = interpreter.level()
+    stacked, dims = [], []
+    for tensor in tensors:
+        value, dim = _unwrap_batched(tensor, level)
+        stacked.append(value.expand(interpreter.batch_size(), *value.shape) if dim is None else value)
+        dims.append(dim or 0)
+    with interpreter.lower():
+        result, dim = compute(tuple(dims), *stacked)
+    return _add_batch_dim(result, dim, level)
 
 
 def _is_like_sized(args: tuple[Any, ...]) -> bool:

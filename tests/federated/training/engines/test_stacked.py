@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, grad, stack_module_state, vmap
 
 from fedmr_merge.federated.training.engines._stacked import StackedOperations
 from fedmr_merge.federated.training.engines._stacked_rules import RULES
@@ -159,6 +159,21 @@ def test_what_is_not_stacked_is_left_to_vmap():
     assert_same(lambda x, w: vmap(lambda row: F.linear(row, w))(x), (4, 7, 6), (5, 6))
     assert_same(lambda x, w: vmap(lambda own: F.linear(x, own))(w), (4, 6), (3, 5, 6))
     assert_same(lambda x, w: torch.func.grad(lambda each: F.linear(x, each).square().sum())(w), (4, 6), (5, 6))
+
+
+def test_operations_within_a_gradient_and_a_vmap_of_a_methods_own():
+    def loss(weight, fixed, rows):
+        return (F.linear(rows, weight) * F.linear(rows, fixed)).sum()  # `fixed` is a constant of the gradient
+
+    def of_each_fixed(weight, fixed, rows):
+        return vmap(loss, in_dims=(None, 0, None))(weight, fixed, rows)
+
+    torch.manual_seed(0)
+    weight, fixed, rows = (torch.randn(CLIENTS, *shape, dtype=torch.float64) for shape in ((5, 6), (5, 6), (4, 6)))
+    torch.testing.assert_close(stacked(grad(loss), weight, fixed, rows), one_by_one(grad(loss), weight, fixed, rows))
+    several = torch.randn(CLIENTS, 2, 5, 6, dtype=torch.float64)
+    expected = one_by_one(of_each_fixed, weight, several, rows)
+    torch.testing.assert_close(stacked(of_each_fixed, weight, several, rows), expected)
 
 
 def test_gradients_lie_in_memory_as_the_weights_do():
