@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import program
@@ -12,18 +14,18 @@ import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[2]
+Run = Callable[..., tuple[int, str, str]]
 
 
-def fedmr_merge(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def started(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Start the program as a shell does."""
     command = [sys.executable, "-m", "fedmr_merge", *map(str, arguments)]
-    here = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    variables = os.environ | here | environment
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
 
 
-def forked(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Do the same in less time: torch is imported already."""
+def fedmr_merge(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Do the same in less time: everything is imported already."""
     return program.fedmr_merge(*arguments, cwd=cwd, HF_HUB_OFFLINE="1")
 
 
@@ -37,14 +39,14 @@ def models(tmp_path: Path) -> Path:
 
 
 def test_recombine_as_it_stands_in_the_readme(models: Path) -> None:
-    done = fedmr_merge("recombine", "ckpts/m0.safetensors", "ckpts/m1.safetensors", "ckpts/m2.safetensors", cwd=models)
+    done = started("recombine", "ckpts/m0.safetensors", "ckpts/m1.safetensors", "ckpts/m2.safetensors", cwd=models)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (models / "recombined").iterdir()} == {
         *("slot-00.safetensors", "slot-01.safetensors", "slot-02.safetensors", "global", "lineage.json")
     }
     assert "recombined 3 models" in done.stdout
     assert "fedmr-merge verify recombined" in done.stdout
-    assert fedmr_merge("verify", "recombined", cwd=models).returncode == 0
+    assert started("verify", "recombined", cwd=models).returncode == 0
 
 
 def test_a_glob_that_the_shell_left_alone(models: Path) -> None:
@@ -99,7 +101,7 @@ def test_an_error_is_one_line_with_a_hint_and_exit_code_2(models: Path, argument
         "{name: a, data: {name: digits, partition: {kind: iid}}, model: {name: cnn}, stages: [fedmr: {rounds: 0}]}"
     )
     before = sorted(path.relative_to(models) for path in models.rglob("*"))
-    done = forked(*arguments, cwd=models)
+    done = fedmr_merge(*arguments, cwd=models)
     assert done.returncode == 2
     assert done.stdout == ""
     errors = [line for line in done.stderr.splitlines() if not line.startswith("hint: ")]
@@ -124,7 +126,7 @@ def test_quiet_prints_errors_only(models: Path) -> None:
 
 
 def test_output_is_plain_when_it_is_no_terminal(models: Path) -> None:
-    done = fedmr_merge("inspect", "ckpts/m0.safetensors", cwd=models, FORCE_COLOR="")
+    done = fedmr_merge("inspect", "ckpts/m0.safetensors", cwd=models)
     assert "\x1b" not in done.stdout + done.stderr
     assert "│" not in done.stdout
 
@@ -140,14 +142,14 @@ def test_a_reader_that_stops_reading_is_no_crash(models: Path) -> None:
 def test_version() -> None:
     import fedmr_merge as package
 
-    done = fedmr_merge("--version", cwd=ROOT)
+    done = started("--version", cwd=ROOT)
     assert done.stdout.strip() == f"fedmr-merge {package.__version__}"
 
 
 def test_a_gpu_that_is_not_there(models: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    done = forked("run", ROOT / "recipes" / "digits.yaml", "--device", "cuda", cwd=models)
+    done = fedmr_merge("run", ROOT / "recipes" / "digits.yaml", "--device", "cuda", cwd=models)
     assert done.returncode == 2
     assert "a GPU was asked for and torch finds none" in done.stderr
     assert not (models / "runs").exists() or not any((models / "runs" / "digits").glob("*.json"))
@@ -173,10 +175,10 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(models: Path) -> None:
     recipe = ROOT / "recipes" / "digits.yaml"
     for setting in ("stages[1].fedmr.rule=blok", "model.init=nowhere.safetensors", "data.partition.clients=2000"):
         for more in ([], ["--dry-run"]):
-            done = forked("run", recipe, "--set", setting, "--out", "run", *more, cwd=models)
+            done = fedmr_merge("run", recipe, "--set", setting, "--out", "run", *more, cwd=models)
             assert done.returncode == 2, done.stderr
             assert not (models / "run").exists()
-    done = forked("run", recipe, "--out", "ckpts/m0.safetensors", cwd=models)
+    done = fedmr_merge("run", recipe, "--out", "ckpts/m0.safetensors", cwd=models)
     assert done.returncode == 2
     assert "cannot be a run folder" in done.stderr
 
@@ -220,7 +222,10 @@ def test_output_that_cannot_be_written_is_one_line(command: str, code: int, mode
     assert done.stderr.startswith(b"error: ")
     assert b"No space left on device" in done.stderr
     assert len(done.stderr.splitlines()) <= 2
-    assert shell(f"$FM {command} > /dev/full 2> /dev/full", models).returncode == code
+
+
+def test_output_and_errors_that_cannot_be_written_leave_the_exit_code(models: Path) -> None:
+    assert shell("$FM recombine ckpts/* --dry-run > /dev/full 2> /dev/full", models).returncode == 1
 
 
 def test_streams_that_are_closed_are_no_fault(models: Path) -> None:
@@ -231,12 +236,16 @@ def test_streams_that_are_closed_are_no_fault(models: Path) -> None:
 
 
 def test_an_input_that_a_lineage_could_not_name_is_refused_before_anything_is_copied(models: Path) -> None:
-    for line in ("$'m\\xff.safetensors' ckpts/m1.safetensors", "ckpts/m1.safetensors $'m\\xff.safetensors' --dry-run"):
-        done = shell(f"cp ckpts/m0.safetensors $'m\\xff.safetensors'; $FM recombine {line}", models)
+    name = os.fsdecode(b"m\xff.safetensors")
+    shutil.copy(models / "ckpts" / "m0.safetensors", models / name)
+    for arguments in ((name, "ckpts/m1.safetensors"), ("ckpts/m1.safetensors", name, "--dry-run")):
+        done = fedmr_merge("recombine", *arguments, cwd=models)
         assert done.returncode == 2
-        assert done.stderr.startswith(b"error: m\\udcff.safetensors: its path is not UTF-8")
+        assert done.stderr.startswith("error: m\\udcff.safetensors: its path is not UTF-8")
         assert not (models / "recombined").exists()
-    assert shell("$FM recombine ckpts/* -o $'o\\xff' && $FM verify $'o\\xff'", models).returncode == 0
+    out = os.fsdecode(b"o\xff")
+    assert fedmr_merge("recombine", "ckpts/*", "-o", out, cwd=models).returncode == 0
+    assert fedmr_merge("verify", out, cwd=models).returncode == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in a file system")
@@ -254,9 +263,9 @@ def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(name: str, command: st
     (models / "folder").mkdir()
     (models / "ckpts" / "m0.safetensors").rename(models / "folder" / "a.safetensors")
     os.mkfifo(models / "folder" / name)
-    done = shell(f"$FM {command}", models)
+    done = fedmr_merge(*command.split(), cwd=models)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: folder/{name}: is a pipe or a device, not a file".encode())
+    assert done.stderr.startswith(f"error: folder/{name}: is a pipe or a device, not a file")
 
 
 def test_too_many_open_files_has_a_hint_that_helps(models: Path) -> None:
@@ -266,39 +275,43 @@ def test_too_many_open_files_has_a_hint_that_helps(models: Path) -> None:
     assert b"hint: let a process have more open files: `ulimit -n 4096`" in done.stderr
 
 
+def raise_from_verify(raised: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command `verify` meet what the machine or a bug raises."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("fedmr_merge.recombination.verify.verify", fail)
+
+
 @pytest.mark.parametrize(
     ("raised", "line"),
     [
-        ("OSError(28, 'No space left on device', 'some/file')", "error: some/file: No space left on device"),
-        ("OSError(28, 'No space left on device')", "error: No space left on device"),
-        ("RecursionError()", "error: what was read is nested too deeply"),
-        ("MemoryError()", "error: out of memory"),
+        (OSError(28, "No space left on device", "some/file"), "error: some/file: No space left on device"),
+        (OSError(28, "No space left on device"), "error: No space left on device"),
+        (RecursionError(), "error: what was read is nested too deeply"),
+        (MemoryError(), "error: out of memory"),
     ],
 )
-def test_what_the_machine_refuses_is_one_line_and_a_bug_a_traceback(raised: str, line: str, models: Path) -> None:
-    program = (
-        "import sys\nfrom fedmr_merge.recombination import verify\nfrom fedmr_merge.cli import main\n"
-        "def fail(*_, **__): raise {}\nverify.verify = fail\nmain(sys.argv[1:])"
-    )
-
-    def verify(raised: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", program.format(raised), "verify", "ckpts", *more]
-        return subprocess.run(command, cwd=models, capture_output=True, text=True, check=False)
-
-    done = verify(raised)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[0] == line
-    assert len(done.stderr.splitlines()) == 2
-    assert "Traceback" in verify(raised, "--debug").stderr
-    assert "Traceback" in verify("KeyError()").stderr
+def test_what_the_machine_refuses_is_one_line(
+    raised: BaseException, line: str, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    raise_from_verify(raised, monkeypatch)
+    code, _, errors = run("verify", "ckpts")
+    assert code == 2
+    assert errors.splitlines()[0] == line
+    assert len(errors.splitlines()) == 2
+    assert "Traceback" in run("verify", "ckpts", "--debug")[2]
 
 
-def test_ctrl_c_is_one_line_that_says_what_is_left(models: Path) -> None:
-    program = (
-        "import sys\nfrom fedmr_merge.recombination import verify\nfrom fedmr_merge.cli import main\n"
-        "def fail(*_, **__): raise KeyboardInterrupt\nverify.verify = fail\nmain(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", program, "verify", "ckpts"]
-    done = subprocess.run(command, cwd=models, capture_output=True, text=True, check=False)
-    assert done.returncode == 130
-    assert done.stderr.strip() == "stopped: nothing is left half-written; the same command starts again"
+def test_a_bug_is_a_traceback(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    raise_from_verify(KeyError("slot"), monkeypatch)
+    with pytest.raises(KeyError, match="slot"):
+        run("verify", "ckpts")
+
+
+def test_ctrl_c_is_one_line_that_says_what_is_left(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    raise_from_verify(KeyboardInterrupt(), monkeypatch)
+    code, _, errors = run("verify", "ckpts")
+    assert code == 130
+    assert errors.strip() == "stopped: nothing is left half-written; the same command starts again"

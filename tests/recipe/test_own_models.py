@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import own_code
 import pytest
 import torch
 from own_code import RECIPE, hashes, stop_after, write_project
+from program import fedmr_merge
 from small_run import command
 
 from fedmr_merge import load_model, run_recipe
@@ -68,8 +68,7 @@ def test_the_module_is_found_beside_the_recipe_from_any_folder_and_from_the_curr
     finished: Path, tmp_path: Path
 ) -> None:
     for where, what in ((tmp_path, finished / "own.yaml"), (finished, "run")):
-        program = [sys.executable, "-m", "fedmr_merge", "run", str(what), "--dry-run"]
-        run = subprocess.run(program, cwd=where, capture_output=True, text=True)
+        run = fedmr_merge("run", what, "--dry-run", cwd=where)
         assert run.returncode == 0, run.stderr
         assert "name: own_nets:SmallNet" in run.stdout
 
