@@ -33,6 +33,11 @@ class Plugin:
         """The version of the user's own code that the plug-in runs; None for one that comes with a package."""
         return source_version(type(self)) if is_import_path(self.known_as) else None
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The installed packages, besides those of every run, that its results depend on."""
+        return ()
+
     def options(self) -> dict[str, Any]:
         """Return the options by name, as a recipe would spell them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]

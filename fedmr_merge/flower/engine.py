@@ -74,6 +74,8 @@ class FlowerEngine(Engine):
         recipe: The recipe that both sides follow.
     """
 
+    packages = ("flwr",)
+
     def __init__(self, grid: Grid, recipe: Recipe) -> None:
         self._grid, self._recipe = grid, recipe
         self._deployment = recipe.deployment or Deployment()

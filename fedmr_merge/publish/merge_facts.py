@@ -53,6 +53,7 @@ def merge_facts(lineage: Lineage, part: str | None) -> dict[str, Any]:
     slot = next((slot for slot, path in lineage.outputs.items() if path == part), None)
     averaged = lineage.operation == AVERAGE
     model = lineage.folder / (part or _mean_place(lineage) or next(iter(lineage.outputs.values()), ""))
+    config = _config(model)
     return {
         "operation": lineage.operation,
         "part": part,
@@ -62,7 +63,8 @@ def merge_facts(lineage: Lineage, part: str | None) -> dict[str, Any]:
         "tags": list(TAGS) if not averaged else ["merge", "model-averaging"],
         **_licence_facts(sources),
         **_common_facts(lineage),
-        "config": _config(model),
+        "config": config,
+        "task_tag": _task_tag(config),
         "sources": sources,
         **({} if averaged else _public_rule(lineage.facts)),
         "drawn": lineage.facts.get("drawn"),
@@ -205,6 +207,18 @@ def _entries(lineage: Lineage) -> Iterable[TensorEntry]:
     if lineage.exact_adapters is None:
         return lineage.parents[0].tensors.values()
     return mean_entries([parent.tensors for parent in lineage.parents], lineage.exact_adapters["rank"]).values()
+
+
+def _task_tag(config: Mapping[str, Any]) -> str | None:
+    """Return what the Hub calls the task of a model that this package trained; None for one that is not known here."""
+    if config.get("library_name") != "fedmr-merge":
+        return None
+    from fedmr_merge.federated.catalogue import TASKS  # imports torch
+
+    try:
+        return TASKS.find(str(config.get("task", "image-classification"))).pipeline_tag  # 0.1.0 trained images alone
+    except (KeyError, FedmrMergeError, ImportError):
+        return None
 
 
 def _config(model: Path) -> Mapping[str, Any]:

@@ -15,12 +15,12 @@ from fedmr_merge.errors import DataError, RunError
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.evaluation import recalibrate, recalibration_batches
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.plugin import Plugin
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, evaluated, run_rounds
 from fedmr_merge.federated.training.local_training import Engine
 from fedmr_merge.own_code import is_import_path
 from fedmr_merge.publish.publication import evaluation_json
+from fedmr_merge.recipe.environment import changes, run_environment
 from fedmr_merge.recipe.identity import require_agreement, require_base
 from fedmr_merge.recipe.prepare import (
     DATA_HASH,
@@ -36,7 +36,7 @@ from fedmr_merge.recipe.recording import NOT_MEASURED, read_best, read_rounds, r
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Evaluate, Publish, Recalibrate, TrainingStage
 from fedmr_merge.runs.checkpoints import CheckpointWriter, Saved, remove_checkpoint
-from fedmr_merge.runs.folder import RunFolder, describe_environment
+from fedmr_merge.runs.folder import RunFolder
 from fedmr_merge.runs.full_disk import explained_full_disk
 from fedmr_merge.runs.logs import damaged, read_object
 from fedmr_merge.runs.names import (
@@ -185,23 +185,10 @@ class Run:
 
     def changed_environment(self) -> list[str]:
         """Return what is not as it was when the run began: its bytes may differ from those of a run in one go."""
-        before = self.folder.read_json(ENVIRONMENT)
-        now = self._environment()
-        flat = [({**side, **side["packages"]}) for side in (before, now)]
-        return [
-            f"{key}: {flat[0].get(key, 'absent')} → {flat[1][key]}"
-            for key in flat[1]
-            if key != "packages" and flat[0].get(key) != flat[1][key]
-        ]
+        return changes(self.folder.read_json(ENVIRONMENT), self._environment())
 
     def _environment(self) -> dict[str, Any]:
-        """Return what the run's numbers depend on besides its recipe, the code of the user's own included."""
-        recipe = self.recipe
-        methods = [stage.method for stage in recipe.stages if isinstance(stage, TrainingStage)]
-        parts: list[Plugin] = [recipe.data, recipe.partition, recipe.model, recipe.task, *methods]
-        versions = {f"code of {part.name}": part.code_version for part in parts}
-        found = describe_environment(self.federation.device)
-        return {**found, **{name: version for name, version in versions.items() if version is not None}}
+        return run_environment(self.recipe, self.federation.device, self._engine)
 
     def execute(self) -> Iterator[Event]:
         """Run what is left of the recipe, yielding as rounds and stages are done."""

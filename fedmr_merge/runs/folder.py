@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -197,13 +198,16 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return what a run's numbers depend on besides its recipe. No name of a machine or a user."""
+def describe_environment(device: torch.device, packages: Collection[str] = ()) -> dict[str, Any]:
+    """Return what a run's numbers depend on besides its recipe, with the versions of these packages and of its own.
+
+    There is no name of a machine or a user in it.
+    """
     return {
         "fedmr_merge": fedmr_merge.__version__,
         "python": platform.python_version(),
         "platform": f"{sys.platform} {platform.machine()}",
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: metadata.version(name) for name in (*_PACKAGES, *sorted(packages))},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }

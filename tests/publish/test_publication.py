@@ -198,6 +198,18 @@ def test_template_may_extend_ours(run: Path, tmp_path: Path) -> None:
     assert card_faults(text, names(run / "global")) == []
 
 
+def test_card_says_where_the_clients_were(run: Path) -> None:
+    folder = run / "global"
+    assert "Federated training was simulated" in write_card(folder).read_text()
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["packages"]["flwr"] = "1.42.0"
+    (folder / "environment.json").write_text(json.dumps(environment))
+    text = write_card(folder).read_text()
+    assert "The clients were nodes of Flower, among which one data set was divided" in text
+    assert "| flwr | 1.42.0 |" in text
+    assert "simulated" not in text
+
+
 def test_push_names_the_place_in_the_card_that_is_sent_only(trained: Path) -> None:
     plan = plan_push(trained, "alice/digits", PushOptions(revision="round-000003"))
     assert not plan.faults

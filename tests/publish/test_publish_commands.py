@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -132,6 +133,13 @@ def test_card_of_a_recombination_and_of_what_is_none(
     card = (out / "README.md").read_text()
     assert 'load_model("ORG/NAME/global")' in card, "the models are ours, so that the card tells how to load them"
     assert "pipeline_tag: image-classification" in card
+    for config in (trained / "cohort").glob("slot-*/config.json"):
+        slot = tmp_path / "rows" / config.parent.name
+        shutil.copytree(config.parent, slot)
+        (slot / "config.json").write_text(json.dumps(json.loads(config.read_text()) | {"task": "regression"}))
+    assert command("recombine", tmp_path / "rows" / "slot-*", "-o", tmp_path / "of-rows", "--quiet") == 0
+    assert command("card", tmp_path / "of-rows") == 0
+    assert "pipeline_tag: tabular-regression" in (tmp_path / "of-rows" / "README.md").read_text()
     capsys.readouterr()
     assert command("card", write_model(tmp_path / "model", card=None)) == 2
     assert "no file in it records how it was made" in capsys.readouterr().err

@@ -147,7 +147,9 @@ def test_a_base_of_the_hub_is_fetched_and_named(folder, tmp_path, hub, monkeypat
     assert len(config["revision"]) == 40  # the commit, whatever is pushed there later
     card = (published / "README.md").read_text()
     assert 'base_model:\n- "org/bert"\nbase_model_relation: adapter\n' in card
-    base = json.loads((published / "environment.json").read_text())["base_model"]
+    environment = json.loads((published / "environment.json").read_text())
+    assert {"transformers", "tokenizers", "peft"} & environment["packages"].keys() == {"transformers", "peft"}
+    base = environment["base_model"]
     assert base["origin"].startswith("org/bert@")
     assert base["sha256"].keys() == {"config.json", "model.safetensors"}
     cached = {path.name for path in Path(constants.HF_HUB_CACHE).rglob("snapshots/*/*")}

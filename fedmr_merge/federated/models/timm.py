@@ -29,6 +29,11 @@ class Timm(Adaptable):
     out: random weights. The last layer is random where its number of classes differs."""
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """The library, and PEFT where there is an adapter."""
+        return ("timm", "peft") if self.adapter else ("timm",)
+
+    @property
     def base_name(self) -> str:
         """The folder or the Hub id of the trained model."""
         return self.weights or self.name

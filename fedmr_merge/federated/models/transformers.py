@@ -61,6 +61,11 @@ class Transformers(Adaptable):
         return shown(self.name)
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """The library, and PEFT where there is an adapter."""
+        return ("transformers", "peft") if self.adapter else ("transformers",)
+
+    @property
     def base_name(self) -> str:
         """The folder or the Hub id of the trained model."""
         return self.argument

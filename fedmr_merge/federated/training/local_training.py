@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -162,6 +162,8 @@ class Engine:
 
     fitting: int | None = None
     """How many clients train at once, where memory or several devices decide that; else None."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """The installed packages, besides those of every run, that its results depend on."""
 
     def train(self, task: LocalTraining) -> tuple[Cohort, Sequence[float]]:
         """Return the trained cohort, and for every slot the objective's mean over the examples that it went through.

@@ -42,6 +42,11 @@ class Cifar(ImageDataSet):
     """A folder with the parquet files of the Hub's data set, or with the authors' binary or Python version, the latter
     being what torchvision downloads; `null` loads it from the Hub or its cache."""
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What decodes the images."""
+        return ("pillow",)
+
     def label_column(self) -> str:
         """Return the column of the labels in the Hub's data set."""
         raise NotImplementedError

@@ -34,6 +34,11 @@ class TableDataSet(ImageDataSet):
     test_share: Annotated[float, Gt(0), Lt(1)] | None = None  #: of each client, or else of each class
     size: Annotated[int, Ge(1)] | None = None  #: resize all images to squares so many pixels wide
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What decodes the images."""
+        return ("pillow",)
+
     def read(self, split: str, columns: list[str]) -> pa.Table:
         """Read columns of a split."""
         raise NotImplementedError

@@ -39,6 +39,11 @@ class Text(RowsDataSet):
     text is a sequence of its own, cut or padded."""
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """What the tokenizer belongs to."""
+        return () if self.tokenizer == BYTES else ("transformers", "tokenizers")
+
+    @property
     def task(self) -> str:
         """Classification where there are labels."""
         return "causal-lm" if self.label_column is None else "text-classification"
