@@ -23,6 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 from hub_routes import ROUTES, Blob, Commit, Refusal, Reply, Repo, Request, User, is_lfs
 
 #: Where a connection can be cut.
@@ -71,6 +72,12 @@ class HubServer:
         self._http.handle_error = self._note_crash  # type: ignore[method-assign]
         self.port = self._http.server_address[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
+
+    def become_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be the Hub that huggingface_hub asks unless told otherwise, as importing it under HF_ENDPOINT would do."""
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", self.endpoint)
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
 
     def __enter__(self) -> HubServer:
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()

@@ -58,9 +58,7 @@ def world(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)  # for the command `hf`
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    hub.become_default(monkeypatch)
     # `run --dry-run`, typed in this process before, has put the libraries offline.
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -23,13 +23,8 @@ from fedmr_merge.recombination.verify import verify
 @pytest.fixture
 def run(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
     """A repository with two slots, on the endpoint that the environment names."""
-    from huggingface_hub import constants
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)  # as importing it under HF_ENDPOINT would
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    )
+    hub.become_default(monkeypatch)
     files = {f"slot-{i:02d}/model.safetensors": file_bytes(model(i, LINEAR)) for i in range(2)}
     hub.add_repo("alice/run", files | {f"slot-{i:02d}/config.json": b"{}" for i in range(2)})
     return hub

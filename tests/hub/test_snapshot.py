@@ -425,10 +425,7 @@ def test_endpoints_do_not_share_a_cache(hub: HubServer, tmp_path: Path, monkeypa
     hub.add_repo(REPO, MODEL)
     path = fetch(resolve(hub))
     assert path.is_relative_to(tmp_path / "hf" / "fedmr-merge" / f"127.0.0.1_{hub.port}")
-    # What HF_ENDPOINT sets when the client is imported.
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    template = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    hub.become_default(monkeypatch)
     assert fetch(resolve_hub(REPO)).is_relative_to(constants.HF_HUB_CACHE)
 
 

@@ -251,11 +251,7 @@ def test_places_that_are_no_model(model: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def here(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     """The Hub, as the environment names it."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    url = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    hub.become_default(monkeypatch)
     return hub
 
 

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from hub_models import expand_hub
 from hub_server import HubServer
-from huggingface_hub import constants
 from small_run import RECIPE, command, follow
 
 from fedmr_merge.errors import HubError, PushError, RecipeError, UnreachedError
@@ -28,7 +27,7 @@ REPO = "alice/digits"
 @pytest.fixture(autouse=True)
 def here(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub and the token are those of the environment."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    hub.become_default(monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
 
     def draw_nothing(folder: Path) -> None:  # takes longer than all the rest; tests/report looks at figures

@@ -132,9 +132,7 @@ def test_load_model_builds_the_base_and_the_adapter(folder, whole, monkeypatch):
 
 
 def test_a_base_of_the_hub_is_fetched_and_named(folder, tmp_path, hub, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    url = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    hub.become_default(monkeypatch)
     files = {path.name: path.read_bytes() for path in (folder / "bert").iterdir()}
     hub.add_repo("org/bert", {**files, "pytorch_model.bin": b"never fetched", "modeling.py": b"raise SystemExit"})
     raw = recipe(folder)
