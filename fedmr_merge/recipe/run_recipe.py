@@ -86,18 +86,23 @@ def run_recipe(
     own = Own((Path.cwd(),), model=None if model is None else given_model(model), data=given)
     checked, folder = _read(recipe, settings, own)
     folder = Path(out) if out is not None else folder
-    rounds, metrics = 0, dict[str, float]()
     with Run(checked, folder, fresh=fresh) as run:
-        if run.resumed_from:
-            rounds = run.resumed_from.round
-        for event in run.execute():
-            if isinstance(event, RoundDone):
-                rounds = event.result.round
-                metrics = dict(event.result.metrics) if event.result.evaluated else metrics
-            elif isinstance(event, BestKept):
-                metrics = dict(event.metrics)
-            on_event(event)
+        rounds, metrics = _followed(run, on_event)
     return FinishedRun(folder, rounds, metrics.get("test_accuracy"), metrics)
+
+
+def _followed(run: Run, on_event: Callable[[Event], object]) -> tuple[int, dict[str, float]]:
+    """Follow a run to its end, and return the number of its rounds and what was measured last."""
+    rounds = run.resumed_from.round if run.resumed_from else 0
+    metrics = dict[str, float]()
+    for event in run.execute():
+        if isinstance(event, RoundDone):
+            rounds = event.result.round
+            metrics = dict(event.result.metrics) if event.result.evaluated else metrics
+        elif isinstance(event, BestKept):
+            metrics = dict(event.metrics)
+        on_event(event)
+    return rounds, metrics
 
 
 def _read(recipe: str | Path | Mapping[str, Any], settings: Sequence[str], own: Own) -> tuple[Recipe, Path]:
