@@ -99,11 +99,16 @@ def warn_of_data(federation: Federation) -> None:
 
 
 def _warn_of_precision(federation: Federation) -> None:
-    """Report that a processor is slow at the precision that local training asks for."""
-    from fedmr_merge.federated.training.precision import describe_slow_bf16
+    """Report that a processor is slow at the precision that local training asks for, or may be faster at another."""
+    from fedmr_merge.federated.training.precision import describe_slow_bf16, describe_unused_bf16
+    from fedmr_merge.recipe.prepare import has_large_batches
 
-    if federation.training.precision == "bf16" and federation.device.type == "cpu" and (slow := describe_slow_bf16()):
+    if federation.device.type != "cpu":
+        return
+    if federation.training.precision == "bf16" and (slow := describe_slow_bf16()):
         console.complain("warning", slow)
+    if federation.training.precision == "fp32" and (unused := describe_unused_bf16()) and has_large_batches(federation):
+        console.complain("note", unused)
 
 
 def closing_words(recipe: Recipe, folder: Path, again: str) -> None:

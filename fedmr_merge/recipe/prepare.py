@@ -26,9 +26,9 @@ from fedmr_merge.recipe.stages import Recalibrate, TrainingStage
 
 DATA_HASH = "data_sha256"  #: key of partition.json, where the data are the user's own
 
-#: Floating-point operations of one forward pass of a batch. Below it threads wait for each other longer than they
-#: compute.
-_FLOPS_WORTH_THREADS = 1e9
+_LARGE_BATCH = 1e9
+"""Floating-point operations of one forward pass of a batch. Below it threads wait for each other longer than they
+compute, and products are too small a part of the work for another precision to matter."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -106,12 +106,17 @@ def sensible_threads(federation: Federation) -> int:
 
     1 for models whose batches are done before threads have woken up, otherwise as many as there are cores.
     """
+    return federation.cores if has_large_batches(federation) else 1
+
+
+def has_large_batches(federation: Federation) -> bool:
+    """Return whether a batch of local training computes so much that threads and other precisions pay."""
     batch = min(federation.training.batch_size, max(federation.partition.sizes))
     # One example so many times: there may be fewer in the data.
     inputs = federation.data.inputs("train", torch.zeros(batch, dtype=torch.int64, device=federation.device))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         federation.evaluation_forward(weights_of(federation.module), inputs)
-    return 1 if counter.get_total_flops() < _FLOPS_WORTH_THREADS else federation.cores
+    return counter.get_total_flops() >= _LARGE_BATCH
 
 
 def check_stages(recipe: Recipe, federation: Federation) -> None:

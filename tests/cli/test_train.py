@@ -13,6 +13,7 @@ from program import Program, fedmr_merge
 from fedmr_merge.cli.run_view import memory_line
 from fedmr_merge.federated.training import precision
 from fedmr_merge.federated.training.gpu_memory import MemoryForecast
+from fedmr_merge.recipe import prepare
 
 RECIPE = """
 name: small
@@ -75,6 +76,18 @@ def test_a_dry_run_reports_who_must_be_trusted_and_a_processor_without_bfloat16(
     code, _, errors = run("run", "small.yaml", *settings)
     assert code == 0
     assert "bfloat16" not in errors
+
+
+def test_a_dry_run_offers_bfloat16_where_a_model_may_gain_from_it(
+    folder: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "describe_unused_bf16", lambda: "has instructions for bfloat16")
+    monkeypatch.setattr(precision, "describe_slow_bf16", lambda: None)
+    monkeypatch.setattr(prepare, "_LARGE_BATCH", 1.0)
+    assert "note: has instructions for bfloat16" in run("run", "small.yaml", "--dry-run")[2]
+    assert "bfloat16" not in run("run", "small.yaml", "--dry-run", "--set", "training.precision=bf16")[2]
+    monkeypatch.setattr(prepare, "_LARGE_BATCH", 1e18)  # of a small model, other things take the time
+    assert "bfloat16" not in run("run", "small.yaml", "--dry-run")[2]
 
 
 def test_a_dry_run_reports_what_is_decided_for_last_batches_and_what_each_method_sends(

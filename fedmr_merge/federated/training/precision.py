@@ -35,24 +35,42 @@ _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def describe_slow_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Return one line about a processor without instructions for bfloat16; None where it has them.
-
-    None, too, where the system does not say what the processor has: torch has no public function for that.
-    """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    listed = [
-        line.partition(":")[2].split() for line in lines if line.partition(":")[0].strip() in ("flags", "Features")
-    ]
-    if not listed or any(flag in _BF16_FLAGS for flag in listed[0]):
+    """Return one line about a processor without instructions for bfloat16; None where it has them, or is not known."""
+    if _has_bf16(cpuinfo) is not False:
         return None
     return (
         "training.precision is bf16, and this processor has no instructions for bfloat16 (neither avx512_bf16 nor "
         f"amx_bf16; torch uses its {torch.backends.cpu.get_cpu_capability()}): a round can take many times as long as "
         "with fp32, and gains nothing"
     )
+
+
+def describe_unused_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return one line about a processor with instructions for bfloat16, for a run that computes in float32.
+
+    None where it has none, or is not known.
+    """
+    if not _has_bf16(cpuinfo):
+        return None
+    return (
+        "this processor has instructions for bfloat16, which a model of this size may gain from: with "
+        "training.precision bf16 the products of local training are computed by them, and the weights stay in float32"
+    )
+
+
+def _has_bf16(cpuinfo: Path) -> bool | None:
+    """Return whether the processor has such instructions, as the system lists them: torch has no public function for
+    that. None where the system does not say what the processor has.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, listed = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return any(flag in _BF16_FLAGS for flag in listed.split())
+    return None
 
 
 def _settings(*, tf32: bool, backends: Any = torch.backends) -> list[tuple[Any, str, bool | str]]:

@@ -18,7 +18,12 @@ from fedmr_merge.federated.evaluation import evaluate, recalibrate, recalibratio
 from fedmr_merge.federated.protocol import initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.federated.selection import SELECTIONS
-from fedmr_merge.federated.training.precision import _settings, describe_slow_bf16, float32_products
+from fedmr_merge.federated.training.precision import (
+    _settings,
+    describe_slow_bf16,
+    describe_unused_bf16,
+    float32_products,
+)
 
 
 def current() -> list[str | bool]:
@@ -68,6 +73,24 @@ def test_a_processor_without_bfloat16_is_found_where_the_system_lists_what_it_ha
     assert (found is not None) == is_slow
     if found:
         assert f"torch uses its {torch.backends.cpu.get_cpu_capability()}" in found
+
+
+@pytest.mark.parametrize(
+    ("content", "is_unused"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("nothing of that kind\n", False),
+        (None, False),
+    ],
+)
+def test_a_processor_with_bfloat16_is_found_only_where_the_system_says_so(content, is_unused, tmp_path):
+    if content is not None:
+        (tmp_path / "cpuinfo").write_text(content)
+    found = describe_unused_bf16(tmp_path / "cpuinfo")
+    assert (found is not None) == is_unused
+    assert found is None or "training.precision bf16" in found
 
 
 BEFORE_A_RUN = (
