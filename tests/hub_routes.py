@@ -184,7 +184,7 @@ def validate_yaml(hub: HubServer, request: Request) -> Reply:
     return reply({"errors": [], "warnings": [] if metadata else [{"message": "empty or missing yaml metadata"}]})
 
 
-@route("GET", "/api/models/{id}(?:/revision/{rev})?")
+@route("GET", "/api/(?:models|datasets)/{id}(?:/revision/{rev})?")
 def model_info(hub: HubServer, request: Request, name: str, revision: str | None) -> Reply:
     repo = hub.reader(request, name)
     commit = hub.committed(repo, revision or "main")
@@ -201,6 +201,19 @@ def model_info(hub: HubServer, request: Request, name: str, revision: str | None
     info = {"id": repo.name, "sha": commit.oid, "private": repo.private, "gated": "manual" if repo.gated else False}
     info |= {"tags": [], "lastModified": DATE, "createdAt": DATE, "siblings": siblings}
     return reply(info | ({"cardData": yaml.safe_load(head[1])} if head else {}))
+
+
+@route("GET", "/api/datasets/{id}/tree/{rev}(?:/(?P<folder>.+))?")
+def tree_of_data(hub: HubServer, request: Request, name: str, revision: str, folder: str | None) -> Reply:
+    """One level of a folder, as the library `datasets` asks for it."""
+    files = hub.committed(hub.reader(request, name), revision).tree
+    above = "" if folder is None else f"{unquote(folder)}/"
+    inner = {path: blob for path, blob in files.items() if path.startswith(above)}
+    folders = {above + path.removeprefix(above).split("/")[0] for path in inner if "/" in path.removeprefix(above)}
+    if not inner:
+        raise Refusal(404, "Entry not found", "EntryNotFound")
+    found = [{"type": "file", "path": p, **b.listed()} for p, b in inner.items() if "/" not in p.removeprefix(above)]
+    return reply([*found, *({"type": "directory", "path": each, "oid": "0", "size": 0} for each in sorted(folders))])
 
 
 @route("GET", "/api/models/{id}/tree/{rev}")
@@ -332,7 +345,7 @@ def commit(hub: HubServer, request: Request, name: str, revision: str) -> Reply:
     return reply(answer)
 
 
-@route("GET|HEAD", "/{id}/resolve/{rev}/(?P<path>.+)")
+@route("GET|HEAD", "(?:/datasets)?/{id}/resolve/{rev}/(?P<path>.+)")
 def resolve(hub: HubServer, request: Request, name: str, revision: str, path: str) -> Reply:
     repo = hub.reader(request, name)
     made = hub.committed(repo, revision)
