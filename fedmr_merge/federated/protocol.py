@@ -39,7 +39,8 @@ class State:
         default_factory=dict
     )  #: what the method keeps that is not a tensor, as JSON values
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the aggregation measured of itself. It is recorded with the round; a checkpoint does not hold it."""
+    """What the aggregation, or the beginning of a stage, measured of itself. It is recorded with the round, and not
+    saved."""
     plan: RecombinationPlan | None = None
     """The plan by which this round recombined the trained models, if it did. It is recorded in the lineage of the run;
     the next round does not depend on it, and a checkpoint does not hold it."""

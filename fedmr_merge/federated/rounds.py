@@ -77,15 +77,21 @@ class RoundResult:
 def begin_stage(federation: Federation, algorithm: Algorithm, previous: State) -> State:
     """Return the state that a stage of a method starts from, with the facts that outlive a stage.
 
+    Its metrics are recorded with the first round.
+
     Raises TrainingError when the method cannot start here.
     """
     _require_privacy(federation, algorithm)
     algorithm.check()
-    sent = federation.architecture.like_trained(previous.global_weights)
+    sent, changed = federation.architecture.like_trained(previous.global_weights)
     state = algorithm.start(federation, replace(previous, global_weights=sent))
+    if state.cohort.slots > 1:
+        changed = {}  # what is dispatched are models of clients
+        if federation.training.on_divergence == "drop":
+            federation.architecture.require_mean_of_weights(f"training.on_divergence drop with {algorithm.name}")
     before = _with_present_keys(previous.facts)
     outliving = {key: before[key] for key in (_SAMPLED_ROUNDS, _REPEATED, _FITTING) if key in before}
-    return replace(state, facts={**state.facts, **outliving})
+    return replace(state, facts={**state.facts, **outliving}, metrics=changed)
 
 
 def run_rounds(
@@ -123,7 +129,7 @@ def run_rounds(
         with float32_products(), own_code_explained(federation, round):
             is_evaluated = round % federation.training.evaluate_every == 0 or round == last
             result = _run_round(federation, algorithm, engine, state, round, rates, is_evaluated)
-        state = result.state
+        state = replace(result.state, metrics={})
         yield result
 
 
@@ -186,7 +192,7 @@ def _run_round(
     trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
     selected = trained.asked
     traffic = count_traffic(federation, algorithm, state, task.cohort, task.context, len(trained.absent))
-    before = state.facts
+    before, begun = state.facts, state.metrics
     nobody = len(trained.absent) == len(selected)
     state = replace(state, plan=None, metrics={}) if nobody else algorithm.aggregate(federation, state, trained, round)
     if engine.fitting is not None:
@@ -197,7 +203,7 @@ def _run_round(
     if is_evaluated:
         # As in the paper, FedMR's global model is the mean of the trained models, not one of the recombined models.
         metrics |= measure(federation, state.global_weights)
-    metrics |= state.metrics
+    metrics |= {**begun, **state.metrics}
     if rates.schedule is not None:
         metrics["lr"] = task.learning_rate
     metrics |= {"bytes_down": traffic.down, "bytes_up": traffic.up}

@@ -42,6 +42,7 @@ class MetricsLine(Round):
     similarity: Finite | None = None
     epsilon: Finite | None = None
     adapter_lost: Share | None = None  #: of the norm of the exact mean of adapters
+    adapter_lost_at_start: Share | None = None  #: the same, of what a stage started from
     lr: Finite | None = None  #: where it follows a schedule
     bytes_down: Count | None = None  #: sent to the clients; version 0.1.0 did not record it
     bytes_up: Count | None = None

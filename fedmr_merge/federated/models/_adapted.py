@@ -19,7 +19,7 @@ from fedmr_merge.checkpoint.folder import WEIGHTS
 from fedmr_merge.checkpoint.output import ADAPTER
 from fedmr_merge.errors import TrainingError, shown
 from fedmr_merge.federated.cohort import Cohort, Mean, Weights
-from fedmr_merge.federated.models._adapter_mean import exact_mean, nearest_of_rank, shaped_alike
+from fedmr_merge.federated.models._adapter_mean import exact_mean, nearest_of_rank, pairs_of, shaped_alike
 from fedmr_merge.federated.models._pretrained import library, refused
 from fedmr_merge.federated.models.base import Architecture
 from fedmr_merge.hub.listing import parse_hub
@@ -123,9 +123,15 @@ class Adaptable(Architecture):
         found, lost = exact_mean(cohort, weights, rank)
         return Mean(found, {} if rank is None else {"adapter_lost": lost})
 
-    def like_trained(self, weights: Weights) -> Weights:
-        """Return a global model as one that can be sent to clients: an adapter of their rank."""
-        return weights if self.adapter is None else nearest_of_rank(weights, self.adapter.r)[0]
+    def like_trained(self, weights: Weights) -> Mean:
+        """Return a global model as one that can be sent to clients: an adapter of their rank.
+
+        `adapter_lost_at_start` is the share of the norm that is lost where it had a larger one.
+        """
+        if self.adapter is None or all(len(weights[a]) <= self.adapter.r for a, _ in pairs_of(list(weights))):
+            return Mean(weights)
+        found, lost = nearest_of_rank(weights, self.adapter.r)
+        return Mean(found, {"adapter_lost_at_start": lost})
 
     def same_form(self, weights: Weights, trained: Weights) -> Weights:
         """Return a global model in which adapters have the rank that they have in a trained model."""

@@ -103,9 +103,9 @@ class Architecture(Plugin):
         """Return the mean of a cohort, weighted or not. What is sent to clients must be like the models they train."""
         return Mean(cohort.mean(weights))
 
-    def like_trained(self, weights: Weights) -> Weights:
-        """Return a global model as one that can be sent to clients."""
-        return weights
+    def like_trained(self, weights: Weights) -> Mean:
+        """Return a global model as one that can be sent to clients, and what is recorded of the change."""
+        return Mean(weights)
 
     def same_form(self, weights: Weights, trained: Weights) -> Weights:
         """Return a global model in which what may differ in form from a trained model is as it is there."""

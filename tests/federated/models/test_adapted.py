@@ -161,6 +161,55 @@ def test_the_global_model_is_the_exact_mean_and_recombination_leaves_it_as_it_is
     assert begun.cohort.shapes == initial_state(federation).cohort.shapes
 
 
+def test_what_a_stage_loses_at_its_start_is_recorded_with_its_first_round(bert):
+    federation = federation_of(bert)
+    state = aggregated(federation, "fedmr")
+    fedavg, fedmr = (ALGORITHMS.find(name)() for name in ("fedavg", "fedmr"))
+    begun = begin_stage(federation, fedavg, state)
+    lost = norm = 0.0
+    for name, product in products(state.global_weights).items():
+        away = (product - products(begun.global_weights)[name]).square().sum()
+        lost, norm = lost + float(away), norm + float(product.square().sum())
+    first, second = run_rounds(federation, fedavg, begun, first_round=1, rounds=2)
+    assert first.metrics["adapter_lost_at_start"] == pytest.approx((lost / norm) ** 0.5, rel=1e-4)
+    assert first.metrics["adapter_lost_at_start"] > 0.1
+    assert "adapter_lost_at_start" not in second.metrics
+    # Nothing is lost where clients get the models of clients, or a global model that has their rank already.
+    for before, method in ((state, fedmr), (second.state, fedmr), (second.state, fedavg)):
+        [result] = run_rounds(federation, method, begin_stage(federation, method, before), first_round=3, rounds=1)
+        assert "adapter_lost_at_start" not in result.metrics
+
+
+def test_a_diverged_client_has_no_model_of_its_rank_to_stand_for_it(bert):
+    """The others' exact mean has the sum of their ranks, and a smaller one would move the mean of all."""
+    options = {"on_divergence": "drop", "divergence_loss": 100.0}
+    federation = federation_of(bert, **options)
+    for method in ("fedmr", "independent", "fedcross"):
+        with pytest.raises(
+            TrainingError, match=rf"^training\.on_divergence drop with {method} needs the mean of weights"
+        ):
+            begin_stage(federation, ALGORITHMS.find(method)(), initial_state(federation))
+    run(federation, "fedavg")
+    run(federation_of(bert, adapter=Lora(r=2, mean="factors"), **options), "fedmr")
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_compile_takes_the_step_of_an_adapter_as_a_whole(bert, engine, monkeypatch):
+    """With torch's backend that compiles nothing: that the step has no break, and stays the same, is looked at."""
+    real, asked = torch.compile, list[dict[str, Any]]()
+
+    def compiled(function: Any, **options: Any) -> Any:
+        asked.append(options)
+        return real(function, backend="eager", **options)
+
+    plain = run(federation_of(bert, engine=engine), "fedavg").state.global_weights
+    monkeypatch.setattr(torch, "compile", compiled)
+    found = run(federation_of(bert, engine=engine, compile=True), "fedavg").state.global_weights
+    assert asked == [{"fullgraph": True}]
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
+
+
 def test_what_is_sent_is_the_nearest_of_the_clients_rank(bert):
     federation = federation_of(bert)
     state, cohort = aggregated(federation, "fedavg"), trained(federation).cohort
