@@ -116,7 +116,7 @@ def has_large_batches(federation: Federation) -> bool:
     inputs = federation.data.inputs("train", torch.zeros(batch, dtype=torch.int64, device=federation.device))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         federation.evaluation_forward(weights_of(federation.module), inputs)
-    return counter.get_total_flops() >= _LARGE_BATCH
+    return bool(counter.get_total_flops() >= _LARGE_BATCH)
 
 
 def check_stages(recipe: Recipe, federation: Federation) -> None:

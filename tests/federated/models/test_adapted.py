@@ -193,6 +193,7 @@ def test_a_diverged_client_has_no_model_of_its_rank_to_stand_for_it(bert):
     run(federation_of(bert, adapter=Lora(r=2, mean="factors"), **options), "fedmr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
 def test_compile_takes_the_step_of_an_adapter_as_a_whole(bert, engine, monkeypatch):
     """With torch's backend that compiles nothing: that the step has no break, and stays the same, is looked at."""
