@@ -2,7 +2,6 @@
 
     python benchmarks/flower.py --nodes 2 5 10             # the digits recipe, FedMR, every node in every round
     python benchmarks/flower.py --model-bytes 500_000_000  # one large model, to one node and back
-    python benchmarks/flower.py --server-bytes 50_000_000  # the server's memory for K = 4 models of this size
 
 Needs `pip install 'fedmr-merge[flower]'`. All nodes share this machine's cores, so that N nodes take turns.
 """
@@ -12,9 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -148,53 +145,12 @@ def large_model(model_bytes: int) -> None:
         measure(checked, 1, [Path(folder)])
 
 
-def server_memory(model_bytes: int, models: int = 4) -> None:
-    """Print the server's peak memory while K replies come in, are checked, averaged, recombined and sent again."""
-    program = f"from flower import server_round; server_round({model_bytes}, {models})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
-
-
-def server_round(model_bytes: int, models: int) -> None:
-    """Measure in this process, which has done nothing else."""
-    import torch
-
-    from fedmr_merge.flower.arrays import Form, check_arrays, to_array
-    from fedmr_merge.flower.handle_cohort import HandleCohort
-    from fedmr_merge.layers.plan import LayerGroup, draw_plan
-
-    tensors = 20
-    forms = {f"layer{i}.weight": Form(torch.float32, (model_bytes // 4 // tensors,)) for i in range(tensors)}
-    groups = [LayerGroup(name, (name,)) for name in forms]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    replies = [
-        {name: to_array(torch.full(form.shape, float(k))) for name, form in forms.items()} for k in range(models)
-    ]
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for reply in replies:
-        check_arrays(reply, forms)
-    cohort = HandleCohort(replies, forms)
-    begun = time.perf_counter()
-    recombined = cohort.recombined(draw_plan(groups, models, seed=0, round=1), groups)
-    seconds = time.perf_counter() - begun
-    moved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    total = sum(tensor.nbytes for tensor in cohort.mean().values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert recombined.slots == models
-    print(
-        f"{models} models of {model_bytes / 1e6:.0f} MB: {(held - before) / 1024:.0f} MB are held, recombining takes "
-        f"{1000 * seconds:.1f} ms and {(moved - held) / 1024:.0f} MB, the mean ({total / 1e6:.0f} MB itself) "
-        f"{(peak - moved) / 1024:.0f} MB"
-    )
-
-
 def main() -> None:
     """Measure what the options name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model-bytes", type=int)
-    parser.add_argument("--server-bytes", type=int)
     options = parser.parse_args()
     if options.nodes or options.model_bytes:
         columns = "nodes|start s|s a round|beyond training|bytes sent|received|SuperLink|SuperNode|server|client"
@@ -204,8 +160,6 @@ def main() -> None:
         measure(recipe(nodes, options.rounds), nodes)
     if options.model_bytes:
         large_model(options.model_bytes)
-    if options.server_bytes:
-        server_memory(options.server_bytes)
 
 
 if __name__ == "__main__":

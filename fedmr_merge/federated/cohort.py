@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan
 from fedmr_merge.recombination.in_memory import recombine_stacked
+
+COMPARED_AT_ONCE = 1 << 24  # of each model that are compared at once: larger tensors are not copied as a whole
 
 Weights = Mapping[str, Tensor]
 """The state dict of one model, buffers included; a tensor that has two names in the model is there once."""
@@ -98,6 +100,10 @@ class Cohort:
         expanded = {name: tensor.expand(self.slots, *tensor.shape) for name, tensor in tensors.items()}
         return Cohort({**self.tensors, **expanded})
 
+    def with_models(self, models: Mapping[int, Weights]) -> Cohort:
+        """Return a cohort with these models in some slots."""
+        return Cohort.stack([models[slot] if slot in models else self.slot(slot) for slot in range(self.slots)])
+
     def mean(self, weights: Sequence[float] | None = None) -> dict[str, Tensor]:
         """Return the mean model: unweighted, or weighted by `weights` (K of them, not negative, any sum above 0).
 
@@ -109,12 +115,19 @@ class Cohort:
     def similarities(self, names: Iterable[str]) -> Tensor:
         """Return the cosines between the models, [K, K], each model being the vector of its tensors `names`."""
         gram = torch.zeros(self.slots, self.slots, dtype=torch.float64, device=self.device)
-        for name in names:
-            rows = self.tensors[name].flatten(1).float()
+        for rows in self._numbers(names):
             gram += rows @ rows.T
         gram = gram.cpu()
         lengths = gram.diagonal().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
         return gram / lengths[:, None] / lengths
+
+    def _numbers(self, names: Iterable[str]) -> Iterator[Tensor]:
+        """Yield the numbers of the models' tensors `names`, float32 [K, at most `COMPARED_AT_ONCE`]."""
+        for name in names:
+            tensor = self.tensors[name]
+            rows = tensor.flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
+            for start in range(0, rows.shape[1], COMPARED_AT_ONCE):
+                yield rows[:, start : start + COMPARED_AT_ONCE].float().contiguous()
 
     def similarity(self, names: Iterable[str]) -> float:
         """Return the mean cosine over all pairs of two different slots; there must be two."""

@@ -140,14 +140,19 @@ class Federation:
         return self.new_training_forward()
 
     def new_training_forward(self) -> Forward:
-        """Return one that shares no memory with others: a forward runs in one thread at a time."""
+        """Return one whose weights no other shares: a forward runs in one thread at a time."""
         loss = self.task.loss(self.data, self.training)
-        return Forward(deepcopy(self.module).train(), frozen=Forward(deepcopy(self.module).eval()), loss=loss)
+        return Forward(deepcopy(self.module).train(), frozen=self._new_evaluation_forward(), loss=loss)
 
     @cached_property
     def evaluation_forward(self) -> Forward:
         """The model in evaluation mode."""
-        return Forward(deepcopy(self.module).eval())
+        return self._new_evaluation_forward()
+
+    def _new_evaluation_forward(self) -> Forward:
+        # It changes no tensor, so that those of the module itself will do.
+        shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
+        return Forward(deepcopy(self.module, shared).eval())
 
     def mean(self, cohort: Cohort, weights: Sequence[float] | None = None, *, is_sent: bool = False) -> Mean:
         """Return the global model that a cohort averages into; `is_sent`: clients will train it."""

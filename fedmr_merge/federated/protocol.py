@@ -50,7 +50,8 @@ class State:
         cls, weights: Weights, *, tensors: Weights | None = None, facts: Mapping[str, Any] | None = None
     ) -> State:
         """Return the state of a method that has one model, which every client gets."""
-        return cls(Cohort.stack([weights]), weights, tensors or {}, facts or {})
+        cohort = Cohort({name: tensor.contiguous().unsqueeze(0) for name, tensor in weights.items()})
+        return cls(cohort, weights, tensors or {}, facts or {})
 
     def to(self, device: torch.device) -> State:
         """Return the state on a device."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fedmr_merge.errors import TrainingError
@@ -117,7 +118,7 @@ def run_rounds(
     when memory runs out.
     """
     _require_privacy(federation, algorithm)
-    if federation.device.type == "cpu":
+    if federation.device.type == "cpu" and engine is None:  # else the clients train elsewhere
         keep_freed_memory()
     state = replace(state.to(federation.device), facts=_with_present_keys(state.facts))
     rates = rates or LearningRates(federation.training.lr, federation.training.lr_schedule)
@@ -182,13 +183,9 @@ def _run_round(
     is_evaluated: bool,
 ) -> RoundResult:
     selected = algorithm.select(federation, state, round)
-
-    def task_of(clients: tuple[int, ...]) -> LocalTraining:
-        cohort, context = algorithm.dispatch(federation, state, clients)
-        lr = rates.at(round)
-        return LocalTraining(federation, algorithm, cohort, context, clients, round, lr, with_clients=task_of)
-
-    task = task_of(selected)
+    dispatch = partial(algorithm.dispatch, federation, state)
+    cohort, context = dispatch(selected)
+    task = LocalTraining(federation, algorithm, cohort, context, selected, round, lr=rates.at(round), dispatch=dispatch)
     trained = train_cohort(engine, task, own_models=state.cohort.slots > 1)
     selected = trained.asked
     traffic = count_traffic(federation, algorithm, state, task.cohort, task.context, len(trained.absent))

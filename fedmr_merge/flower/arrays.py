@@ -55,12 +55,14 @@ class Form:
 
 
 def to_array(tensor: Tensor) -> Array:
-    """Return an `Array` with a copy of a tensor's bytes."""
+    """Return an `Array` of a tensor's bytes; on the CPU it has the tensor's memory, which must not be written to."""
     from flwr.app import Array
 
     form = Form.of(tensor)
-    numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return Array(form.dtype_name, form.shape, STYPE, numbers.tobytes())
+    array = Array(form.dtype_name, form.shape, STYPE, b"")
+    # Its constructor takes nothing but bytes, and so a copy; what it does with them later it does with any buffer.
+    array.data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return array
 
 
 def to_tensor(array: Array, form: Form) -> Tensor:
@@ -105,7 +107,7 @@ def _check_array(name: str, array: Any, form: Form) -> None:
         raise RefusedError(f"tensor {name!r} is {claimed}, and {form} is expected")
     if len(array.data) != form.nbytes:
         raise RefusedError(f"tensor {name!r} has {len(array.data):,} bytes, and {form} has {form.nbytes:,}")
-    if form.dtype == torch.bool and array.data.translate(None, b"\x00\x01"):
+    if form.dtype == torch.bool and bytes(array.data).translate(None, b"\x00\x01"):
         raise RefusedError(f"tensor {name!r} holds bytes that are not bool")
     if form.dtype.is_floating_point:
         tensor = to_tensor(array, form)

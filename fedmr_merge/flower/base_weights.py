@@ -31,7 +31,8 @@ class BaseWeights:
     def are_in(self, cohort: Cohort) -> bool:
         """Return whether every model of a cohort has these weights, as long as they were not loaded from elsewhere."""
         if isinstance(cohort, HandleCohort):
-            return all(model[name] is array for model in cohort.models for name, array in self.arrays.items())
+            pairs = ((model[name], array) for model in cohort.models for name, array in self.arrays.items())
+            return all(found is array or found.data == array.data for found, array in pairs)
         for name, tensor in self._tensors.items():
             rows = cohort.tensors[name]
             for row in rows[:1] if rows.stride(0) == 0 else rows:

@@ -7,8 +7,9 @@ engine `loop`. The server sends out the models, checks what comes back, and deal
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from fedmr_merge.flower.base_weights import BaseWeights, without
 from fedmr_merge.flower.exchange import Exchange, Outgoing, exchange
 from fedmr_merge.flower.handle_cohort import Arrays, HandleCohort, content_hash
 from fedmr_merge.flower.nodes import NO_NODE_NAMED, Binding, FoundNodes
+from fedmr_merge.flower.reply_files import ReplyFile
 from fedmr_merge.flower.wire import (
     TRAIN,
     Expected,
@@ -46,6 +48,8 @@ class _Round:
     task: LocalTraining
     sent: list[Arrays]  #: the dispatched models
     base: BaseWeights | None  #: the weights that do not travel
+    forms: Mapping[str, Form]  #: of the tensors that travel
+    file: ReplyFile  #: what came back
     facts: dict[int, ReplyFacts] = field(default_factory=dict)
     models: dict[int, Arrays] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)  #: slot → why its client does not count
@@ -72,15 +76,29 @@ class FlowerEngine(Engine):
     Args:
         grid: Flower's way to the nodes, or anything that behaves like it.
         recipe: The recipe that both sides follow.
+        folder: Where files with the models of a round are written; left out, the system's folder for temporary files.
     """
 
     packages = ("flwr",)
 
-    def __init__(self, grid: Grid, recipe: Recipe) -> None:
-        self._grid, self._recipe = grid, recipe
+    def __init__(self, grid: Grid, recipe: Recipe, folder: Path | None = None) -> None:
+        self._grid, self._recipe, self._folder = grid, recipe, folder
         self._deployment = recipe.deployment or Deployment()
         self._side = Side.here(identity(recipe))
         self._base: BaseWeights | None = None
+        self._last_file: ReplyFile | None = None  #: of the round before, whose models are dispatched
+
+    def hold(self, cohort: Cohort) -> Cohort:
+        """Return the cohort with its models in a file, as those are that come back from clients."""
+        if isinstance(cohort, HandleCohort) or cohort.slots == 1:
+            return cohort
+        forms = _forms(cohort)
+        file = ReplyFile(self._folder, cohort.slots, forms)
+        models = [{name: to_array(tensor) for name, tensor in cohort.slot(k).items()} for k in range(cohort.slots)]
+        for slot, model in enumerate(models):
+            file.keep(slot, model)
+        self._last_file = file
+        return HandleCohort(models, forms)
 
     def answers(self, task: LocalTraining) -> Answers:
         """Return what comes back from the clients of a round; `deployment.on_missing` says what becomes of the others.
@@ -89,7 +107,10 @@ class FlowerEngine(Engine):
         """
         own = self._base = self._base or BaseWeights(task.federation)
         base = own if own.arrays and own.are_in(task.cohort) else None
-        current = _Round(task, _encoded(task.cohort, base), base)
+        staying = base.arrays if base else {}
+        forms = {name: form for name, form in _forms(task.cohort).items() if name not in staying}
+        file = ReplyFile(self._folder, len(task.clients), forms)
+        current = _Round(task, _encoded(task.cohort, base), base, forms, file)
         self._ask(current, [slot for slot in range(len(task.clients)) if not task.absent[slot]])
         while current.reasons and self._deployment.on_missing == "resample":
             if not self._replace(current):
@@ -115,7 +136,6 @@ class FlowerEngine(Engine):
             family: {name: to_array(tensor) for name, tensor in tensors.items()}
             for family, tensors in task.context.shared.items()
         }
-        forms = {name: form for name, form in _forms(task.cohort).items() if name not in current.staying}
         found_slots = []
         for slot in slots:
             client = task.clients[slot]
@@ -123,7 +143,12 @@ class FlowerEngine(Engine):
                 found_slots.append(slot)
             else:
                 current.reasons[slot] = nodes.faults.get(client, NO_NODE_NAMED)
-        outgoing = (self._outgoing(current, slot, nodes.ids[task.clients[slot]], shared) for slot in found_slots)
+
+        def outgoing() -> Iterator[Outgoing]:
+            for slot in found_slots:
+                yield self._outgoing(current, slot, nodes.ids[task.clients[slot]], shared)
+                if self._last_file:
+                    self._last_file.release_pages()
 
         def read(slot: int, content: Any) -> tuple[ReplyFacts, Arrays | None]:
             expected = Expected(
@@ -132,11 +157,14 @@ class FlowerEngine(Engine):
                 client=task.clients[slot],
                 examples=task.examples[slot],
                 steps=len(task.step_sizes(slot)),
-                forms=forms,
+                forms=current.forms,
             )
-            return unpack_reply(content, expected)
+            facts, model = unpack_reply(content, expected)
+            if model is not None:
+                current.file.keep(slot, model)
+            return facts, model
 
-        found = exchange(self._grid, outgoing, self._deployment.timeout_seconds, read)
+        found = exchange(self._grid, outgoing(), self._deployment.timeout_seconds, read)
         self._keep(current, found)
 
     def _outgoing(self, current: _Round, slot: int, node: int, shared: Mapping[str, Mapping[str, Any]]) -> Outgoing:
@@ -185,14 +213,13 @@ class FlowerEngine(Engine):
         clients, slots = list(task.clients), []
         for slot in list(current.reasons):
             other = next(drawn, None)
-            if other is None or task.with_clients is None:
+            if other is None or task.dispatch is None:
                 break
             current.replaced[clients[slot]] = current.reasons.pop(slot)
             clients[slot] = other
             slots.append(slot)
         if not slots:
             return False
-        assert task.with_clients is not None
         current.task = task.with_clients(tuple(clients))
         self._ask(current, slots)
         return True
@@ -200,7 +227,9 @@ class FlowerEngine(Engine):
     def _collected(self, current: _Round) -> Answers:
         task, slots = current.task, range(len(current.task.clients))
         models = [current.models.get(slot, current.sent[slot]) for slot in slots]
-        facts = current.facts
+        facts, report = current.facts, self._report(current)
+        current.file.release_pages()
+        self._last_file = current.file
         return Answers(
             task=task,
             cohort=HandleCohort(models, _forms(task.cohort)),
@@ -208,7 +237,7 @@ class FlowerEngine(Engine):
             missing=dict(current.reasons),
             finite=[facts[slot].finite if slot in facts else True for slot in slots],
             is_private=True,
-            report=self._report(current),
+            report=report,
         )
 
     def _report(self, current: _Round) -> dict[str, Any]:

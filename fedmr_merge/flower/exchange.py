@@ -6,6 +6,7 @@ come in time. Here every message is asked for by its id: what is wrong with one 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.2  # at first; every look is a request for each message that is waited for
 _LONGEST_POLL_SECONDS = 1.5
 _LONGEST_REASON = 300
+_MOST_PUSHES = 3  # of one message, each after a restart of the SuperLink
 
 _ERRORS = {
     1: "the client app could not be loaded there",
@@ -68,11 +70,10 @@ def exchange(
     found, waiting = Exchange(), dict[str, Outgoing]()
     # One after the other, so that a message that is too large concerns its slot alone; arrays they share are sent once.
     for out in outgoing:
-        for message_id in grid.push_messages([out.message]) or [None]:
-            if message_id:
-                waiting[message_id] = out
-            else:
-                found.reasons[out.slot] = "the SuperLink did not take the message"
+        if message_id := _push(grid, out.message):
+            waiting[message_id] = out
+        else:
+            found.reasons[out.slot] = "the SuperLink did not take the message"
     begun = time.monotonic()
     deadline, pause = begun + timeout_seconds, _POLL_SECONDS
     while waiting:
@@ -90,6 +91,20 @@ def exchange(
     for out in waiting.values():
         found.reasons[out.slot] = f"no reply within {timeout_seconds:g} seconds"
     return found
+
+
+def _push(grid: Grid, message: Message) -> str | None:
+    """Send a message and return its id; None where the SuperLink does not take it.
+
+    A SuperLink that was killed while it took a message, and started again, refuses the rest of it. Sent anew as a
+    whole, the message has the same id, and counts once.
+    """
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    for _ in range(_MOST_PUSHES):
+        with contextlib.suppress(ObjectPushError):
+            return next(iter(grid.push_messages([message])), None)
+    return None
 
 
 def _pull(grid: Grid, message_id: str, waiting: dict[str, Outgoing], found: Exchange) -> list[Message]:

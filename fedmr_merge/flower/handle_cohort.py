@@ -8,7 +8,7 @@ after the other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedmr_merge.federated.cohort import Cohort, Weights, mean_of
+from fedmr_merge.federated.cohort import COMPARED_AT_ONCE, Cohort, Weights, mean_of
 from fedmr_merge.flower.arrays import Form, to_array, to_tensor
 from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan
 from fedmr_merge.recombination.in_memory import recombine_handles
@@ -105,10 +105,23 @@ class HandleCohort(Cohort):
         arrays = {name: to_array(tensor) for name, tensor in tensors.items()}
         return HandleCohort([{**model, **arrays} for model in self.models], self.forms)
 
+    def with_models(self, models: Mapping[int, Weights]) -> Cohort:
+        """Return a cohort with these models in some slots; the arrays of the others are the same."""
+        arrays = list(self.models)
+        for slot, model in models.items():
+            arrays[slot] = {name: to_array(model[name]) for name in self.forms}
+        return HandleCohort(arrays, self.forms)
+
     def mean(self, weights: Sequence[float] | None = None) -> dict[str, Tensor]:
         """Return the mean model, tensor by tensor; see `Cohort.mean`."""
         shares = None if weights is None else [weight / float(sum(weights)) for weight in weights]
         return {name: mean_of(_Rows(self.models, name, form), shares) for name, form in self.forms.items()}
+
+    def _numbers(self, names: Iterable[str]) -> Iterator[Tensor]:
+        for name in names:
+            rows = [row.flatten() for row in _Rows(self.models, name, self.forms[name])]
+            for start in range(0, len(rows[0]), COMPARED_AT_ONCE):
+                yield torch.stack([row[start : start + COMPARED_AT_ONCE].float() for row in rows])
 
     def to(self, device: torch.device) -> Cohort:
         """Return the cohort on a device."""

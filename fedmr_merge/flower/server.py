@@ -14,6 +14,7 @@ from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.nodes import Nodes
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.federated.training.freed_memory import return_freed_memory
 from fedmr_merge.flower.engine import FlowerEngine
 from fedmr_merge.flower.events import event_line
 from fedmr_merge.flower.exchange import Outgoing, exchange
@@ -61,12 +62,13 @@ def server_app(recipe: Path) -> ServerApp:
 
 def serve(grid: Grid, recipe_file: Path, options: ServerOptions, report: Report) -> None:
     """Follow a recipe to its end and report what happens. Raises FedmrMergeError, which is reported too."""
+    return_freed_memory()
     try:
         if options.folder:
             os.chdir(options.folder)
         recipe = read_recipe(recipe_file, own=Own((recipe_file.parent, Path.cwd())))
         out = Path(options.out or f"runs/{recipe.name}")
-        engine = FlowerEngine(grid, recipe)
+        engine = FlowerEngine(grid, recipe, out)
 
         def prepared(recipe: Recipe, partition: Partition | None) -> Federation:
             # What the server computes, means and evaluations, it computes where the replies are; clients may have GPUs.

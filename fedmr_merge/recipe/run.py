@@ -112,7 +112,8 @@ class Run:
         self.folder = RunFolder(out)
         self._trackers = Trackers(recipe.running.log, out, private=recipe.training.privacy is not None)
         self.notes: list[str] = []  #: what a user should know about where the run is resumed
-        self._resumed: Saved | None = None
+        self.resumed_from: Place | None = None  #: the checkpoint that the run is resumed from; None where it begins
+        self._resumed: Saved | None = None  #: until it is trained on
         try:
             with explained_full_disk(self.folder):
                 self.folder.clean()
@@ -169,13 +170,9 @@ class Run:
         if extend:
             check_stages(self.recipe, self.federation)
         self._resumed, self.notes = newest_whole(path, self.federation)
+        self.resumed_from = self._resumed.place if self._resumed else None
         if (path / RECIPE).read_text(encoding="utf-8") != self.recipe.to_yaml():
             self.folder.write_text(RECIPE, self.recipe.to_yaml())
-
-    @property
-    def resumed_from(self) -> Place | None:
-        """The place of the checkpoint that the run is resumed from; None where it begins."""
-        return self._resumed.place if self._resumed else None
 
     def __enter__(self) -> Run:
         return self
@@ -196,20 +193,22 @@ class Run:
             yield from self._stages()
 
     def _stages(self) -> Iterator[Event]:
-        resumed = self._resumed
-        done = shown = resumed.place.round if resumed else 0  # `shown`: the round of the models that are published
-        for place in find_checkpoints(self.folder.checkpoints):
-            if place.round > done:  # damaged: its rounds are run again
-                remove_checkpoint(self.folder.checkpoints, place)
+        resumed, self._resumed = self._resumed, None
+        place, first = self.resumed_from, resumed.first_round if resumed else None
+        done = shown = place.round if place else 0  # `shown`: the round of the models that are published
+        for found in find_checkpoints(self.folder.checkpoints):
+            if found.round > done:  # damaged: its rounds are run again
+                remove_checkpoint(self.folder.checkpoints, found)
         self.folder.cut_logs(done)
         self._trackers.fill(self.recipe.to_json(), self.folder.read_log(METRICS))
-        state = (resumed.state if resumed else first_state(self.recipe, self.federation)).to(self.federation.device)
+        state = self._held(resumed.state if resumed else first_state(self.recipe, self.federation))
+        del resumed  # here and below: no state is held for longer than until the next one
         writer = CheckpointWriter(self.folder.checkpoints, self.federation, self.folder.sync_logs)
         try:
-            if resumed:
-                yield from self._pushes(resumed.place.stage, state, done, left_over=True)
+            if place:
+                yield from self._pushes(place.stage, state, done, left_over=True)
             for position, stage in enumerate(self.recipe.stages):
-                if resumed and position < resumed.place.stage:
+                if place and position < place.stage:
                     continue
                 if not isinstance(stage, TrainingStage):
                     writer.wait()
@@ -219,7 +218,7 @@ class Run:
                         continue
                     yield self._other(position, stage, state, shown)
                     continue
-                here = resumed if resumed and position == resumed.place.stage else None
+                here = first if place and position == place.stage else None
                 for event in self._train(position, stage, state, done, here, writer):
                     state, done = event.result.state, event.result.round
                     yield event
@@ -229,11 +228,16 @@ class Run:
                     writer.wait()
                     best = read_best(self.folder, self.federation, position, stage)
                     if best is not None:
-                        state, shown = best.state.to(self.federation.device), best.place.round
+                        state, shown = self._held(best.state), best.place.round
                         yield self._kept(position, shown)
         finally:
             writer.close()
         self._publisher.finish()
+
+    def _held(self, state: State) -> State:
+        """Return a state that was not trained here, on the device, and as the engine holds it."""
+        state = state.to(self.federation.device)
+        return replace(state, cohort=self._engine.hold(state.cohort)) if self._engine else state
 
     def _pushes(self, position: int, state: State, done: int, *, left_over: bool = False) -> Iterator[StageDone]:
         """Push the branches that are due after a round.
@@ -247,10 +251,10 @@ class Run:
             yield StageDone(position, Publish.name, message)
 
     def _train(
-        self, position: int, stage: TrainingStage, state: State, done: int, here: Saved | None, writer: CheckpointWriter
+        self, position: int, stage: TrainingStage, state: State, done: int, here: int | None, writer: CheckpointWriter
     ) -> Iterator[RoundDone]:
-        """Run the rounds of a stage that are not done yet; `here` is the checkpoint within it that is resumed."""
-        first = here.first_round if here else done + 1
+        """Run the rounds of a stage that are not done yet; `here` is its first round, where it is resumed."""
+        first = here or done + 1
         last = first + stage.length.rounds - 1
         decide = stage.length.ended(self.federation)
         history = read_rounds(self.folder, position)
@@ -263,7 +267,7 @@ class Run:
         unsaved: Saved | None = None
         try:
             rates = stage.learning_rates(self.recipe.training, first)
-            for result in run_rounds(
+            rounds = run_rounds(
                 self.federation,
                 stage.method,
                 state,
@@ -271,7 +275,9 @@ class Run:
                 rounds=last - done,
                 rates=rates,
                 engine=self._engine,
-            ):
+            )
+            del state
+            for result in rounds:
                 reached = decide([*history, {"round": result.round, **result.metrics}])
                 over = result.round == last or reached is not None
                 if over or self._publisher.is_due(position, result.round):

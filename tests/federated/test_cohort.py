@@ -85,5 +85,18 @@ def test_similarity_is_the_mean_cosine_of_all_pairs():
     assert cohort.similarity(("a", "b")) == pytest.approx(2 * 0.5**0.5 / 3)
 
 
+def test_similarity_is_the_same_in_one_piece_and_in_many(monkeypatch):
+    cohort = Cohort.stack([{"w": torch.randn(7, 3), "v": torch.randn(5), "s": torch.tensor(0.5)} for _ in range(3)])
+    whole = cohort.similarities(["w", "v", "s"])
+    monkeypatch.setattr("fedmr_merge.federated.cohort.COMPARED_AT_ONCE", 4)
+    torch.testing.assert_close(cohort.similarities(["w", "v", "s"]), whole)
+
+
+def test_models_are_put_in_slots():
+    cohort = Cohort.stack(models()).with_models({1: {**models()[2], "n": torch.tensor(1)}})
+    assert cohort.tensors["w"].tolist() == [[0.0, 3.0], [8.0, 0.0], [8.0, 0.0]]
+    assert cohort.tensors["n"].tolist() == [5, 1, 9]
+
+
 def test_similarity_of_a_model_of_zeros_is_0():
     assert Cohort({"a": torch.tensor([[0.0, 0.0], [1.0, 2.0]])}).similarity(("a",)) == 0.0

@@ -50,6 +50,16 @@ def test_whatever_is_asked_of_it_a_cohort_of_arrays_answers_as_one_of_tensors(sl
         assert one.similarity(["a", "c"]) == other.similarity(["a", "c"])
     mean = {"b": stacked.mean()["b"]}
     assert equal(stacked.with_tensors(mean).slot(1), handles.with_tensors(mean).slot(1))
+    other = {name: tensor + 1 for name, tensor in stacked.slot(0).items()}
+    put, held = (cohort.with_models({1: other}) for cohort in (stacked, handles))
+    assert all(equal(put.slot(slot), held.slot(slot)) for slot in range(slots))
+
+
+def test_models_are_compared_piece_by_piece(monkeypatch):
+    stacked, handles = both(3)
+    for module in ("fedmr_merge.federated.cohort", "fedmr_merge.flower.handle_cohort"):
+        monkeypatch.setattr(f"{module}.COMPARED_AT_ONCE", 4)
+    assert torch.equal(stacked.similarities(["a", "b", "c"]), handles.similarities(["a", "b", "c"]))
 
 
 def test_recombining_moves_the_arrays_and_reads_none(monkeypatch):

@@ -65,7 +65,7 @@ def with_array(name="fc2.bias", **fields):
         from flwr.app import Array
 
         old = content["model"][name]
-        claims = {"dtype": old.dtype, "shape": old.shape, "stype": old.stype, "data": old.data} | fields
+        claims = {"dtype": old.dtype, "shape": old.shape, "stype": old.stype, "data": bytes(old.data)} | fields
         content["model"][name] = Array(claims["dtype"], claims["shape"], claims["stype"], claims["data"])
 
     return change
@@ -236,6 +236,26 @@ def test_an_instruction_is_made_right_before_it_is_sent():
     FlowerEngine(grid, RECIPE).answers(task())
     first, second = (message.metadata.created_at for message in grid.sent)
     assert first <= sent_at[0] <= second <= sent_at[1]
+
+
+def test_a_message_that_a_restarted_superlink_lost_is_sent_anew():
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    class Restarted(StandInGrid):
+        lost = 2
+
+        def push_messages(self, messages):
+            if self.lost:
+                self.lost -= 1
+                raise ObjectPushError("4e5d", 7, "session")
+            return super().push_messages(messages)
+
+    grid = Restarted({"client-2": lambda m: [reply_to(m)], "client-0": lambda m: [reply_to(m)]})
+    assert FlowerEngine(grid, RECIPE).answers(task()).missing == {}
+    assert len(grid.sent) == 2
+    grid.lost = 3
+    missing = FlowerEngine(grid, RECIPE).answers(task()).missing
+    assert missing == {0: "the SuperLink did not take the message"}
 
 
 def test_an_error_of_flower_is_told_apart_by_its_code_and_ends_with_what_went_wrong():

@@ -1,9 +1,11 @@
 """Runs: recorded, resumed to the byte, refused where they would destroy something."""
 
+import gc
 import hashlib
 import json
 import signal
 import time
+import weakref
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -359,3 +361,19 @@ def test_a_run_can_start_from_the_models_of_another(whole: Path, tmp_path: Path)
     assert first["train_loss"] < cold["train_loss"]
     with pytest.raises(TrainingError, match="2 models cannot be dispatched to 3 clients"):
         follow(tmp_path / "other", recipe(model={"name": "cnn", "init": slots[:2]}))
+
+
+def test_no_state_is_held_for_longer_than_until_the_next_round(tmp_path):
+    """Not by a cycle that waits for the garbage collector either: a state has all models of a round."""
+    follow(tmp_path, recipe(stages=[{"fedmr": {"rounds": 4}}]), rounds=1)
+    gc.disable()
+    try:
+        states = []
+        with Run(recipe(stages=[{"fedmr": {"rounds": 4}}]), tmp_path) as run:
+            states.append(weakref.ref(run._resumed.state))
+            for event in run.execute():
+                states.append(weakref.ref(event.result.state))
+                assert [state() is None for state in states[:-2]] == [True] * (len(states) - 2)
+        assert len(states) == 4
+    finally:
+        gc.enable()

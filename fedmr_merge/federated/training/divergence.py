@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.cohort import Cohort, Weights
 from fedmr_merge.federated.protocol import Trained
 from fedmr_merge.federated.training.options import Training
 
@@ -84,14 +84,14 @@ def replace_diverged(
     faults = {trained.clients[slot]: fault for slot, fault in diverged.items()}
     if policy == "drop" and not own_models:
         return replace(trained.of_slots(healthy), diverged=faults)
-    mean = trained.cohort.of_slots(healthy).mean()
-    models = [
-        trained.cohort.slot(slot) if slot in healthy else (mean if policy == "drop" else dispatched.slot(slot))
-        for slot in slots
-    ]
+    if policy == "drop":
+        mean = trained.cohort.of_slots(healthy).mean()
+        models: dict[int, Weights] = dict.fromkeys(diverged, mean)
+    else:
+        models = {slot: dispatched.slot(slot) for slot in diverged}
     return replace(
         trained,
-        cohort=Cohort.stack(models),
+        cohort=trained.cohort.with_models(models),
         steps=tuple(trained.steps[slot] if slot in healthy else 0 for slot in slots),
         losses=tuple(trained.losses[slot] if slot in healthy else math.nan for slot in slots),
         diverged=faults,

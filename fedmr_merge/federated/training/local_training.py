@@ -42,8 +42,8 @@ class LocalTraining:
     round: int
     lr: float | None = None  #: the learning rate of this round; None: that of the federation
     place: SlotOfRound | None = None  #: where the cohort is one model of a round, not all of them: which one
-    with_clients: Callable[[tuple[int, ...]], LocalTraining] | None = None
-    """Returns the same local training with these clients in the slots; None where they cannot be replaced."""
+    dispatch: Callable[[tuple[int, ...]], tuple[Cohort, Context]] | None = None
+    """Returns what other clients get in the slots; None where clients cannot be replaced."""
 
     @property
     def slots_of_round(self) -> int:
@@ -54,6 +54,12 @@ class LocalTraining:
     def learning_rate(self) -> float:
         """The learning rate of this round."""
         return self.federation.training.lr if self.lr is None else self.lr
+
+    def with_clients(self, clients: tuple[int, ...]) -> LocalTraining:
+        """Return the same local training with these clients in the slots."""
+        assert self.dispatch is not None
+        cohort, context = self.dispatch(clients)
+        return replace(self, clients=clients, cohort=cohort, context=context)
 
     def orders(self, slot: int) -> Tensor:
         """Return the order in which a slot's client goes through its examples, on the CPU: int64 [epochs, examples].
@@ -171,6 +177,10 @@ class Engine:
         The mean of a slot that took no step is NaN.
         """
         raise NotImplementedError
+
+    def hold(self, cohort: Cohort) -> Cohort:
+        """Return the cohort that a run begins with, or is resumed with, as the engine holds those that it trains."""
+        return cohort
 
     def answers(self, task: LocalTraining) -> Answers:
         """Return what comes back from the clients of a round; in one process every client answers."""

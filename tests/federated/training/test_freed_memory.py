@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,3 +40,10 @@ def test_other_systems_are_left_as_they_are(monkeypatch, error):
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
     freed_memory.keep_freed_memory.cache_clear()
     freed_memory.keep_freed_memory()
+
+
+def test_a_server_has_large_pieces_returned(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace(mallopt=lambda *pair: asked.append(pair)))
+    freed_memory.return_freed_memory()
+    assert asked == [(-3, 1 << 20)]
