@@ -1,13 +1,15 @@
 """The tensors of a model that no training changes, such as the language model below its adapters: they do not travel.
 
 Both sides have them by the recipe. The server compares what it dispatches with its own, and the client is told the hash
-of what it does not get: with other weights than the server's, it refuses to train.
+of what it does not get: with other weights than the server's, it refuses to train. Frozen parameters are a part of the
+model; the tensors below an adapter are beside it, in no cohort and no checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,13 +22,22 @@ from fedmr_merge.flower.handle_cohort import Arrays, HandleCohort
 
 
 class BaseWeights:
-    """The frozen parameters of a federation's model, as arrays that stand for them wherever they are not sent."""
+    """The frozen tensors of a federation's model, of which those that are parameters of the model stand as arrays."""
 
     def __init__(self, federation: Federation) -> None:
-        tensors = frozen_parameters(federation)
-        self.arrays: dict[str, Any] = {name: to_array(tensor) for name, tensor in tensors.items()}
-        self.sha256 = hash_tensors(tensors)
-        self._tensors = tensors
+        self._tensors = frozen_parameters(federation)
+        self._beside = _frozen_beside(federation)
+        self.arrays: dict[str, Any] = {name: to_array(tensor) for name, tensor in self._tensors.items()}
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of all that does not travel; "" where there is nothing."""
+        return hash_tensors({**self._tensors, **self._beside})
+
+    @cached_property
+    def sha256_beside(self) -> str:
+        """The hash of what does not travel where all parameters do; "" where there is nothing."""
+        return hash_tensors(self._beside)
 
     def are_in(self, cohort: Cohort) -> bool:
         """Return whether every model of a cohort has these weights, as long as they were not loaded from elsewhere."""
@@ -51,6 +62,12 @@ def frozen_parameters(federation: Federation) -> dict[str, Tensor]:
     }
 
 
+def _frozen_beside(federation: Federation) -> dict[str, Tensor]:
+    """Return the tensors that a model computes with and that are no part of it: those below an adapter."""
+    tensors: Sequence[Tensor] = getattr(federation.module, "frozen", ())
+    return {f"frozen tensor {number}": tensor.detach() for number, tensor in enumerate(tensors)}
+
+
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors with their names and forms; "" where there are none."""
     if not tensors:
@@ -70,7 +87,7 @@ def complete(model: Mapping[str, Tensor], federation: Federation, sha256: str) -
     """
     own = weights_of(federation.module)
     absent = {name: tensor.detach() for name, tensor in own.items() if name not in model}
-    found = hash_tensors(absent)
+    found = hash_tensors({**absent, **_frozen_beside(federation)})
     if found != sha256:
         raise RefusedError(
             f"the server's frozen weights have the hash {sha256[:12]!r}, those of this machine {found[:12]!r}"

@@ -47,7 +47,8 @@ class _Round:
 
     task: LocalTraining
     sent: list[Arrays]  #: the dispatched models
-    base: BaseWeights | None  #: the weights that do not travel
+    staying: Mapping[str, Any]  #: the arrays of the model that do not travel
+    base_sha256: str  #: the hash of what does not travel; "" where there is nothing
     forms: Mapping[str, Form]  #: of the tensors that travel
     file: ReplyFile  #: what came back
     facts: dict[int, ReplyFacts] = field(default_factory=dict)
@@ -58,16 +59,6 @@ class _Round:
     seconds: dict[int, float] = field(default_factory=dict)
     bytes_sent: int = 0
     bytes_received: int = 0
-
-    @property
-    def staying(self) -> Mapping[str, Any]:
-        """The arrays of the weights that do not travel."""
-        return self.base.arrays if self.base else {}
-
-    @property
-    def base_sha256(self) -> str:
-        """The hash of the weights that do not travel; "" where there are none."""
-        return self.base.sha256 if self.base else ""
 
 
 class FlowerEngine(Engine):
@@ -105,12 +96,12 @@ class FlowerEngine(Engine):
 
         Raises TrainingError when a client does not answer and `on_missing` is `fail`.
         """
-        own = self._base = self._base or BaseWeights(task.federation)
-        base = own if own.arrays and own.are_in(task.cohort) else None
-        staying = base.arrays if base else {}
+        base = self._base = self._base or BaseWeights(task.federation)
+        stays = base.are_in(task.cohort)
+        staying, sha256 = (base.arrays, base.sha256) if stays else ({}, base.sha256_beside)
         forms = {name: form for name, form in _forms(task.cohort).items() if name not in staying}
         file = ReplyFile(self._folder, len(task.clients), forms)
-        current = _Round(task, _encoded(task.cohort, base), base, forms, file)
+        current = _Round(task, _encoded(task.cohort, staying), staying, sha256, forms, file)
         self._ask(current, [slot for slot in range(len(task.clients)) if not task.absent[slot]])
         while current.reasons and self._deployment.on_missing == "resample":
             if not self._replace(current):
@@ -265,11 +256,11 @@ class FlowerEngine(Engine):
         return found
 
 
-def _encoded(cohort: Cohort, base: BaseWeights | None) -> list[Arrays]:
+def _encoded(cohort: Cohort, staying: Mapping[str, Any]) -> list[Arrays]:
     """Return the arrays of every dispatched model; those that all models share are made once."""
     if isinstance(cohort, HandleCohort):
         return list(cohort.models)
-    shared = dict(base.arrays) if base else {}
+    shared = dict(staying)
     for name, tensor in cohort.tensors.items():
         if name not in shared and (tensor.stride(0) == 0 or cohort.slots == 1):
             shared[name] = to_array(tensor[0])
