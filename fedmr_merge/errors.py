@@ -32,6 +32,7 @@ LISTED = 10
 """How many entries of a long list a message shows."""
 
 _LONGEST_NAME = 250
+_LONG_WORD = re.compile(r"\S{1001,}")  #: a path that no file can have, mostly
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separator
 
 
@@ -80,7 +81,8 @@ class FedmrMergeError(Exception):
     """What the command line exits with."""
 
     def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
-        self.message = printable(" ".join(message.splitlines()))  #: one line
+        message = _LONG_WORD.sub(lambda found: shown(found[0]), " ".join(message.splitlines()))
+        self.message = printable(message)  #: one line
         self.details = tuple(map(printable, details))  #: a list that would not fit the line
         self.hint = None if hint is None else printable(hint)
         super().__init__("\n  ".join([self.message, *self.details]))
@@ -133,8 +135,7 @@ _RENAME = (
 _BUFFER = re.compile(r"(?:.+\.)?(?:position_ids|relative_position_index|inv_freq|masked_bias)", re.DOTALL)
 _SAVE_AGAIN = (
     "older versions of transformers save these tensors, newer ones compute them: save {path} once more with the newer "
-    "version, for example `AutoModel.from_pretrained('IN').save_pretrained('OUT')` with the class of the model, or "
-    "`SentenceTransformer('IN').save('OUT')`"
+    "one, e.g. by `AutoModel.from_pretrained('IN').save_pretrained('OUT')` or `SentenceTransformer('IN').save('OUT')`"
 )
 _PLAIN_PREFIX = re.compile(r"[A-Za-z0-9_.]{0,100}")
 #: What wraps a model under a name of its own: the attribute that holds the model itself.

@@ -26,7 +26,7 @@ from fedmr_merge.cli import (
     train,
 )
 from fedmr_merge.cli.help import App
-from fedmr_merge.errors import FedmrMergeError
+from fedmr_merge.errors import FedmrMergeError, shown
 from fedmr_merge.hub.waiting import on_wait
 
 app = App("Merge models by recombination: every layer of every model lives on in one and only one new model.")
@@ -60,6 +60,19 @@ def options(
     """Declare the options of all commands for --help; `main` takes --quiet and --debug out of the arguments."""
 
 
+_DEBUG = "--debug shows where it was met"
+_PERMISSIONS = "check the permissions of it and of the folders that it lies in"
+_PATH_HINTS = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.ENAMETOOLONG: "most file systems allow names of 255 bytes: name a shorter path",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EISDIR: "name a file: this is a folder",
+    errno.ELOOP: "its links lead back to themselves: name the file itself",
+    errno.EROFS: "nothing can be written to this file system: choose another place",
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Errors of this package, of its use and of the machine end with one line, a hint and their
     exit code; a traceback is a bug.
@@ -91,11 +104,13 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `fedmr-merge inspect … | head`
         sys.exit(1)
     except OSError as error:
-        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        _complain(f"{place}{error.strerror or error}", _machine_hint(error) or "--debug shows where it was met")
+        place = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+        _complain(
+            f"{place}{error.strerror or error}", _machine_hint(error) or _PATH_HINTS.get(error.errno or 0, _DEBUG)
+        )
         sys.exit(2)
     except RecursionError:
-        _complain("what was read is nested too deeply", "--debug shows where it was met")
+        _complain("what was read is nested too deeply", _DEBUG)
         sys.exit(2)
     except MemoryError:
         _complain("out of memory", "--max-memory bounds a mean; --debug shows where it was met")

@@ -29,7 +29,7 @@ from fedmr_merge.federated.training.batches import (
 )
 from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.federated.training.options import Training, require_options_that_fit
-from fedmr_merge.federated.training.privacy import require_accountant, require_no_statistics
+from fedmr_merge.federated.training.privacy import require_accountant, require_no_statistics, require_nothing_measured
 from fedmr_merge.federated.training.secret import Secret
 from fedmr_merge.seeds import generator
 
@@ -293,6 +293,7 @@ def _refuse_what_cannot_apply(federation: Federation) -> None:
         require_accountant()
         _ = federation.secret  # a key file that is of no use is reported before the first round
         require_no_statistics(dict(federation.module.named_buffers()))
+        require_nothing_measured(training.privacy, federation.data)
 
 
 def _refuse_lone_examples(federation: Federation) -> None:

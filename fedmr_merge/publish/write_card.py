@@ -19,7 +19,8 @@ def write_card(folder: Path, template: str | None = None) -> Path:
     `folder` is what a `publish` stage wrote, the output of a recombination or an average, or one model of such an
     output. `template` is a file of the user's own that replaces the one of `cards/`.
 
-    Raises HubError when no file records how the folder was made, and for a template that cannot be used.
+    Raises HubError when no file records how the folder was made, for a template that cannot be used, and for a card
+    that is not UTF-8.
     """
     card = folder / CARD_FILE
     text = make_card(folder, template)
@@ -28,11 +29,21 @@ def write_card(folder: Path, template: str | None = None) -> Path:
             f"{folder}: no file in it records how it was made, so that there is nothing to write a card from",
             hint="name a run folder, its global/, or the output of `fedmr-merge recombine`",
         )
-    old = card.read_text(encoding="utf-8") if card.exists() else None
+    old = _read(card) if card.exists() else None
     if holds_run(folder):
         _draw_figures(folder)
     write_text(card, merge_card(old, text))
     return card
+
+
+def _read(card: Path) -> str:
+    try:
+        return card.read_text(encoding="utf-8")
+    except UnicodeError as error:
+        raise HubError(
+            f"{card}: is not UTF-8, so that what people wrote into it cannot be kept",
+            hint="save it in UTF-8, or move it away to have a new one written",
+        ) from error
 
 
 def make_card(folder: Path, template: str | None = None) -> str | None:

@@ -66,6 +66,8 @@ def deciding_options(recipe: Recipe, stage: int | None = None, rounds: int = 0) 
     """
     content = recipe.to_json()
     training = {key: value for key, value in content["training"].items() if key not in FREE_TRAINING_OPTIONS}
+    if training["privacy"]:
+        training["privacy"] = {k: v for k, v in training["privacy"].items() if k != "publish_measured"}
     stages = []
     for position, (made, spelled) in enumerate(zip(recipe.stages, content["stages"], strict=True)):
         if stage is not None and position > stage:

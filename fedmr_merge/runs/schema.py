@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from fedmr_merge.errors import PlanError
 from fedmr_merge.layers.plan import RecombinationPlan
@@ -72,6 +72,14 @@ class PartitionFile(_Content):
     class_counts: Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)]
     format_version: Literal[1] = 1
     clients: list[list[Count]] | None = None
+
+    @model_validator(mode="after")
+    def _is_rectangular(self) -> PartitionFile:
+        if any(len(counts) != len(self.class_names) for counts in self.class_counts):
+            raise ValueError("its counts are not a number for each of class_names, for every client")
+        if self.clients is not None and len(self.clients) != len(self.class_counts):
+            raise ValueError("its counts are not a row for every client")
+        return self
 
 
 class MetricEntry(_Content):

@@ -16,6 +16,11 @@ Run = Callable[..., tuple[int, str, str]]
     [
         (["recombine", "ckpts/m0.safetensors"], "two models or more, found 1"),
         (["recombine", "nowhere/*"], "nowhere/*: matches no file or folder"),
+        (["recombine", "x" * 9999, "y"], "xxx: File name too long\nhint: most file systems allow names of 255 bytes"),
+        (["recombine", "ckpts/*", "-o", "x" * 9999], "File name too long\nhint: choose another place with -o"),
+        (["recombine", "ckpts/*", "--plan", "x" * 9999], "xxx: File name too long\nhint: name a plan"),
+        (["undo", "x" * 9999, "-o", "y"], "lineage.json: cannot be read: File name too long"),
+        (["card", "x" * 9999], "/recipe.yaml: File name too long\nhint: most file systems allow names of 255 bytes"),
         (["recombine", "ckpts/*", "-o", "ckpts"], "ckpts: exists already"),
         (["recombine", "ckpts/*", "--rule", "x"], "unknown layer rule 'x'"),
         (["recombine", "ckpts/*", "--layout", "x"], "invalid value for '--layout': 'x' is not one of 'same', 'store'"),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_run import RECIPE, follow
 
 from fedmr_merge.checkpoint.tensors import load_tensors
+from fedmr_merge.errors import TrainingError
+from fedmr_merge.federated.catalogue import DATA_SETS
 from fedmr_merge.seeds import derive_seed
 
 pytest.importorskip("dp_accounting")
@@ -76,9 +80,63 @@ def test_the_card_of_a_central_run_says_that_the_server_is_trusted(tmp_path: Pat
     assert "assumes that the server, which saw the updates without noise, is trusted" in card
 
 
-def test_the_card_says_which_published_numbers_no_noise_covers(folder: Path) -> None:
-    card = (folder / "global" / "README.md").read_text()
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of five clients of eight rows each; the last client is the only one older than 60."""
+    place = tmp_path_factory.mktemp("patients")
+    rows = [(f"clinic{i // 8}", 90.5 + i if i >= 32 else 20.25 + i, i % 2) for i in range(40)]
+    for part in ("train", "test"):
+        lines = [f"{clinic},{age},{ill}" for clinic, age, ill in rows]
+        (place / f"{part}.csv").write_text("\n".join(["clinic,age,ill", *lines]))
+    return place
+
+
+def train_on(patients: Path, out: Path, data: dict[str, Any], privacy: dict[str, Any]) -> dict[str, Any]:
+    table = {"name": "tabular", "path": str(patients), "target": "ill", "client_column": "clinic"}
+    table |= {"partition": {"kind": "natural"}}
+    training = {"clients_per_round": 2, "privacy": {"clip": CLIP, "noise_multiplier": NOISE, **privacy}}
+    stages = [{"fedavg": {"rounds": 1}}, {"publish": {}}]
+    follow(out, data=table | data, model={"name": "mlp"}, training=training, stages=stages)
+    preprocess: dict[str, Any] = json.loads((out / "global" / "config.json").read_text())["preprocess"]
+    return preprocess
+
+
+def test_what_is_measured_on_the_clients_examples_is_refused(patients: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"measured on the examples of all clients .* epsilon does not cover") as no:
+        train_on(patients, tmp_path / "run", {}, {})
+    assert "data.normalisation half or imagenet for images, none for a table" in str(no.value.hint)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_attacker_who_knows_all_clients_but_one_finds_nothing_exact_of_it(patients: Path, tmp_path: Path) -> None:
+    """With measured means the attacker gets the sum of the last client's ages by a subtraction; see below."""
+    preprocess = train_on(patients, tmp_path / "run", {"normalisation": "none"}, {})
+    assert preprocess == {"features": ["age"], "mean": [0.0], "std": [1.0]}
+    ages = [float(line.split(",")[1]) for line in (patients / "train.csv").read_text().splitlines()[1:]]
+    for path in (tmp_path / "run" / "global").glob("*.*"):
+        assert all(f"{number:.2f}".encode() not in path.read_bytes() for number in (np.mean(ages), np.std(ages)))
+    assert "ε does not cover them" not in (tmp_path / "run" / "global" / "README.md").read_text()
+
+
+def test_who_accepts_that_it_is_published_is_told_on_the_card(patients: Path, tmp_path: Path) -> None:
+    preprocess = train_on(patients, tmp_path / "run", {}, {"publish_measured": True})
+    ages = [float(line.split(",")[1]) for line in (patients / "train.csv").read_text().splitlines()[1:]]
+    assert 40 * preprocess["mean"][0] - sum(ages[:32]) == pytest.approx(sum(ages[32:]))  # what the attacker does
+    card = (tmp_path / "run" / "global" / "README.md").read_text()
     assert "were measured on the examples of all clients, without noise: ε does not cover them" in card
+
+
+def test_the_values_of_a_public_data_set_are_not_measured(folder: Path) -> None:
+    assert json.loads((folder / "global" / "config.json").read_text())["preprocess"]["mean"] == [0.3053]
+    assert "ε does not cover them" not in (folder / "global" / "README.md").read_text()
+    assert [DATA_SETS.find(name)().load().measured for name in ("digits", "breast-cancer", "diabetes")] == [False] * 3
+
+
+def test_held_out_examples_of_the_clients_are_said_to_be_theirs(patients: Path, tmp_path: Path) -> None:
+    data = {"path": str(patients / "train.csv"), "test_split": None, "test_share": 0.25, "normalisation": "none"}
+    train_on(patients, tmp_path / "run", data, {})
+    card = (tmp_path / "run" / "global" / "README.md").read_text()
+    assert "were held out of the clients' own, without noise: ε does not cover it" in card
 
 
 def test_what_no_noise_covers_is_not_published(folder: Path) -> None:

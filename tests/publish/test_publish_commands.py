@@ -124,6 +124,17 @@ def test_card_is_written_anew_with_a_preview_beside_the_folder(
     assert command("push", run, REPO, "--dry-run", "--quiet") == 0
 
 
+def test_a_card_that_is_not_utf_8_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = run / "global" / "README.md"
+    card.write_bytes(card.read_bytes() + "Schöne Ziffern".encode("latin-1"))
+    before = card.read_bytes()
+    assert command("card", run) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == f"error: {card}: is not UTF-8, so that what people wrote into it cannot be kept"
+    assert hint == "hint: save it in UTF-8, or move it away to have a new one written"
+    assert card.read_bytes() == before
+
+
 def test_card_of_a_recombination_and_of_what_is_none(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

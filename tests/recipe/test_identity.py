@@ -46,6 +46,15 @@ def test_what_decides_the_bytes_is(changes: dict[str, Any]) -> None:
     assert identity(recipe(**changes)) != identity(recipe())
 
 
+def test_what_a_private_run_may_publish_decides_no_bytes() -> None:
+    def private(**options: Any) -> str:
+        privacy = {"clip": 1.0, "noise_multiplier": 1.0, **options}
+        return identity(recipe(training=TRAINING | {"privacy": privacy}))
+
+    assert private(publish_measured=True) == private()
+    assert private(clip=2.0) != private()
+
+
 def tabular(task: dict[str, Any] | None) -> Any:
     data = {"name": "diabetes", "partition": {"kind": "iid", "clients": 60}}
     changes = {} if task is None else {"task": {"name": "regression", **task}}

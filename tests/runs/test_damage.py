@@ -110,6 +110,8 @@ REFUSED = [
     ("partition.json", changed(clients=[[0], [0]]), "partition.json: damaged: "),
     ("partition.json", changed(clients=[[], []]), "partition.json: damaged: "),
     ("partition.json", changed(class_counts=[[1]]), "partition.json: damaged: its counts"),
+    ("partition.json", changed(class_counts=[[1] * 9]), "its counts are not a number for each of class_names"),
+    ("partition.json", changed(clients=[[0]]), "its counts are not a row for every client"),
     ("partition.json", without("clients"), "partition.json: damaged: "),
     ("partition.json", Path.unlink, "partition.json: damaged: it is missing"),
     ("task.json", text("{}"), "task.json: damaged: format_version: Field required"),

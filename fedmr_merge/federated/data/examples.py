@@ -29,6 +29,9 @@ class Data:
     class_names: tuple[str, ...]  #: of the labels 0, 1, …; empty where targets are not classes
     train_clients: Tensor | None  #: int64 [examples], counted from 0: whose example it is, where that is known
     notes: tuple[str, ...]  #: what was decided while the data were read, for people
+    measured: bool = False
+    """Whether `preprocess` returns numbers that were measured on the training examples of all clients. The constants of
+    a public data set that comes with a library are known to everybody."""
 
     @property
     def num_classes(self) -> int:

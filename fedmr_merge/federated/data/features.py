@@ -18,9 +18,9 @@ class Scale:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureData(TensorData):
-    """A table: inputs are float32 [examples, features], standardised by the training part.
+    """A table: inputs are float32 [examples, features], standardised by their scales.
 
-    Targets are int64 classes, or float32 numbers that are standardised by the training part, too.
+    Targets are int64 classes, or float32 numbers that are standardised, too.
     """
 
     kind: ClassVar[str] = "features"
@@ -29,6 +29,7 @@ class FeatureData(TensorData):
     scales: tuple[Scale, ...]  #: of the features
     target_name: str = "target"
     target_scale: Scale | None = None  #: where targets are numbers
+    measured: bool = False  #: whether the scales were measured on the training rows
 
     @property
     def example_shape(self) -> tuple[int]:

@@ -30,6 +30,7 @@ class ImageData(Data):
     train_clients: Tensor | None = None  #: int64 [examples], counted from 0: whose example it is, where that is known
     augmentation: Augmentation = field(default_factory=Augmentation)  #: what is done to training images
     notes: tuple[str, ...] = ()  #: what was decided while the data were read, for people
+    measured: bool = False  #: whether mean and std were measured on the training images
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

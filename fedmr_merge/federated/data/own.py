@@ -242,7 +242,7 @@ def _data(
         images = [_as_images(tensor) for tensor in (train, test)]
         mean, std = measured(images[0].numpy())
         return ImageData(
-            images[0], targets["training"], images[1], targets["test"], names, mean, std, train_clients=clients
+            images[0], targets["training"], images[1], targets["test"], names, mean, std, clients, measured=True
         )
     parts = [Examples(_without_bytes(part), found) for part, found in zip((train, test), targets.values(), strict=True)]
     if isinstance(train, Tensor) and train.is_floating_point() and train.dim() == 2:

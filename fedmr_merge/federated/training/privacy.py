@@ -5,8 +5,9 @@ clipped updates: it is trusted, or secure aggregation shows it nothing but the s
 noise of its own, so that nobody has to be trusted and methods that never average are covered too.
 What is protected: in the local kind every model that leaves a client, in the central kind the mean of all that the
 clients trained; and so all that is made of it. What is not: how many examples a client holds, FedGen's label counts and
-the training losses. The noise, and who takes part in a round, come from a key that is not published; see `secret.py`.
-The noise is a float32 approximation of the normal distribution.
+the training losses. Mean and deviation of the inputs, where a data set measures them, are refused unless the recipe
+accepts that they are published. The noise, and who takes part in a round, come from a key that is not published; see
+`secret.py`. The noise is a float32 approximation of the normal distribution.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort, mean_of
+from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.training.secret import Secret
 
 
@@ -37,6 +39,9 @@ class Privacy:
     delta: Annotated[float, Gt(0), Lt(1)] = 1e-5  #: δ at which the spent ε is reported
     key_file: str | None = None
     """A file to draw the noise from, for users who need to repeat a run; anybody who has it can subtract the noise."""
+    publish_measured: bool = False
+    """Whether mean and deviation of the inputs may be measured on all clients' examples, and published with the model:
+    ε does not cover them. Without it such a run is refused."""
 
     def secret(self) -> Secret:
         """Return what a run draws its noise from. Raises TrainingError when the key file is of no use."""
@@ -156,6 +161,21 @@ def describe_privacy(privacy: Privacy, clients: int) -> str:
         f"standard deviation {deviation:g} once to the sum of {clients} updates; epsilon assumes that the server is "
         "trusted, or that secure aggregation shows it the sum alone"
     )
+
+
+def require_nothing_measured(privacy: Privacy, data: Data) -> None:
+    """Raise TrainingError when the model would be published with numbers that were measured on the clients' examples.
+
+    They are exact, so that whoever knows the other clients' examples could subtract these.
+    """
+    if data.measured and not privacy.publish_measured:
+        raise TrainingError(
+            "training.privacy: mean and deviation of the inputs would be measured on the examples of all clients and "
+            "published with the model, and epsilon does not cover them",
+            hint="choose values that are known without the data: data.normalisation half or imagenet for images, none "
+            "for a table, floating-point inputs of your own data; or accept it with "
+            "training.privacy.publish_measured true",
+        )
 
 
 def require_no_statistics(buffers: Mapping[str, Tensor]) -> None:

@@ -41,6 +41,7 @@ def parts(inputs: Any, targets: Any, at: int = 4) -> tuple[Any, Any]:
 def test_what_tensors_are_taken_for(inputs, targets, cls, kind, shape, task):
     data = as_data(*parts(inputs, targets))
     assert (type(data), data.kind, data.example_shape, task_of(data)) == (cls, kind, shape, task)
+    assert data.measured == (cls is ImageData)
     assert (data.examples("train"), data.examples("test")) == (4, 2)
     assert data.inputs("train", slice(0, 2)).shape[1:] == shape
 

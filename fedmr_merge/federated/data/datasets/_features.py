@@ -1,8 +1,9 @@
-"""The last steps from rows of numbers to FeatureData: standardise by the training part."""
+"""The last steps from rows of numbers to FeatureData: standardise by the training part, or leave them as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,21 +15,23 @@ from fedmr_merge.federated.data.tensors import Examples
 Numbers = NDArray[np.float64]
 
 
-def standardised(
-    train: tuple[Numbers, Numbers],
-    test: tuple[Numbers, Numbers],
-    names: Sequence[str],
-    *,
-    class_names: Sequence[str] = (),
-    target_name: str = "target",
-    clients: NDArray[np.int64] | None = None,
-) -> FeatureData:
-    """Return the data of two parts, each of which is features [examples, features] and targets [examples].
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What the numbers of a table are, and what is done to them."""
 
-    Targets are numbers of classes where there are `class_names`, else numbers to predict.
-    """
-    scales = tuple(_scale(column) for column in train[0].T)
-    target = None if class_names else _scale(train[1])
+    names: Sequence[str]  #: of the features
+    class_names: Sequence[str] = ()  #: where the targets are numbers of classes; else they are numbers to predict
+    target_name: str = "target"
+    clients: NDArray[np.int64] | None = None  #: [training examples], whose example it is
+    as_they_are: bool = False  #: whether the numbers are given to a model as they are
+    is_public: bool = False  #: whether the table comes with a library, so that its scales are known to everybody
+
+
+def table_data(train: tuple[Numbers, Numbers], test: tuple[Numbers, Numbers], table: Table) -> FeatureData:
+    """Return the data of two parts, each of which is features [examples, features] and targets [examples]."""
+    scale = _unit if table.as_they_are else _scale
+    scales = tuple(scale(column) for column in train[0].T)
+    target = None if table.class_names else scale(train[1])
     parts = []
     for features, targets in (train, test):
         columns = [(column - scale.mean) / scale.std for column, scale in zip(features.T, scales, strict=True)]
@@ -40,13 +43,18 @@ def standardised(
     return FeatureData(
         train=parts[0],
         test=parts[1],
-        class_names=tuple(class_names),
-        train_clients=None if clients is None else torch.from_numpy(clients),
-        feature_names=tuple(names),
+        class_names=tuple(table.class_names),
+        train_clients=None if table.clients is None else torch.from_numpy(table.clients),
+        feature_names=tuple(table.names),
         scales=scales,
-        target_name=target_name,
+        target_name=table.target_name,
         target_scale=target,
+        measured=not (table.as_they_are or table.is_public),
     )
+
+
+def _unit(_: Numbers) -> Scale:
+    return Scale(0.0, 1.0)
 
 
 def _scale(numbers: Numbers) -> Scale:

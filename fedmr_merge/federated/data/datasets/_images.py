@@ -74,6 +74,7 @@ class ImageDataSet(DataSet):
             train_clients=None if train.clients is None else torch.from_numpy(train.clients),
             augmentation=Augmentation(flip=self.flip, crop=self.crop),
             notes=tuple(notes),
+            measured=self.normalisation == "measured",
         )
 
     def _statistics(self, images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:

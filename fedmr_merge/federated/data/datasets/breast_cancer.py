@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.datasets import load_breast_cancer
 
-from fedmr_merge.federated.data.datasets._features import standardised
+from fedmr_merge.federated.data.datasets._features import Table, table_data
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.features import FeatureData
@@ -32,9 +32,12 @@ class BreastCancer(DataSet):
         found = load_breast_cancer()
         test = hold_out(found.target, _TEST_SHARE, "breast-cancer: held-out part")
         rows, targets = found.data.astype(np.float64), found.target.astype(np.float64)
-        return standardised(
+        return table_data(
             (rows[~test], targets[~test]),
             (rows[test], targets[test]),
-            [str(name) for name in found.feature_names],
-            class_names=[str(name) for name in found.target_names],
+            Table(
+                names=[str(name) for name in found.feature_names],
+                class_names=[str(name) for name in found.target_names],
+                is_public=True,
+            ),
         )

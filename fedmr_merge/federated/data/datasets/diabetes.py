@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.datasets import load_diabetes
 
-from fedmr_merge.federated.data.datasets._features import standardised
+from fedmr_merge.federated.data.datasets._features import Table, table_data
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets.base import DataSet
 from fedmr_merge.federated.data.features import FeatureData
@@ -32,9 +32,8 @@ class Diabetes(DataSet):
         found = load_diabetes(scaled=False)
         test = hold_out(np.zeros(len(found.target), dtype=np.int64), _TEST_SHARE, "diabetes: held-out part")
         rows, targets = found.data.astype(np.float64), found.target.astype(np.float64)
-        return standardised(
+        return table_data(
             (rows[~test], targets[~test]),
             (rows[test], targets[test]),
-            [str(name) for name in found.feature_names],
-            target_name="progression",
+            Table(names=[str(name) for name in found.feature_names], target_name="progression", is_public=True),
         )

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.datasets._features import standardised
+from fedmr_merge.federated.data.datasets._features import Table, table_data
 from fedmr_merge.federated.data.datasets._rows import Rows
 from fedmr_merge.federated.data.datasets._splits import RowsDataSet, read_labels
 from fedmr_merge.federated.data.features import FeatureData
@@ -18,12 +18,14 @@ from fedmr_merge.federated.data.features import FeatureData
 class Tabular(RowsDataSet):
     """A table of CSV, JSON lines or parquet files, or of the Hub: columns of numbers, and one to predict.
 
-    Every number is standardised by mean and deviation of the training part.
+    Every number is standardised by mean and deviation of the training part, unless `normalisation` is `none`.
     """
 
     target: str  #: the column to predict
     predict: Literal["class", "number"] = "class"  #: what the target is: a class has the task tabular-classification
     features: tuple[str, ...] | None = None  #: the columns to predict it from; left out: all others
+    normalisation: Literal["measured", "none"] = "measured"
+    """Mean and deviation of every number: those of the training part; or numbers are given to the model as they are."""
 
     @property
     def task(self) -> str:
@@ -45,13 +47,16 @@ class Tabular(RowsDataSet):
             targets = [labels.train.astype(np.float64), labels.test.astype(np.float64)]
         else:
             targets = [train.numbers(self.target), test.numbers(self.target)]
-        return standardised(
+        return table_data(
             (_matrix(train, names), targets[0]),
             (_matrix(test, names), targets[1]),
-            names,
-            class_names=labels.names if classes else (),
-            target_name=self.target,
-            clients=self.clients(train),
+            Table(
+                names=names,
+                class_names=labels.names if classes else (),
+                target_name=self.target,
+                clients=self.clients(train),
+                as_they_are=self.normalisation == "none",
+            ),
         )
 
 

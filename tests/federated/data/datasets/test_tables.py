@@ -80,6 +80,7 @@ def test_normalisation(tmp_path):
     assert half.normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 32, 32))[
         :, 0, 0, 0
     ].tolist() == pytest.approx([-1.0, 1.0])
+    assert (measured.measured, half.measured, load("imagenet").measured) == (True, False, False)
     assert load("cifar10").mean == (0.4914, 0.4822, 0.4465)
     assert load("imagenet").std == (0.229, 0.224, 0.225)
     # What the code of FedMR's authors has for CIFAR-100.

@@ -52,6 +52,16 @@ def test_a_number_is_predicted_from_the_columns_that_are_named(folder):
     assert data.class_names == ()
 
 
+def test_numbers_as_they_are(folder):
+    options = {"path": str(folder), "target": "age", "predict": "number", "features": ("height",)}
+    measured, data = (Tabular(**options, normalisation=kind).load() for kind in ("measured", "none"))
+    assert (measured.measured, data.measured) == (True, False)
+    assert data.inputs("test", slice(None)).tolist() == [[2.5]]
+    assert data.targets("train").tolist() == [10.0, 20.0, 30.0]
+    assert data.target_unit == 1.0
+    assert data.preprocess()["target"] == {"name": "age", "mean": 0.0, "std": 1.0}
+
+
 def test_parquet_and_a_held_out_share(tmp_path):
     rows = [{"x": float(i), "y": i % 2} for i in range(40)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "all.parquet")
