@@ -10,8 +10,10 @@ import dataclasses
 import inspect
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _BOUNDS = {"Ge": "≥", "Gt": ">", "Le": "≤", "Lt": "<"}
 
@@ -33,25 +35,25 @@ def summary(cls: type[Any]) -> str:
 
 def describe_options(cls: type[Any]) -> list[OptionDoc]:
     """Return the options of a dataclass, those of its base classes included, in the order of its fields."""
-    written: dict[str, tuple[str, str]] = {}
+    docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
-            written |= _fields_in_source(base)
-    found = []
-    for field in dataclasses.fields(cls):
-        type_, doc = written.get(field.name, (str(field.type), ""))
-        found.append(OptionDoc(field.name, type_, _default(field), doc))
-    return found
+            docs |= _comments(base)
+    hints = get_type_hints(cls, include_extras=True)
+    return [
+        OptionDoc(field.name, _type(hints[field.name]), _default(field), docs.get(field.name, ""))
+        for field in dataclasses.fields(cls)
+    ]
 
 
-def _fields_in_source(cls: type[Any]) -> dict[str, tuple[str, str]]:
-    """Return the type and the comment of every field that a class itself defines."""
+def _comments(cls: type[Any]) -> dict[str, str]:
+    """Return the comment of every field that a class itself defines."""
     try:
         text = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):  # made while the program runs: its base has the source
         return {}
     lines, [tree] = text.splitlines(), ast.parse(text).body
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, str] = {}
     body = getattr(tree, "body", [])
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -59,29 +61,31 @@ def _fields_in_source(cls: type[Any]) -> dict[str, tuple[str, str]]:
             doc = " ".join(line.partition("#:")[2] for line in of_field).strip()
             if not doc and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 doc = str(after.value.value)
-            found[node.target.id] = (_type(node.annotation), " ".join(doc.split()))
+            found[node.target.id] = " ".join(doc.split())
     return found
 
 
-def _type(node: ast.expr) -> str:
-    """Return an annotation as people read it: `Annotated[int, Ge(1)] | None` is `int ≥ 1 or null`."""
-    if isinstance(node, ast.BinOp):
-        return f"{_type(node.left)} or {_type(node.right)}"
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
-        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        if node.value.id == "Annotated":
-            bounds = [
-                f"{_BOUNDS[bound.func.id]} {ast.unparse(bound.args[0])}"
-                for bound in parts[1:]
-                if isinstance(bound, ast.Call) and isinstance(bound.func, ast.Name) and bound.func.id in _BOUNDS
-            ]
-            return " ".join([_type(parts[0]), ", ".join(bounds)]).strip()
-        if node.value.id == "Literal":
-            return " | ".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
-        if node.value.id == "tuple":
-            return f"list of {_type(parts[0])}"
-    text = ast.unparse(node)
-    return {"None": "null", "bool": "true | false", "str": "string"}.get(text, text)
+def _type(hint: Any) -> str:
+    """Return a type as people read it: `Annotated[int, Ge(1)] | None` is `int ≥ 1 or null`."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [_bound(bound) for bound in parts[1:] if type(bound).__name__ in _BOUNDS]
+        return " ".join([_type(parts[0]), ", ".join(bounds)]).strip()
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_type, parts))
+    if origin in (tuple, list, Sequence):
+        return f"list of {_type(parts[0])}"
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = get_type_hints(hint, include_extras=True)
+        return "{" + ", ".join(f"{field.name}: {_type(hints[field.name])}" for field in dataclasses.fields(hint)) + "}"
+    return {type(None): "null", bool: "true | false", str: "string"}.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def _bound(bound: Any) -> str:
+    name = type(bound).__name__
+    return f"{_BOUNDS[name]} {getattr(bound, name.lower())}"
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

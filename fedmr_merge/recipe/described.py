@@ -27,7 +27,8 @@ def _of(catalogue: Catalogue[Any]) -> Callable[[], list[Described]]:
     def describe() -> list[Described]:
         found = []
         for name, cls in catalogue.usable():
-            found.append(Described(name, summary(cls), tuple(describe_options(cls))))
+            about = summary(cls).removeprefix(f"`{name}`: ")
+            found.append(Described(name, about[:1].upper() + about[1:], tuple(describe_options(cls))))
         return found
 
     return describe

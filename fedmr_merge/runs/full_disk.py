@@ -27,7 +27,7 @@ def explained_full_disk(folder: RunFolder) -> Iterator[None]:
         saved = f"rounds 1 to {places[-1].round} are saved" if places else "no round is saved yet"
         is_full = cause.errno in _FULL
         reason = "the disk is full" if is_full else f"{cause.filename or 'a file'}: {cause.strerror}"
-        remedy = "free some space" if is_full else "look after the disk"
+        remedy = "free some space" if is_full else "check the disk"
         raise RunError(
             f"{folder.path}: {reason}; {saved}",
             hint=f"{remedy} and type the same command again: it resumes the run",

@@ -41,19 +41,19 @@ class Transformer(Architecture):
 
 
 class Blocks(nn.Module):
-    """Embeddings of tokens and places, blocks, and a last normalisation: token numbers to a vector for each place."""
+    """Embeddings of tokens and positions, blocks and a last normalisation: from tokens to vectors by position."""
 
     def __init__(self, options: Transformer, length: int, vocabulary: int, *, causal: bool) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, options.width)
-        self.places = nn.Embedding(length, options.width)
+        self.positions = nn.Embedding(length, options.width)
         self.blocks = nn.ModuleList(_Block(options.width, options.heads, causal=causal) for _ in range(options.depth))
         self.norm = nn.LayerNorm(options.width)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Map token numbers [batch, length] to vectors [batch, length, width]; padding is masked as not True."""
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        values = self.tokens(input_ids) + self.places(places)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        values = self.tokens(input_ids) + self.positions(positions)
         for block in self.blocks:
             values = block(values, attention_mask)
         result: Tensor = self.norm(values)

@@ -11,14 +11,14 @@ from fedmr_merge.federated.models._transformer import Blocks, Transformer
 
 @dataclass(frozen=True)
 class Gpt(Transformer):
-    """A transformer whose places look back only, with GPT-2's blocks and initial weights (Radford et al. 2019).
+    """A transformer decoder with GPT-2's blocks and initial weights (Radford et al. 2019): it attends to the past.
 
-    It takes sequences of the length that the data have. The last layer has weights of its own, and nothing is dropped
-    out: a local step draws nothing, so that every engine takes the same one.
+    It takes sequences of the length that the data have. The last layer has weights of its own. There is no
+    dropout: a local step draws no random numbers, so that every engine takes the same step.
     """
 
     def build(self, shape: tuple[int, int], outputs: int) -> nn.Module:
-        """Return the module; at every place it gives logits of the next token."""
+        """Return the module; at every position it gives logits of the next token."""
         self.require_divisible()
         return _Gpt(self, shape, outputs)
 

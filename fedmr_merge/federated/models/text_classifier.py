@@ -13,13 +13,13 @@ from fedmr_merge.federated.models.base import Classifier
 
 @dataclass(frozen=True)
 class TextClassifier(Transformer):
-    """A transformer whose places all look at each other; the mean over the places of a text is classified.
+    """A transformer encoder; the mean of its outputs over the tokens of a text is classified.
 
     The blocks and initial weights are GPT-2's. Padding is masked: how far a text is padded changes nothing.
     """
 
     def build(self, shape: tuple[int, int], outputs: int) -> Classifier:
-        """Return the module; `features` are the mean over the places that are not padding."""
+        """Return the module; `features` are the mean over the tokens that are not padding."""
         self.require_divisible()
         return _TextClassifier(self, shape, outputs)
 

@@ -19,7 +19,7 @@ class Torchvision(Architecture):
     """`torchvision:NAME`: a classifier of `torchvision.models`; its tensors are named `network.` and as there.
 
     Its last layer is made for the data's classes; grey images are fed to all three channels. Dropout and
-    stochastic depth are off: a local step draws nothing, so that every engine takes the same one.
+    stochastic depth are off: a local step draws no random numbers, so that every engine takes the same step.
     """
 
     weights: str | None = None

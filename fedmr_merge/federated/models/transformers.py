@@ -36,7 +36,8 @@ class Transformers(Adaptable):
     """`transformers:ID_OR_FOLDER`: a model of transformers from a folder or the Hub, with the head that the task needs.
 
     Only its `config.json` and safetensors are read, and no code comes with it. The head is random where the model
-    has another one or none. Dropout is off: a local step draws nothing, so that every engine takes the same one.
+    has another one or none. Dropout is off: a local step draws no random numbers, so that every engine takes
+    the same step.
     """
 
     pretrained: bool = True  #: whether training starts from its weights, else from random ones of its `config.json`

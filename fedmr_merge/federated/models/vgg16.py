@@ -18,8 +18,8 @@ class Vgg16(Architecture):
 
     Configuration D of Simonyan and Zisserman 2015 as torchvision's VGG-16-BN has it, with a head that starts from the
     512 values that five poolings leave of a 32x32 image: 33.6 M parameters for 10 classes. Larger images are averaged
-    to these. No dropout: a local step draws nothing, so that every engine takes the same one. Initialised after He et
-    al. 2015.
+    to these. There is no dropout: a local step draws no random numbers, so that every engine takes the same step.
+    Initialised after He et al. 2015.
     """
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:

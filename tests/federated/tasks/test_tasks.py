@@ -129,7 +129,7 @@ def test_how_far_sequences_are_padded_changes_nothing(task, engine):
         seed=0,
         task=federation.task,
     )
-    # The embeddings of more places are drawn, too: the models start from the same weights.
+    # The embeddings of more positions are drawn, too: the models start from the same weights.
     start = federation.module.state_dict()
     longer = {name: tensor.clone() for name, tensor in further.module.state_dict().items()}
     for name, tensor in start.items():
@@ -138,6 +138,6 @@ def test_how_far_sequences_are_padded_changes_nothing(task, engine):
     found, expected = run(further, "fedavg").state.global_weights, run(federation, "fedavg").state.global_weights
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name][: len(tensor)], tensor, rtol=1e-4, atol=1e-6)
-    # Nothing was learnt about the further places; a mean of equal numbers may round.
-    places = "transformer.places.weight"
-    torch.testing.assert_close(found[places][6:], longer[places][6:], rtol=1e-6, atol=0)
+    # Nothing was learnt about the further positions; a mean of equal numbers may round.
+    positions = "transformer.positions.weight"
+    torch.testing.assert_close(found[positions][6:], longer[positions][6:], rtol=1e-6, atol=0)
