@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmr_merge.checkpoint.json_reader import named_once
-from fedmr_merge.errors import PlanError
+from fedmr_merge.errors import PlanError, shown
 from fedmr_merge.seeds import permutation, random_words
 
 FORMAT_VERSION = 1
@@ -156,7 +156,8 @@ class RecombinationPlan:
         for group, sources in permutations.items():
             if not isinstance(sources, list) or not all(type(source) is int for source in sources):
                 raise PlanError(
-                    f"group {group!r}: its permutation must be a list of slots, found {sources!r}", group=group
+                    f"group {group!r}: its permutation must be a list of slots, found {shown(repr(sources), 80)}",
+                    group=group,
                 )
         seen: dict[tuple[int, ...], tuple[int, ...]] = {}  # as in `draw_plan`
         shared = ((sys.intern(group), tuple(sources)) for group, sources in permutations.items())

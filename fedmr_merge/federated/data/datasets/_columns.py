@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt
 from fedmr_merge.errors import DataError
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Numbers, Part, numbered
-from fedmr_merge.federated.data.datasets._table import begins_grey, class_names, decode, values
+from fedmr_merge.federated.data.datasets._table import begins_grey, class_names, decode, in_words, values
 from fedmr_merge.federated.data.images import ImageData
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _names(table: pa.Table, column: str) -> tuple[str, ...]:
     found = np.unique(values(table, column))
     if len(found) > _MOST_CLASSES:
         raise DataError(
-            f"column {column!r} has {len(found):,} different labels",
+            f"{in_words(table, column)} has {len(found):,} different labels",
             hint="name another data.label_column",
             column=column,
         )
@@ -111,7 +111,7 @@ def _labels(table: pa.Table, column: str, names: tuple[str, ...]) -> Numbers:
     unknown = [str(label) for label in different if str(label) not in place]
     if unknown:
         raise DataError(
-            f"column {column!r} has the class {unknown[0][:60]!r}, which the training part does not have",
+            f"{in_words(table, column)} has the class {unknown[0][:60]!r}, which the training part does not have",
             hint="take the examples of that class out of the test part, or name another split",
             column=column,
         )

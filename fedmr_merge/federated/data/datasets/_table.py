@@ -7,13 +7,14 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmr_merge.errors import AbsentDataError, DataError
+from fedmr_merge.errors import AbsentDataError, DataError, listed, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS = 10
 _INSTALL = "pip install 'fedmr-merge[data]'"
 _MOST_PIXELS = 50_000_000  # of an image: decoded, 150 MB
+_SOURCES = b"fedmr_merge"  #: key of a table's metadata: where its rows are from, a list of [name, number of rows]
 
 
 def read_local(path: Path, split: str, columns: Sequence[str]) -> pa.Table:
@@ -45,9 +47,21 @@ def read_parquet(files: Sequence[Path], path: Path, columns: Sequence[str] | Non
     try:
         if columns is not None:
             _require(columns, pq.read_schema(files[0]).names, str(files[0]))
-        return pq.read_table(files, columns=None if columns is None else list(columns), partitioning=None)
+        table = pq.read_table(files, columns=None if columns is None else list(columns), partitioning=None)
+        return _with_sources(table, [(str(file), pq.read_metadata(file).num_rows) for file in files])
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as parquet: {_line(error)}", path=path) from error
+        at_fault = next((file for file in files if not _has_a_schema(file)), path)
+        raise DataError(f"{at_fault}: cannot be read as parquet: {_line(error)}", path=at_fault) from error
+
+
+def _has_a_schema(file: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    try:
+        pq.read_schema(file)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def has_parquet(path: Path) -> bool:
@@ -93,7 +107,8 @@ def read_hub(repo: str, config: str | None, split: str, columns: Sequence[str]) 
         ) from error
     _require(columns, found.column_names, repo)
     table: pa.Table = found.with_format("arrow")[:]
-    return table.select(list(columns)).replace_schema_metadata(found.features.arrow_schema.metadata)
+    table = table.select(list(columns)).replace_schema_metadata(found.features.arrow_schema.metadata)
+    return _with_sources(table, [(f"{repo}, split {split}", table.num_rows)])
 
 
 @contextlib.contextmanager
@@ -142,11 +157,28 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _with_sources(table: pa.Table, sources: Sequence[tuple[str, int]]) -> pa.Table:
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _SOURCES: json.dumps(sources)})
+
+
+def in_words(table: pa.Table, column: str, row: int | None = None) -> str:
+    """Return what messages call a column of a table, or the entry in a row, with the file that holds it."""
+    sources = json.loads((table.schema.metadata or {}).get(_SOURCES, b"[]"))
+    if row is None:
+        files = [shown(name) for name, _ in sources]
+        return f"{listed(files, ', ', 1)}: column {column!r}" if files else f"column {column!r}"
+    for name, rows in sources:
+        if row < rows:
+            return f"{shown(name)}: column {column!r}, row {row + 1}"
+        row -= rows
+    return f"column {column!r}, row {row + 1}"
+
+
 def values(table: pa.Table, column: str) -> np.ndarray:
     """Return a column of numbers or strings. Raises DataError when a value is missing."""
     found = table.column(column)
     if found.null_count:
-        raise DataError(f"column {column!r} has {found.null_count} empty entries", column=column)
+        raise DataError(f"{in_words(table, column)} has {found.null_count} empty entries", column=column)
     array: np.ndarray = found.to_numpy()
     return array
 
@@ -178,16 +210,17 @@ def decode(table: pa.Table, column: str, *, size: int | None = None, colour: boo
     """
     if colour is None:
         places = enumerate(_encoded(table, column))
-        colour = any(_has_colour(encoded, f"column {column!r}, row {row}") for row, encoded in places)
+        colour = any(_has_colour(encoded, partial(in_words, table, column, row)) for row, encoded in places)
     images: Pixels | None = None
     for row, encoded in enumerate(_encoded(table, column)):
-        pixels = _decode(encoded, f"column {column!r}, row {row}", size, colour)
+        pixels = _decode(encoded, partial(in_words, table, column, row), size, colour)
         if images is None:
             _require_memory(table.num_rows * pixels.nbytes)
             images = np.empty((table.num_rows, *pixels.shape), dtype=np.uint8)
         if pixels.shape != images.shape[1:]:
             first, other = ("x".join(map(str, shape[1:])) for shape in (images.shape[1:], pixels.shape))
-            raise DataError(f"images differ in size, {first} and {other}", hint="set data.size")
+            place = in_words(table, column, row)
+            raise DataError(f"{place}: images differ in size, {first} and {other}", hint="set data.size")
         images[row] = pixels
     return np.empty((0, 1, 1, 1), dtype=np.uint8) if images is None else images
 
@@ -208,20 +241,20 @@ def _encoded(table: pa.Table, column: str) -> Iterator[Any]:
     for chunk in table.column(column).chunks:
         files = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
         if not (pa.types.is_binary(files.type) or pa.types.is_large_binary(files.type)):
-            raise DataError(f"column {column!r} holds no images", column=column)
+            raise DataError(f"{in_words(table, column)} holds no images", column=column)
         for scalar in files:
             if not scalar.is_valid:
-                raise DataError(f"column {column!r} has entries without an image", column=column)
+                raise DataError(f"{in_words(table, column)} has entries without an image", column=column)
             yield scalar.as_buffer()
 
 
 def begins_grey(table: pa.Table, column: str) -> bool:
     """Return whether the first image of a column is grey."""
     first = next(_encoded(table, column), None)
-    return first is not None and not _has_colour(first, f"column {column!r}, row 0")
+    return first is not None and not _has_colour(first, partial(in_words, table, column, 0))
 
 
-def _decode(encoded: Any, place: str, size: int | None, colour: bool) -> Pixels:
+def _decode(encoded: Any, place: Callable[[], str], size: int | None, colour: bool) -> Pixels:
     import PIL.Image
 
     with _opened(encoded, place) as image:
@@ -232,14 +265,17 @@ def _decode(encoded: Any, place: str, size: int | None, colour: bool) -> Pixels:
     return pixels.transpose(2, 0, 1) if colour else pixels[None]
 
 
-def _has_colour(encoded: Any, place: str) -> bool:
+def _has_colour(encoded: Any, place: Callable[[], str]) -> bool:
     with _opened(encoded, place) as image:  # which reads no more than the head of the file
         return image.mode not in ("1", "L")
 
 
 @contextlib.contextmanager
-def _opened(encoded: Any, place: str) -> Iterator[Image]:
-    """Open an image that is not too large; whatever goes wrong while it is used is that it cannot be read."""
+def _opened(encoded: Any, place: Callable[[], str]) -> Iterator[Image]:
+    """Open an image that is not too large; whatever goes wrong while it is used is that it cannot be read.
+
+    `place` says where it is, in an error.
+    """
     try:
         import PIL.Image
     except ImportError as error:
@@ -252,11 +288,11 @@ def _opened(encoded: Any, place: str) -> Iterator[Image]:
         with opened as image:
             width, height = image.size
             if width * height > _MOST_PIXELS:
-                raise DataError(f"{place}: an image of {width}x{height} pixels is too large")
+                raise DataError(f"{place()}: an image of {width}x{height} pixels is too large")
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                raise DataError(f"{place}: more than 8 bits a pixel are not read")
+                raise DataError(f"{place()}: more than 8 bits a pixel are not read")
             yield image
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{place}: not an image that can be read") from error
+        raise DataError(f"{place()}: not an image that can be read") from error

@@ -177,18 +177,32 @@ class TestFaults:
 
     def test_a_column_without_images(self, tmp_path):
         write_parquet(tmp_path / "train.parquet", {"image": [1, 2], "label": [0, 1]})
-        with pytest.raises(DataError, match="column 'image' holds no images"):
+        with pytest.raises(DataError, match=r"/train.parquet: column 'image' holds no images"):
             Parquet(path=str(tmp_path)).load()
 
     def test_an_image_that_is_none(self, tmp_path):
         write_parquet(tmp_path / "train.parquet", {"image": [b"\x89PNG", b""], "label": [0, 1]})
-        with pytest.raises(DataError, match="column 'image', row 0: not an image"):
+        with pytest.raises(DataError, match=r"/train.parquet: column 'image', row 1: not an image"):
+            Parquet(path=str(tmp_path)).load()
+
+    def test_of_several_files_the_one_with_the_image_is_named(self, tmp_path):
+        whole = encoded(pictures(1)[0])
+        for number, image in enumerate((whole, whole, b"")):
+            name = f"train-0000{number}-of-00003.parquet"
+            write_parquet(tmp_path / name, {"image": [whole, whole, image], "label": [0, 1, 1]})
+        with pytest.raises(DataError, match=r"/train-00002-of-00003.parquet: column 'image', row 3: not an image"):
+            Parquet(path=str(tmp_path)).load()
+        write_parquet(tmp_path / "train-00000-of-00003.parquet", {"image": [1, 2], "label": [0, 1]})
+        (tmp_path / "train-00001-of-00003.parquet").write_text("text")
+        with pytest.raises(DataError, match=r"/train-00001-of-00003.parquet: cannot be read as parquet"):
             Parquet(path=str(tmp_path)).load()
 
     def test_an_image_with_more_than_a_byte_a_pixel(self, tmp_path):
         deep = encoded(np.full((4, 4), 300, dtype=np.uint16))
         write_parquet(tmp_path / "train.parquet", {"image": [deep], "label": [0]})
-        with pytest.raises(DataError, match="column 'image', row 0: more than 8 bits a pixel are not read"):
+        with pytest.raises(
+            DataError, match=r"/train.parquet: column 'image', row 1: more than 8 bits a pixel are not read"
+        ):
             Parquet(path=str(tmp_path)).load()
 
     def test_an_example_without_a_label(self, tmp_path):
@@ -199,13 +213,15 @@ class TestFaults:
 
     def test_an_empty_label(self, tmp_path):
         write_parquet(tmp_path / "train.parquet", {"image": pictures(2), "label": [0, None]})
-        with pytest.raises(DataError, match="column 'label' has 1 empty entries"):
+        with pytest.raises(DataError, match=r"/train.parquet: column 'label' has 1 empty entries"):
             Parquet(path=str(tmp_path)).load()
 
     def test_a_class_that_was_not_trained_on(self, tmp_path):
         for split, labels in (("train", ["a", "b"]), ("test", ["a", "c"])):
             write_parquet(tmp_path / f"{split}.parquet", {"image": pictures(2), "label": labels})
-        with pytest.raises(DataError, match="the class 'c', which the training part does not have"):
+        with pytest.raises(
+            DataError, match=r"/test.parquet: column 'label' has the class 'c', which the training part does not have"
+        ):
             Parquet(path=str(tmp_path)).load()
 
     @pytest.mark.parametrize("options", [{"test_split": None}, {"test_share": 0.1}])
@@ -221,7 +237,7 @@ class TestFaults:
 
     def test_what_is_not_parquet(self, tmp_path):
         (tmp_path / "train.parquet").write_text("text")
-        with pytest.raises(DataError, match="cannot be read as parquet"):
+        with pytest.raises(DataError, match=r"/train.parquet: cannot be read as parquet"):
             Parquet(path=str(tmp_path)).load()
 
 
@@ -358,12 +374,12 @@ def test_a_damaged_image_is_named_whatever_its_kind(kind):
         try:
             decode(table, "image")
         except DataError as error:
-            refused += "row 0" in str(error)
+            refused += "row 1" in str(error)
     assert refused > 20  # the others were not damaged in a way that matters; nothing else was raised
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     stream = io.BytesIO()
     Image.new("1", (13_000, 13_000)).save(stream, "PNG")
-    with pytest.raises(DataError, match="row 0: an image of 13000x13000 pixels is too large"):
+    with pytest.raises(DataError, match="row 1: an image of 13000x13000 pixels is too large"):
         decode(pa.table({"image": [stream.getvalue()]}), "image")
