@@ -65,11 +65,11 @@ def recipe(clients: int, rounds: int, **changes: Any) -> Recipe:
 
 @dataclass
 class Watch:
-    """The largest memory of each kind of Flower's processes, looked at again and again."""
+    """The largest memory of each kind of Flower's processes, and the CPU's time that they took."""
 
     folder: Path
     peaks: dict[str, int] = field(default_factory=dict)
-    client_ticks: dict[str, int] = field(default_factory=dict)  #: of the CPU, by ClientApp
+    ticks: dict[tuple[str, str], int] = field(default_factory=dict)  #: of the CPU, by kind and process
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Watch:
@@ -93,13 +93,20 @@ class Watch:
                 except (OSError, StopIteration, IndexError):
                     continue
                 self.peaks[name] = max(self.peaks.get(name, 0), peak)
-                if name == "flwr-clientapp":
-                    self.client_ticks[path.name] = int(numbers[11]) + int(numbers[12])
+                self.ticks[name, path.name] = int(numbers[11]) + int(numbers[12])
 
     @property
     def client_seconds(self) -> float:
         """The median CPU seconds of a ClientApp, which does not depend on what else the machine does."""
-        return statistics.median(self.client_ticks.values()) / os.sysconf("SC_CLK_TCK")
+        return statistics.median(self._ticks_of("flwr-clientapp")) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def seconds(self) -> float:
+        """The CPU seconds of all processes together."""
+        return sum(self.ticks.values()) / os.sysconf("SC_CLK_TCK")
+
+    def _ticks_of(self, name: str) -> list[int]:
+        return [ticks for (kind, _), ticks in self.ticks.items() if kind == name]
 
     def of(self, name: str) -> str:
         """Return the peak of a kind of processes."""
@@ -118,19 +125,20 @@ def measure(checked: Recipe, clients: int, code: Sequence[Path] = ()) -> None:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, Rehearsal(names) as running, Watch(running.folder) as watch:
         started = time.monotonic() - begun
-        out = Path(folder) / "run"
+        out, idle = Path(folder) / "run", watch.seconds
         there = [
             event["seconds"]
             for event in submit(checked, CONNECTION, ServerOptions(out=str(out)), code)
             if event["event"] == "round"
         ]
+        busy = (watch.seconds - idle) / len(there)
         lines = [json.loads(line) for line in (out / "deployment.jsonl").read_text().splitlines()]
     seconds, training = statistics.median(there), statistics.median(here)
     print(
         f"| {clients} | {started:.0f} | {seconds:.1f} | {seconds - training:.1f} | {lines[-1]['bytes_sent']:,} | "
         f"{lines[-1]['bytes_received']:,} | {watch.of('flower-superlink')} | {watch.of('flower-supernode')} + "
         f"{watch.of('flower-superexec')} | {watch.of('flwr-serverapp')} | {watch.of('flwr-clientapp')}, "
-        f"{watch.client_seconds:.1f} CPU s |",
+        f"{watch.client_seconds:.1f} CPU s | {busy:.0f} |",
         flush=True,
     )
 
@@ -153,9 +161,9 @@ def main() -> None:
     parser.add_argument("--model-bytes", type=int)
     options = parser.parse_args()
     if options.nodes or options.model_bytes:
-        columns = "nodes|start s|s a round|beyond training|bytes sent|received|SuperLink|SuperNode|server|client"
+        columns = "nodes|start s|s a round|beyond training|bytes sent|received|SuperLink|SuperNode|server|client|CPU s"
         print("|", columns.replace("|", " | "), "|")
-        print("| --- " * 10 + "|")
+        print("| --- " * 11 + "|")
     for nodes in options.nodes:
         measure(recipe(nodes, options.rounds), nodes)
     if options.model_bytes:

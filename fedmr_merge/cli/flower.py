@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,34 +70,47 @@ def run_on(
         return
     from fedmr_merge.flower.rehearsal import CONNECTION, Rehearsal, require_memory
 
-    names = _rehearsed_names(recipe)
+    nodes = _rehearsed_nodes(recipe)
+    names = list(nodes)
     require_memory(len(names))
     here = ServerOptions(str(folder.absolute()), options["fresh"], options["extend"], str(Path.cwd()))
     with contextlib.ExitStack() as stack:
         with progress.waiting(f"starting a SuperLink and {console.plural(len(names), 'node')}"):
-            stack.enter_context(Rehearsal(names))
+            stack.enter_context(Rehearsal(names, {name: text for name, text in nodes.items() if text}))
         console.say(f"nodes: {len(names)} needed, {len(names)} found")
         follow_events(recipe, submit(recipe, CONNECTION, here, code), again, None)
     closing_words(recipe, folder, again)
 
 
-def _rehearsed_names(recipe: Recipe) -> list[str]:
-    """Check everything that can be checked before a process is started; return the names of the nodes."""
-    from fedmr_merge.flower.node_data import stays_at_nodes
+def _rehearsed_nodes(recipe: Recipe) -> dict[str, str]:
+    """Check all that can be checked before a process is started; return the names of the nodes, and what is given as
+    --node-config to each.
+    """
+    from fedmr_merge.flower.node_data import rehearsed_federation, rehearsed_values, stays_at_nodes
     from fedmr_merge.flower.nodes import Binding
     from fedmr_merge.recipe.deployment import Deployment
     from fedmr_merge.recipe.prepare import check_stages, prepare
 
-    if stays_at_nodes(recipe):
+    deployment = recipe.deployment or Deployment()
+    apart = stays_at_nodes(recipe)
+    if apart and not deployment.rehearsal:
         raise UsageError(
             "--on flower rehearses with data of this machine, and the recipe's are on the clients' machines",
-            hint="rehearse with another data.partition, or name a SuperLink: --on flower:NAME",
+            hint="say in deployment.rehearsal where each client has data here, e.g. {data: parts/$NAME}, choose "
+            "another data.partition, or name a SuperLink: --on flower:NAME",
         )
-    federation = prepare(recipe)
+    if apart:
+        names = Binding.of(getattr(recipe.partition, "clients", 0), deployment.clients).names
+        federation = rehearsed_federation(recipe, names)
+    else:
+        federation = prepare(recipe)
+        names = Binding.of(len(federation.partition), deployment.clients).names
     check_stages(recipe, federation)
     _show_costs(recipe, federation)
-    named = (recipe.deployment or Deployment()).clients
-    return list(Binding.of(len(federation.partition), named).names.values())
+    return {
+        name: " ".join(f"{key}={json.dumps(value)}" for key, value in rehearsed_values(recipe, name).items())
+        for name in names.values()
+    }
 
 
 def _show_costs(recipe: Recipe, federation: Any) -> None:

@@ -20,11 +20,13 @@ from fedmr_merge.federated.data.examples import Data, Inputs, Part
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.nodes import Nodes
 from fedmr_merge.federated.federation import Federation
+from fedmr_merge.recipe.deployment import Deployment
 from fedmr_merge.recipe.prepare import prepare
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Recalibrate, TrainingStage
 
-_PREFIX = "$NODE/"
+_PREFIX, _NAME = "$NODE/", "$NAME"
+_CONFIGURATION = "this node's --node-config"
 _OF_OTHERS = 2  # stand-ins for the examples of every other client: a client of one example is a case of its own
 
 
@@ -48,6 +50,25 @@ def with_paths(recipe: Recipe, values: Mapping[str, Any], whose: str) -> Recipe:
                 raise DataError(f"data.{name} is {value!r}, and {whose} has no {key!r}", hint=f"set {key!r} there")
             changes[name] = str(Path(str(values[key])) / rest)
     return replace(recipe, data=recipe.data.with_options(changes)) if changes else recipe
+
+
+def rehearsed_values(recipe: Recipe, name: str) -> dict[str, str]:
+    """Return the configuration of a node in a rehearsal, in which the data of all clients are on this machine."""
+    values = (recipe.deployment or Deployment()).rehearsal
+    return {key: str(Path(value.replace(_NAME, name)).absolute()) for key, value in values.items()}
+
+
+def rehearsed_federation(recipe: Recipe, names: Mapping[int, str]) -> Federation:
+    """Return the federation as the server of a rehearsal sees it; `names` are those of the nodes, by client.
+
+    Raises DataError when a client's data cannot be read, or do not fit the server's.
+    """
+    own = with_paths(recipe, (recipe.deployment or Deployment()).server, "deployment.server").data.load()
+    outlines = []
+    for client, name in sorted(names.items()):
+        claim = describe(recipe, rehearsed_values(recipe, name), "deployment.rehearsal")
+        outlines.append(outline_of(claim, own, client))
+    return server_federation(recipe, outlines, own)
 
 
 class _Wrapped(Data):
@@ -160,7 +181,7 @@ class ServerData(_Wrapped):
 
 def client_federation(recipe: Recipe, node: Mapping[str, Any], client: int) -> Federation:
     """Return the federation as a client's machine sees it; `node` is the configuration of its SuperNode."""
-    here = with_paths(recipe, node, "this node's --node-config")
+    here = with_paths(recipe, node, _CONFIGURATION)
     if not isinstance(recipe.partition, Nodes):
         return prepare(here)
     if client >= recipe.partition.clients:
@@ -199,9 +220,9 @@ def server_federation(
     return prepare(recipe, dealt, data)
 
 
-def describe(recipe: Recipe, node: Mapping[str, Any]) -> dict[str, Any]:
+def describe(recipe: Recipe, node: Mapping[str, Any], whose: str = _CONFIGURATION) -> dict[str, Any]:
     """Return what a client's machine reports of its data: numbers of examples, and their form."""
-    here = with_paths(recipe, node, "this node's --node-config")
+    here = with_paths(recipe, node, whose)
     data = here.data.load()
     examples = data.examples("train")
     counts = [examples]

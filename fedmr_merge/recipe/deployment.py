@@ -25,6 +25,9 @@ class Deployment:
     server: Mapping[str, str] = field(default_factory=dict)
     """What `$NODE/KEY` in a path of `data` stands for on the server, which has test examples of its own; on a client's
     machine it is KEY of the SuperNode's --node-config."""
+    rehearsal: Mapping[str, str] = field(default_factory=dict)
+    """What `$NODE/KEY` stands for at each client in a rehearsal on this machine; `$NAME` in it is the name of the
+    client's node: `{data: parts/$NAME}`."""
     clients: Mapping[str, Annotated[int, Ge(0)]] = field(default_factory=dict)
     """The client that each registered name of a node stands for; left out: `client-7` is client 7."""
 

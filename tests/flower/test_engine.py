@@ -157,6 +157,15 @@ def test_nodes_are_bound_to_clients_by_their_registered_names(tmp_path):
     assert all(named[entry["node"]] == entry["client"] for entry in recorded["trained"])
 
 
+def test_bfloat16_travels_as_it_is(tmp_path):
+    checked = small("fedmr", 2, model={"name": "half_model:Half"})
+    follow(tmp_path / "here", checked)
+    grid = on_nodes(tmp_path / "nodes", checked)
+    assert models(tmp_path / "nodes") == models(tmp_path / "here")
+    for message in grid.sent:
+        assert {array.dtype for array in message.content["model"].values()} == {"bfloat16"}
+
+
 FROZEN = """
 from dataclasses import dataclass
 from fedmr_merge.federated.models.cnn import Cnn

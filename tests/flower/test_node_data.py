@@ -12,9 +12,17 @@ from small_run import command
 from small_runs import follow, models
 from stand_in_grid import StandInGrid
 
+from fedmr_merge.cli.flower import _rehearsed_nodes
 from fedmr_merge.errors import DataError, FedmrMergeError, TrainingError
 from fedmr_merge.flower.client import answer, answer_question
-from fedmr_merge.flower.node_data import Outline, ServerData, form_of, outline_of, with_paths
+from fedmr_merge.flower.node_data import (
+    Outline,
+    ServerData,
+    form_of,
+    outline_of,
+    rehearsed_federation,
+    with_paths,
+)
 from fedmr_merge.flower.server import ServerOptions, serve
 from fedmr_merge.flower.wire import QUERY
 from fedmr_merge.recipe.schema import parse_recipe
@@ -234,4 +242,37 @@ def test_such_a_recipe_is_not_run_in_one_process(machines, monkeypatch, capsys):
     assert command("run", "recipe.yaml") == 2
     assert "no such folder" in capsys.readouterr().err
     assert command("run", "recipe.yaml", "--on", "flower") == 2
-    assert "the recipe's are on the clients' machines" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the recipe's are on the clients' machines" in said
+    assert "deployment.rehearsal" in said
+
+
+def rehearsed(machines: Path, **deployment):
+    places = {"server": {"data": str(machines / "server")}, "rehearsal": {"data": "$NAME"}}
+    return recipe(machines, deployment={"timeout_seconds": 0.2, **places, **deployment})
+
+
+def test_in_a_rehearsal_each_node_gets_a_folder_by_its_name(machines, monkeypatch):
+    monkeypatch.chdir(machines)
+    checked = rehearsed(machines, clients={"berlin": 1, "client-0": 0, "client-2": 2})
+    (machines / "client-1").rename(machines / "berlin")
+    nodes = _rehearsed_nodes(checked)
+    assert nodes == {name: f'data="{machines / name}"' for name in ("client-0", "berlin", "client-2")}
+    federation = rehearsed_federation(checked, {0: "client-0", 1: "berlin", 2: "client-2"})
+    assert federation.partition.sizes == SIZES
+
+
+def test_folders_that_are_not_there_or_do_not_fit_are_reported_before_a_process_is_started(
+    machines, monkeypatch, capsys
+):
+    monkeypatch.chdir(machines)
+    (machines / "recipe.yaml").write_text(rehearsed(machines, rehearsal={"data": "parts/$NAME"}).to_yaml())
+    assert command("run", "recipe.yaml", "--on", "flower") == 2
+    assert "parts/client-0" in capsys.readouterr().err
+    columns = {"image": np.zeros((4, 9, 9), np.uint8), "label": np.arange(4) % 3}
+    for split in ("train", "test"):
+        write_parquet(machines / "client-1" / f"{split}.parquet", columns, {"label": CLASSES})
+    (machines / "recipe.yaml").write_text(rehearsed(machines).to_yaml())
+    assert command("run", "recipe.yaml", "--on", "flower") == 2
+    assert "client 1 has other data: shape is [1, 9, 9], here [1, 8, 8]" in capsys.readouterr().err
+    assert not (machines / "runs").exists()

@@ -36,6 +36,7 @@ RECIPE = {
     "deployment": {"timeout_seconds": 240},
 }
 LONGEST_SECONDS = 900
+TESTS = Path(__file__).parents[1]  #: has `half_model`
 
 
 def of_a_rehearsal(folder: Path) -> list[int]:
@@ -213,11 +214,28 @@ def test_clients_train_on_what_only_their_own_machine_has(tmp_path):
     stages = {"stages": [{"fedmr": {"rounds": 1}}, {"evaluate": {}}]}
     apart = reader | {"path": "$NODE/scans", "partition": {"kind": "nodes", "clients": 2}}
     pooled = reader | {"path": str(tmp_path / "pooled"), "client_column": "client", "partition": {"kind": "natural"}}
-    options = {"timeout_seconds": 300, "server": {"scans": str(tmp_path / "server")}}
-    recipe = parse_recipe(RECIPE | stages | {"data": apart, "deployment": options}, "recipe.yaml")
+    places = {"server": {"scans": str(tmp_path / "server")}, "rehearsal": {"scans": "$NAME"}}
+    deployment = {"deployment": {"timeout_seconds": 300, **places}}
+    recipe = parse_recipe(RECIPE | stages | {"data": apart} | deployment, "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     follow(tmp_path / "local", parse_recipe(RECIPE | stages | {"data": pooled}, "recipe.yaml"))
-    configurations = {name: f'scans="{tmp_path / name}"' for name in ("client-0", "client-1")}
-    with Rehearsal(["client-0", "client-1"], configurations):
-        follow_at(recipe, tmp_path / "run", lambda event: None)
+    running = command(tmp_path)
+    output, _ = running.communicate(timeout=LONGEST_SECONDS)
+    assert running.returncode == 0, output
+    run = tmp_path / "runs" / "two"
+    assert models(run) == models(tmp_path / "local")
+    assert (run / "lineage.jsonl").read_bytes() == (tmp_path / "local" / "lineage.jsonl").read_bytes()
+
+
+def test_a_large_model_travels_in_pieces(tmp_path):
+    """100 MB of bfloat16, nearly all of it one tensor: Flower takes it apart into pieces of 5 MB."""
+    model = {"name": "half_model:Half", "width": 660_000}
+    changes = {"model": model, "training": RECIPE["training"] | {"batch_size": 1000}}
+    recipe = parse_recipe(RECIPE | changes | {"stages": [{"fedavg": {"rounds": 1}}]}, "recipe.yaml")
+    follow(tmp_path / "local", recipe)
+    with Rehearsal(["client-0", "client-1"]):
+        for _ in submit(recipe, CONNECTION, ServerOptions(out=str(tmp_path / "run")), [TESTS]):
+            pass
     assert models(tmp_path / "run") == models(tmp_path / "local")
-    assert (tmp_path / "run" / "lineage.jsonl").read_bytes() == (tmp_path / "local" / "lineage.jsonl").read_bytes()
+    [recorded] = lines(tmp_path / "run", "deployment.jsonl")
+    assert recorded["bytes_sent"] == recorded["bytes_received"] > 190_000_000
