@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Partition:
     def __len__(self) -> int:
         return len(self.clients)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The number of examples of every client."""
         return tuple(len(indices) for indices in self.clients)

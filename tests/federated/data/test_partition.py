@@ -65,3 +65,10 @@ def test_a_faulty_partition_is_refused(clients, culprit):
 def test_json_of_something_else_is_refused(value):
     with pytest.raises(DataError):
         Partition.from_json(value)
+
+
+def test_the_sizes_of_ten_thousand_clients_are_counted_once():
+    """They are asked for several times for each client of a round."""
+    partition = Partition.of([[client] for client in range(10_000)])
+    assert partition.sizes == (1,) * 10_000
+    assert partition.sizes is partition.sizes
