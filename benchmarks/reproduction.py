@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
 import statistics
 import sys
@@ -98,14 +99,15 @@ def read(path: Path) -> list[dict[str, str]]:
 INTRODUCTION = """# Reproduction
 
 What came out of running the experiments of the FedMR paper (Hu et al., "FedMR: Federated Learning via Model
-Recombination", 2022, arXiv 2208.07677), and a demonstration on a small data set, with this package.
-`benchmarks/reproduction.py` makes this page from the files in `docs/results/`, which hold a line for every finished
-run, with its seed and versions, and its learning curve.
+Recombination", 2022, arXiv 2208.07677), a demonstration on a small data set, and a comparison of adapters, with this
+package. `benchmarks/reproduction.py` makes this page from the files in `docs/results/`, which hold a line for every
+finished run, with its seed and versions, and its learning curve.
 
 Accuracies are those of the global model on the test data, in percent, as mean ± standard deviation over the seeds. A
-method's accuracy is the mean of its last ten rounds. The margin is FedMR's accuracy less that of the best method in
-which every round ends with one model. Where the paper gives a number for the cell, the verdict compares the margin with
-that of the paper's Table 1 over the methods that were run. The test is a paired t-test over the seeds that both have.
+method's accuracy is the mean of its last ten rounds, of those that were evaluated. The margin is FedMR's accuracy less
+that of the best method in which every round ends with one model. Where the paper gives a number for the cell, the
+verdict compares the margin with that of the paper's Table 1 over the methods that were run. The test is a paired t-test
+over the seeds that both have.
 
 The CIFAR-10 that was used is a copy of the images as JPEG files, which costs every method some accuracy: compare the
 methods with each other, and with the paper by differences.
@@ -127,6 +129,7 @@ class Tables:
     cells: list[tuple[str, ...]]
     verdicts: list[list[str]]
     methods: list[list[str]]
+    differences: list[list[str]]  #: from the best baseline, of sweeps with more than two methods
 
 
 def tables(rows: list[dict[str, str]], about: dict[str, list]) -> Tables:
@@ -135,7 +138,7 @@ def tables(rows: list[dict[str, str]], about: dict[str, list]) -> Tables:
     cells: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
     for row in rows:
         cells.setdefault(tuple(row[axis] for axis in axes), {}).setdefault(row[METHOD], []).append(row)
-    made = Tables(list(cells), [], [])
+    made = Tables(list(cells), [], [], [])
     for cell, methods in cells.items():
         choices = dict(zip(axes, cell, strict=True))
         published = {
@@ -153,11 +156,42 @@ def tables(rows: list[dict[str, str]], about: dict[str, list]) -> Tables:
             last = Spread.of(list(by_seed.values())).shown(100)
             rounds = "-".join(dict.fromkeys(sorted(run["rounds"] for run in runs)))
             their = f"{theirs['mean']:.2f} ± {theirs['deviation']:.2f}" if theirs else ""
-            made.methods.append([", ".join(cell), method, seeds, rounds, last, best.shown(100), their])
+            made.methods.append([shown_cell(cell), method, seeds, rounds, last, best.shown(100), their])
         found = margin(scores, {method: p["mean"] for method, p in published.items()})
         if found is not None:
-            made.verdicts.append([", ".join(cell), *margin_row(found)])
+            made.verdicts.append([shown_cell(cell), *margin_row(found)])
+            made.differences.extend([shown_cell(cell), *row] for row in paired(scores, found.baseline))
     return made
+
+
+def shown_cell(cell: tuple[str, ...]) -> str:
+    """Return what a cell is called: by its choices on all axes but the method."""
+    return ", ".join(cell) or "all"
+
+
+def paired(scores: list[Scores], baseline: str) -> list[list[str]]:
+    """Return how much each of several methods is above the best baseline, seed by seed, in percentage points."""
+    if len(scores) <= 2:  # the verdict says it
+        return []
+    best = next(one for one in scores if one.method == baseline)
+    rows = []
+    for one in scores:
+        seeds = sorted(one.by_seed.keys() & best.by_seed.keys())
+        if one is best or not seeds:
+            continue
+        found = [100 * (one.by_seed[seed] - best.by_seed[seed]) for seed in seeds]
+        each = ", ".join(f"{difference:+.2f}" for difference in found)
+        rows.append([one.method, baseline, ", ".join(map(str, seeds)), each, Spread.of(found).shown()])
+    return rows
+
+
+def description(name: str) -> str:
+    """Return what a sweep's own file says of it, in the comment that it begins with; nothing where it has none."""
+    for path in sorted((ROOT / "recipes").rglob(f"{name}.yaml")):
+        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        found = [line.removeprefix("#").strip() for line in lines]
+        return "\n".join(f"\n`{line}`" if line.startswith("fedmr-merge ") else line for line in found) + "\n\n"
+    return ""
 
 
 def section(results: Path, name: str, about: dict[str, list]) -> str:
@@ -168,12 +202,14 @@ def section(results: Path, name: str, about: dict[str, list]) -> str:
         draw_cell(results, name, cell, about["axes"])
     versions = sorted({(row["fedmr_merge"], row["torch"], row["device"]) for row in rows})
     told = "; ".join(f"fedmr-merge {ours}, torch {torch}, {device}" for ours, torch, device in versions)
+    apart = ["cell", "method", "less", "seeds", "points, by seed", "mean ± deviation"]
     columns = ["cell", "method", "seeds", "rounds", "last 10 rounds", "best round", "paper"]
-    pictures = "\n".join(f"![{', '.join(cell)}](results/{picture(name, cell)})" for cell in made.cells)
+    pictures = "\n".join(f"![{shown_cell(cell)}](results/{picture(name, cell)})" for cell in made.cells)
     return (
-        f"## {name}\n\n{len(rows)} runs of the sweep {name} (in `recipes/`); {told}.\n\n"
+        f"## {name}\n\n{description(name)}{len(rows)} runs of the sweep {name} (in `recipes/`); {told}.\n\n"
         + (markdown_table(VERDICT_COLUMNS, made.verdicts) + "\n" if made.verdicts else "")
         + markdown_table(columns, made.methods)
+        + ("\n" + markdown_table(apart, made.differences) if made.differences else "")
         + f"\n{pictures}\n"
     )
 
@@ -218,7 +254,7 @@ def draw_cell(results: Path, name: str, cell: tuple[str, ...], axes: list[str]) 
             lower = [mean - band for mean, band in zip(means, bands, strict=True)]
             upper = [mean + band for mean, band in zip(means, bands, strict=True)]
             plot.fill_between(rounds, lower, upper, color=colour, alpha=0.15, linewidth=0)
-        plot.set(xlabel="round", ylabel="test accuracy of the global model (%)", title=", ".join(cell))
+        plot.set(xlabel="round", ylabel="test accuracy of the global model (%)", title=", ".join(cell) or name)
         plot.grid(axis="y", linewidth=0.4, alpha=0.6)
         plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, fontsize="small")
 

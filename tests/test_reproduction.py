@@ -50,6 +50,36 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     assert (tmp_path / "x-alpha0.5.png").exists()
 
 
+def test_a_sweep_over_methods_alone_is_compared_seed_by_seed_with_the_best_baseline(tmp_path: Path) -> None:
+    rows = {
+        "FedIT": ("fedavg", 0.30, 0.36),
+        "exact mean": ("fedavg", 0.32, 0.35),
+        "two-stage": ("fedavg fedmr", 0.31, None),
+    }
+    write_results(
+        tmp_path,
+        *(
+            f"x,,{method},{stages},{seed},30,{value},{value},1.0,2.0,cpu"
+            for method, (stages, *values) in rows.items()
+            for seed, value in enumerate(values)
+            if value is not None
+        ),
+    )
+    (tmp_path / "x.json").write_text(json.dumps({"axes": [], "published": []}))
+    page = reproduction.page(tmp_path)
+    assert "| all | FedIT | exact mean | 0, 1 | -2.00, +1.00 | -0.50 ± 2.12 |" in page
+    assert "| all | two-stage | exact mean | 0 | -1.00 | -1.00 |" in page
+    assert "| all | exact mean | -1.00 |" in page  # the verdict: over the seed that both have
+    assert (tmp_path / "x.png").exists()
+
+
+def test_a_section_begins_with_what_the_file_of_the_sweep_says() -> None:
+    assert reproduction.description("x") == ""
+    found = reproduction.description("two-stage-cpu")
+    assert found.startswith("What adapters of MiniLM gain from recombination")
+    assert found.endswith("\n\n`fedmr-merge sweep adapters/two-stage-cpu --jobs 1`\n\n")
+
+
 def test_what_is_published_was_made_from_the_results(tmp_path: Path) -> None:
     shutil.copytree(RESULTS, tmp_path / "results")
     assert reproduction.page(tmp_path / "results") == (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")

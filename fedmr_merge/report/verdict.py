@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,8 @@ def margin(cell: Sequence[Scores], published: Mapping[str, float], metric: Metri
     return Margin(
         fedmr=ours.method,
         baseline=best.method,
-        points=worth * (ours.mean - best.mean),
+        # Over the seeds that both have: a sweep that is not finished may have more of one.
+        points=statistics.fmean(a - b for a, b in pairs) if pairs else worth * (ours.mean - best.mean),
         deviation=_deviation(pairs),
         seeds=seeds,
         p_value=_paired_test(pairs),
