@@ -139,7 +139,7 @@ def _by_rule(rule: Rule, arguments: Mapping[str, Any]) -> Any:
     given = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
 
     def compute(dims: tuple[int, ...], *values: Tensor) -> Stacked:
-        stacked = (value.movedim(dim, 0) for value, dim in zip(values, dims, strict=True))
+        stacked = (value.movedim(dim, 0) if dim else value for value, dim in zip(values, dims, strict=True))
         return rule.compute(**{**arguments, **dict(zip(given, stacked, strict=True))})
 
     return _apply(compute, given.values())
