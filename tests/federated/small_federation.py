@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmr_merge.federated.cohort import Cohort, Weights
@@ -17,7 +18,6 @@ from fedmr_merge.federated.data.images import ImageData
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.federation import Federation, Training, open_federation
 from fedmr_merge.federated.models.base import Architecture, Classifier
-from fedmr_merge.federated.models.cnn import Cnn
 from fedmr_merge.federated.protocol import State
 
 SIZES = (4, 7, 12, 3, 5, 9)
@@ -48,9 +48,36 @@ def make_partition() -> Partition:
     return Partition.of(np.split(np.random.default_rng(8).permutation(sum(SIZES)), np.cumsum(SIZES)[:-1]))
 
 
+class _Narrow(Classifier):
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 4, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(4, 8, kernel_size=3, padding=1)
+        self.fc1 = nn.Linear(8, 16)
+        self.fc2 = nn.Linear(16, num_classes)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        hidden = F.relu(F.max_pool2d(self.conv1(images), 2))
+        hidden = F.relu(F.max_pool2d(self.conv2(hidden), 2))
+        return F.relu(self.fc1(hidden.flatten(1)))
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.fc2(features)
+
+
+@dataclass(frozen=True)
+class Narrow(Architecture):
+    """The model `cnn` with few channels: a step takes a third of the time."""
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+        return _Narrow(image_shape[0], num_classes)
+
+
 def make_federation(architecture: Architecture | None = None, seed: int = 0, **training: Any) -> Federation:
     options = {"clients_per_round": 3, "local_epochs": 2, "batch_size": 4, "lr": 0.05, "momentum": 0.9} | training
-    return open_federation(architecture or Cnn(), make_data(), make_partition(), Training(**options), seed=seed)
+    return open_federation(architecture or Narrow(), make_data(), make_partition(), Training(**options), seed=seed)
 
 
 class _Normalised(Classifier):

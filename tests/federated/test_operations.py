@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operations import count_round, count_step, counting, make_federation
+from operations import count_round, count_step, count_training, counting, make_federation
 from small_tasks import make_task_federation
 
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
@@ -153,7 +153,11 @@ def test_a_step_of_ten_clients_stays_below_its_ceilings(model, launches, gigabyt
 
 @pytest.mark.parametrize("model", ["cnn", "gpt", "lenet", "resnet20", "resnet20-preact", "text-classifier", "vgg16"])
 def test_clients_together_move_hardly_more_bytes_than_one_by_one(model):
-    together, apart = (count_step(model, FedAvg(), **SMALL, engine=engine) for engine in ("vmap", "loop"))
+    """In a round of one step: with what the models of the cohort are copied for."""
+    together, apart = (
+        count_training(make_federation(model, clients=2, batch=50, engine=engine), FedAvg())
+        for engine in ("vmap", "loop")
+    )
     assert together.moved_bytes.total() <= 1.1 * apart.moved_bytes.total()
 
 

@@ -21,7 +21,7 @@ def unlike_federation(**training):
     return open_federation(Normalised(), make_data(), partition, Training(**options), seed=0)
 
 
-def run(federation, algorithm, rounds=3):
+def run(federation, algorithm, rounds=2):
     state = algorithm.start(federation, initial_state(federation))
     return list(run_rounds(federation, algorithm, state, first_round=1, rounds=rounds))
 

@@ -9,6 +9,7 @@ from fedmr_merge.federated.algorithms._feature_generator import FeatureGenerator
 from fedmr_merge.federated.algorithms.fedavg import FedAvg
 from fedmr_merge.federated.algorithms.fedgen import FedGen
 from fedmr_merge.federated.cohort import Cohort
+from fedmr_merge.federated.models.cnn import Cnn
 from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import run_rounds
 from fedmr_merge.federated.training.forward import Forward
@@ -33,7 +34,7 @@ def test_there_are_no_generated_features_in_the_first_round():
 
 
 def test_the_generators_loss_falls_within_a_round_and_from_round_to_round():
-    federation = make_federation()
+    federation = make_federation(Cnn())
     results = run(federation, FedGen(generator_lr=3e-3), 4)
     losses = [result.state.facts["generator_loss"] for result in results]
     assert losses[-1] < 0.5 * losses[0]
@@ -51,7 +52,7 @@ def test_the_generators_loss_falls_within_a_round_and_from_round_to_round():
 def test_its_adam_goes_on_where_it_stopped():
     federation = make_federation()
     teachers = Cohort.stack([run(federation, FedAvg(), 1)[0].state.global_weights] * 2)
-    generator = FeatureGenerator.initialise(4, 3, 16, 512, seed=0)
+    generator = FeatureGenerator.initialise(4, 3, 16, 16, seed=0)
     random = draws(0, "test", 0)
     batches = [(torch.arange(3), torch.rand(3, 4, generator=random)) for _ in range(6)]
     forward: Forward = federation.evaluation_forward
@@ -86,7 +87,7 @@ def test_clients_get_features_of_labels_that_there_are():
     counts = torch.bincount(context.shared["generated"]["labels"], minlength=3)
     assert counts[1] == 0
     assert abs(counts[0] / counts.sum() - 0.75) < 0.05
-    assert context.shared["generated"]["sampled"].shape == (1000, 512)
+    assert context.shared["generated"]["sampled"].shape == (1000, 16)
 
 
 def test_a_generator_that_diverges_ends_the_run():

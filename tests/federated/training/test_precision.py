@@ -109,6 +109,7 @@ def test_whichever_interface_was_used_before_a_run():
     script = """
 import os, sys, torch, torch._dynamo
 from fedmr_merge.federated.training.precision import float32_products
+torch.compile(lambda x: x + x, backend="eager")(torch.ones(2, 2))  # once for all
 for setting in sys.argv[1:]:
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0, setting

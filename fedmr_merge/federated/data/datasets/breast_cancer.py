@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.datasets import load_breast_cancer
 
 from fedmr_merge.federated.data.datasets._features import Table, table_data
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
@@ -29,6 +28,8 @@ class BreastCancer(DataSet):
 
     def load(self) -> FeatureData:
         """Return 456 training and 113 test rows."""
+        from sklearn.datasets import load_breast_cancer  # takes a second to import
+
         found = load_breast_cancer()
         test = hold_out(found.target, _TEST_SHARE, "breast-cancer: held-out part")
         rows, targets = found.data.astype(np.float64), found.target.astype(np.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.datasets import load_diabetes
 
 from fedmr_merge.federated.data.datasets._features import Table, table_data
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
@@ -29,6 +28,8 @@ class Diabetes(DataSet):
 
     def load(self) -> FeatureData:
         """Return 354 training and 88 test rows."""
+        from sklearn.datasets import load_diabetes  # takes a second to import
+
         found = load_diabetes(scaled=False)
         test = hold_out(np.zeros(len(found.target), dtype=np.int64), _TEST_SHARE, "diabetes: held-out part")
         rows, targets = found.data.astype(np.float64), found.target.astype(np.float64)

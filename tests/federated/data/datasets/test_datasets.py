@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -25,6 +27,13 @@ def test_digits_parts_are_disjoint_and_real():
     kept = torch.cat([data.train_images, data.test_images]).float() * 16 / 255
     sort = lambda images: sorted(map(tuple, images.round().flatten(1).int().tolist()))  # noqa: E731
     assert sort(kept) == sort(pixels)
+
+
+def test_digits_are_read_without_scikit_learn(monkeypatch):
+    """To import it takes a second."""
+    expected = Digits().load()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert torch.equal(Digits().load().train_images, expected.train_images)
 
 
 def test_digits_normalises_to_zero_mean_and_unit_deviation():

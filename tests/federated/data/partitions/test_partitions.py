@@ -47,7 +47,7 @@ def test_iid_deals_out_everything_evenly(labels, clients, seed):
     minimum=st.integers(1, 6),
     seed=st.integers(0, 2**40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_dirichlet_deals_out_everything_and_holds_the_minimum(labels, alpha, clients, minimum, seed):
     method = Dirichlet(alpha=alpha, clients=clients, min_examples=minimum)
     try:
