@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # The models of the tests are small: more threads would only wait for each other. Read when torch is first imported.
@@ -34,3 +35,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         server.add_user("hf_alice", "alice")
         yield server
         assert not server.crashes
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over all that was imported: it would look through it again and again."""
+    gc.collect()
+    gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -67,6 +68,16 @@ def test_every_module_is_imported_by_a_test_or_by_a_module_that_is() -> None:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if path.stem not in ("__init__", "__main__") and path.parent.name not in plugins:
             assert name in used, f"nothing uses {name}"
+
+
+@pytest.mark.parametrize("room", ["layers", "recombination"])
+def test_the_readme_says_a_sentence_about_each_file_of_the_two_core_rooms(room: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = re.search(rf"^  {room}/ .*\n((?:    .*\n)*)", readme, flags=re.MULTILINE)
+    assert tree
+    described = dict(re.findall(r"^    (\S+) +(\S.*)$", tree[1], flags=re.MULTILINE))
+    parts = (path for path in (PACKAGE / room).iterdir() if not path.name.startswith("__"))
+    assert described.keys() == {path.name + "/" * path.is_dir() for path in parts}
 
 
 def test_git_ignores_no_file_of_the_repository() -> None:

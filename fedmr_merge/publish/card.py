@@ -7,6 +7,7 @@ import html
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,35 @@ def render_card(template: str, facts: Mapping[str, Any]) -> str:
     ignored, or when it lacks the two lines between which a card is generated.
     """
     import jinja2
+
+    environment = _environment()
+    try:
+        if Path(template).suffix:
+            own = _read_template(Path(template))
+            _check_blocks(environment, template, own)
+            source = environment.from_string(own)
+        else:
+            source = environment.get_template(f"{template}.md.j2")
+        text = source.render({**facts, "begin": BEGIN, "end": END, "here": PLACEHOLDER})
+    except jinja2.TemplateNotFound as error:
+        raise HubError(
+            f"card template {template}: there is no template {error}",
+            hint="the templates are global, cohort and recombination",
+        ) from error
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise HubError(f"card template {template}: {error}", hint=_HINT) from error
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise HubError(
+            f"card template {template}: must write {{{{ begin }}}} and {{{{ end }}}} once each, in this order",
+            hint="what people write outside of them is kept when the card is written anew",
+        )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what reads the templates of `cards/`, with our filters. It keeps the templates that it has compiled."""
+    import jinja2
     from jinja2.sandbox import SandboxedEnvironment
 
     environment = SandboxedEnvironment(
@@ -57,27 +87,7 @@ def render_card(template: str, facts: Mapping[str, Any]) -> str:
         "percent": lambda share: f"{100 * share:.2f} %",
         "megabytes": lambda count: "not recorded" if count is None else f"{count / 1e6:,.2f} MB",
     }
-    try:
-        if Path(template).suffix:
-            own = _read_template(Path(template))
-            _check_blocks(environment, template, own)
-            source = environment.from_string(own)
-        else:
-            source = environment.get_template(f"{template}.md.j2")
-        text = source.render({**facts, "begin": BEGIN, "end": END, "here": PLACEHOLDER})
-    except jinja2.TemplateNotFound as error:
-        raise HubError(
-            f"card template {template}: there is no template {error}",
-            hint="the templates are global, cohort and recombination",
-        ) from error
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise HubError(f"card template {template}: {error}", hint=_HINT) from error
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise HubError(
-            f"card template {template}: must write {{{{ begin }}}} and {{{{ end }}}} once each, in this order",
-            hint="what people write outside of them is kept when the card is written anew",
-        )
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return environment
 
 
 def own_class(architecture: object) -> str:
