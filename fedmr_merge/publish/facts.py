@@ -210,5 +210,10 @@ def _partition_facts(partition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """Return the content of a JSON file, None where there is none. Raises HubError when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except RecursionError:
+        raise HubError(f"{path}: damaged: it is nested too deeply", hint=_HINT) from None
+    except ValueError as error:
+        raise HubError(f"{path}: damaged: not JSON: {error!s:.200}", hint=_HINT) from error

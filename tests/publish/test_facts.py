@@ -106,7 +106,7 @@ def test_privacy_is_told_as_it_was_measured(run: Path) -> None:
         ("metrics.jsonl", "", "holds files that no `publish` stage wrote"),
         ("metrics.jsonl", "{}\n", "metrics.jsonl: damaged: line 1: round: Field required"),
         ("partition.json", "{}", "partition.json: damaged: class_names"),
-        ("config.json", "[", "holds files that no `publish` stage wrote"),
+        ("config.json", "[", "config.json: damaged: not JSON"),
     ],
 )
 def test_damaged_files_are_named(run: Path, name: str, content: str, message: str) -> None:

@@ -135,6 +135,25 @@ def test_a_card_that_is_not_utf_8_is_left_alone(run: Path, capsys: pytest.Captur
     assert card.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("slots.json", "[" * 30_000, "slots.json: damaged: it is nested too deeply"),
+        ("config.json", "{", "config.json: damaged: not JSON: Expecting property name"),
+    ],
+)
+def test_a_damaged_file_that_a_card_is_made_from_is_named(
+    name: str, text: str, words: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "global" / name).write_text(text)
+    before = (run / "global" / "README.md").read_bytes()
+    assert command("card", run) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert words in error
+    assert hint == "hint: name a run folder, or what its `publish` stage wrote"
+    assert (run / "global" / "README.md").read_bytes() == before
+
+
 def test_card_of_a_recombination_and_of_what_is_none(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ COMMANDS = {
     "partition": Command(["partition", "tiny.yaml", "-o", "partition.png"]),
     "compare": Command(["compare", "run", "-o", "table"], [RUN]),
     "report": Command(["report", "run", "-o", "page"], [RUN]),
+    "recipes copy": Command(["recipes", "copy", "digits", "-o", "mine.yaml"]),
 }
 
 
@@ -179,6 +180,8 @@ def test_the_same_command_again_ends_as_if_nothing_had_been(
     tmp_path: Path,
 ) -> None:
     command, clean = COMMANDS[name], known(name)
+    if way == "short" and not set(clean.operations) & set(WRITES):
+        pytest.skip(f"{name} writes nothing")
 
     def one(draw: random.Random) -> str | Ran:
         folder = Path(shutil.copytree(clean.start, tmp_path / "here"))
