@@ -12,10 +12,8 @@ from small_checkpoints import MIXED, floats, model, write
 
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import LayerMismatchError, PlanError, RuleError
-from fedmr_merge.layers.groups import pin_groups, tie_groups
 from fedmr_merge.layers.natural_order import natural_order
 from fedmr_merge.layers.patterns import compile_pattern
-from fedmr_merge.layers.plan import LayerGroup
 from fedmr_merge.layers.rule_check import check_rule_file
 from fedmr_merge.layers.rule_language import parse_rules
 from fedmr_merge.layers.rules import apply_rule, describe_rules, group_tensors, rule_names
@@ -393,29 +391,6 @@ def test_auto_picks_by_the_names_and_says_so(picked: str, names: tuple[str, ...]
     assert found.rule == picked
     assert found.groups == group_tensors(picked, shapes(*names))
     assert picked == "layer" or found.found.startswith("picked by the names: ")
-
-
-# Ties and pins
-
-
-def test_ties_join_groups_and_pins_spread() -> None:
-    groups = [LayerGroup("a", ("a.w",)), LayerGroup("b", ("b.w", "b.b"), pinned=True), LayerGroup("c", ("c.w",))]
-    assert tie_groups(groups, [("c.w", "b.b")]) == (groups[0], LayerGroup("b", ("b.w", "b.b", "c.w"), pinned=True))
-    assert tie_groups(groups, [("a.w", "b.w"), ("b.w", "c.w")]) == (
-        LayerGroup("a", ("a.w", "b.w", "b.b", "c.w"), pinned=True),
-    )
-    assert tie_groups(groups, [("x", "y"), ("a.w", "x")]) == tuple(groups)
-
-
-def test_pins() -> None:
-    groups = group_tensors("module", shapes("a.weight", "a.bias", "b.c.weight"))
-    assert [g.pinned for g in pin_groups(groups, ["b.**"])] == [False, True]
-    assert [g.pinned for g in pin_groups(groups, ["*.bias", "re:b.*"])] == [True, True]
-    assert pin_groups(groups, []) == groups
-    with pytest.raises(RuleError, match="--pin 'x': matches no tensor"):
-        pin_groups(groups, ["x"])
-    with pytest.raises(RuleError, match="malformed"):
-        pin_groups(groups, ["{"])
 
 
 @pytest.mark.parametrize(("rank", "fits"), [(8, True), (16, False)])

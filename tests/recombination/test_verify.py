@@ -14,7 +14,7 @@ from small_checkpoints import MIXED, floats, model, read, tree, write, write_fol
 from fedmr_merge.checkpoint.header import build_header
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.cli.app import main
-from fedmr_merge.errors import OutputError, VerificationError
+from fedmr_merge.errors import VerificationError
 from fedmr_merge.lineage.trace import trace
 from fedmr_merge.lineage.writer import HASHED_AT_ONCE_BYTES
 from fedmr_merge.merging.options import MeanOptions
@@ -353,24 +353,6 @@ def test_a_damaged_lineage_is_an_error_in_one_line(name: str, tmp_path: Path) ->
         assert "lineage.json" in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("evil*"))
-
-
-def test_undo_needs_every_slot_and_a_free_place(tmp_path: Path) -> None:
-    _, out = merged(tmp_path, slots=3)
-    (tmp_path / "back").mkdir()
-    with pytest.raises(OutputError, match="exists already"):
-        undo(out, tmp_path / "back")
-    recombine([tmp_path / f"m{i}.safetensors" for i in range(3)], tmp_path / "some", output=OutputOptions(slots=(0, 1)))
-    with pytest.raises(VerificationError, match="undo needs all 3"):
-        undo(tmp_path / "some", tmp_path / "x")
-
-
-def test_sources_of_one_name_are_rebuilt_by_their_slot(tmp_path: Path) -> None:
-    sources = [write(tmp_path / str(i) / "model.safetensors", model(i)) for i in range(2)]
-    recombine(sources, tmp_path / "out")
-    rebuilt = undo(tmp_path / "out", tmp_path / "back").paths
-    assert [path.name for path in rebuilt] == ["slot-00.safetensors", "slot-01.safetensors"]
-    assert [path.read_bytes() for path in rebuilt] == [path.read_bytes() for path in sources]
 
 
 def test_the_number_of_inputs_must_fit(tmp_path: Path) -> None:
