@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ transformers = pytest.importorskip("transformers", reason="needs the extra trans
 peft = pytest.importorskip("peft", reason="needs the extra adapters")
 
 from huggingface_hub import constants  # noqa: E402
+from program import Program  # noqa: E402
 from small_run import command  # noqa: E402
 
 from fedmr_merge.checkpoint.open import open_checkpoint  # noqa: E402
@@ -89,6 +92,21 @@ def test_an_interrupted_run_ends_with_the_same_bytes(folder, whole, tmp_path):
         follow(recipe(folder), tmp_path / "parts", 1)
     assert contents(tmp_path / "parts") == contents(whole)
     assert [path.name for path in whole.glob("checkpoints/1-*/slot-*/*")].count("adapter_model.safetensors") == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_same_bytes(folder, whole, tmp_path):
+    raw = recipe(folder)
+    (tmp_path / "adapters.yaml").write_text(json.dumps(raw))
+    process = Program("run", "adapters.yaml", "--out", "run", cwd=tmp_path)
+    deadline = time.monotonic() + 100
+    while process.is_running and not list(tmp_path.glob("run/checkpoints/*/state.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL, "it was over before it could be killed"
+    follow(raw, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(whole)
 
 
 def test_another_base_is_refused_by_its_files(folder, tmp_path):
