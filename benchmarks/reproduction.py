@@ -190,7 +190,8 @@ def description(name: str) -> str:
     for path in sorted((ROOT / "recipes").rglob(f"{name}.yaml")):
         lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
         found = [line.removeprefix("#").strip() for line in lines]
-        return "\n".join(f"\n`{line}`" if line.startswith("fedmr-merge ") else line for line in found) + "\n\n"
+        commands = ("fedmr-merge ", "python ")
+        return "\n".join(f"\n`{line}`" if line.startswith(commands) else line for line in found) + "\n\n"
     return ""
 
 
