@@ -284,9 +284,16 @@ def flower(data: Data, options: Namespace) -> Iterator[float]:
             wanted.get()
         return MetricRecord({"accuracy": 0.0})
 
+    class OfAll(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            answers = list(replies)
+            if len(answers) < CLIENTS or any(answer.has_error() for answer in answers):
+                raise RuntimeError(f"round {server_round}: a client has failed, and its time does not count")
+            return super().aggregate_train(server_round, answers)
+
     @server_app.main()
     def serve(grid: Any, _: Any) -> None:
-        strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=CLIENTS)
+        strategy = OfAll(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=CLIENTS)
         strategy.start(grid, ArrayRecord(lenet().state_dict()), num_rounds=ROUNDS, evaluate_fn=evaluate)
 
     def run() -> None:

@@ -80,6 +80,12 @@ def test_a_section_begins_with_what_the_file_of_the_sweep_says() -> None:
     assert found.endswith("\n\n`fedmr-merge sweep adapters/two-stage-cpu --jobs 1`\n\n")
 
 
+def test_results_name_no_folder_of_the_machine_that_made_them() -> None:
+    for path in RESULTS.glob("*.csv"):
+        for row in reproduction.read(path):
+            assert not any(":/" in value or value.startswith("/") for value in row.values()), path
+
+
 def test_what_is_published_was_made_from_the_results(tmp_path: Path) -> None:
     shutil.copytree(RESULTS, tmp_path / "results")
     assert reproduction.page(tmp_path / "results") == (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")

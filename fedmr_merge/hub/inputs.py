@@ -106,6 +106,12 @@ def public_name(item: str) -> str:
     return item if parse_hub(item) and not Path(item).exists() else Path(item).name
 
 
+def public_model_name(name: str) -> str:
+    """Return the name of a recipe's model without the folders of this machine, e.g. `transformers:bert`."""
+    library, _, source = name.partition(":")
+    return f"{library}:{public_name(source)}" if library == "transformers" else name
+
+
 def lies_in(place: Path, folder: Path) -> bool:
     """Return whether a path is a folder, or lies in it, once all links are followed."""
     return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))

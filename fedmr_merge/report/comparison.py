@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedmr_merge.federated.metrics import ACCURACY
+from fedmr_merge.hub.inputs import public_model_name
 from fedmr_merge.report.figures import LINE_STYLES, PALETTE, axis_title, draw, lowest_shown
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, differing_options
 from fedmr_merge.report.verdict import Margin, cell_margin
@@ -119,7 +120,8 @@ def comparison_csv(study: Study) -> str:
     writer.writerow((*head, "metric", "last10", "last", "best", "best_round", "bytes_a_round", *_VERSIONS))
     for experiment, options in zip(study.experiments, differing_options(study.experiments), strict=True):
         recipe = experiment.recipe
-        described = (experiment.method, " ".join(experiment.stages), recipe["data"]["name"], recipe["model"]["name"])
+        model = public_model_name(str(recipe["model"]["name"]))
+        described = (experiment.method, " ".join(experiment.stages), recipe["data"]["name"], model)
         cells = [experiment.choices.get(axis, "") for axis in axes]
         for seed, curve in sorted(experiment.curves.items()):
             run = experiment.runs[seed]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, TASKS, Catalogue
-from fedmr_merge.hub.inputs import public_name
+from fedmr_merge.hub.inputs import public_model_name, public_name
 from fedmr_merge.own_code import is_import_path
 
 
@@ -71,9 +71,7 @@ def _published_model(options: Mapping[str, Any]) -> dict[str, Any]:
         model["init"] = [public_name(source) for source in options["init"]]
     if isinstance(model.get("weights"), str):
         model["weights"] = public_name(model["weights"])
-    library, _, source = str(model["name"]).partition(":")
-    if library == "transformers":
-        model["name"] = f"{library}:{public_name(source)}"
+    model["name"] = public_model_name(str(model["name"]))
     return model
 
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from small_run import RECIPE, command, write_run
 
 from fedmr_merge.errors import RunError
-from fedmr_merge.report.comparison import comparison_table, draw_comparison
+from fedmr_merge.hub.inputs import public_model_name
+from fedmr_merge.report.comparison import comparison_csv, comparison_table, draw_comparison
 from fedmr_merge.report.study import read_study
 
 
@@ -41,6 +42,15 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> Non
 def test_of_one_run_no_deviation_is_told(tmp_path: Path) -> None:
     [row] = table(write_run(tmp_path / "a", 0.25, 0.5))
     assert row["last round, %"] == "50.00"
+
+
+def test_the_numbers_for_programs_name_no_folder_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    run = write_run(tmp_path / "a", 0.5, model={"name": f"transformers:{tmp_path / 'bert'}"})
+    [row] = csv.DictReader(comparison_csv(read_study([run])).splitlines())
+    assert row["model"] == "transformers:bert"
+    assert public_model_name("transformers:somebody/bert") == "transformers:somebody/bert"
+    assert public_model_name("torchvision:resnet18") == "torchvision:resnet18"
 
 
 def test_what_is_technical_makes_no_other_experiment(tmp_path: Path) -> None:
