@@ -16,6 +16,11 @@ _VARIANT = re.compile(
 )
 _SHARD_NUMBER = re.compile(r"-[0-9]+-of-[0-9]+(?:\.|\Z)")
 _SHOWN = 4
+#: The state of a training that transformers and accelerate save beside a model; no library takes it for one.
+_TRAINING_STATE = re.compile(
+    r"(?:optimizer|scheduler|scaler)(?:_\d+)?\.(?:pt|bin)|training_args\.bin|rng_state(?:_\d+)?\.pth"
+    r"|random_states_\d+\.pkl"
+)
 
 
 def is_weights(name: str) -> bool:
@@ -25,6 +30,8 @@ def is_weights(name: str) -> bool:
 
 def may_hold_weights(path: Path) -> bool:
     """Return whether a file may hold weights, by its name or by how it begins; pickles may, and are refused by name."""
+    if _TRAINING_STATE.fullmatch(path.name):
+        return False
     if is_weights(path.name) or path.suffix in PICKLE_SUFFIXES:
         return True
     try:

@@ -48,6 +48,17 @@ def test_files_without_weights_are_skipped_and_named(
     }
 
 
+def test_the_state_of_a_training_is_skipped_and_other_pickles_are_not(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = ["optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state_0.pth", "random_states_0.pkl"]
+    for name in (*states, "model.pt"):
+        (checkpoints / name).touch()
+    assert "ckpts/model.pt" in expand(["ckpts/*"])
+    skipped = capsys.readouterr().err.removeprefix("warning: skipped ").removesuffix(": no weights\n").split(", ")
+    assert {f"ckpts/{name}" for name in states} < set(skipped)
+
+
 def test_what_alone_is_named_is_opened(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert expand(["ckpts/README.md"]) == ["ckpts/README.md"]
     assert expand(["ckpts/*.md", "ckpts/config.json"]) == ["ckpts/README.md", "ckpts/config.json"]
