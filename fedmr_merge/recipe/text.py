@@ -31,7 +31,8 @@ def parse_yaml(text: str, source: str) -> Any:
         return read_yaml(text)
     except YamlError as error:
         place = f"line {error.line}" if error.line else ""
-        raise RecipeError(source, [RecipeFault(place, str(error))]) from error
+        hint = "the text is YAML: put a string that YAML would read otherwise into quotes"
+        raise RecipeError(source, [RecipeFault(place, str(error))], hint=hint) from error
 
 
 def apply_setting(raw: Any, setting: str) -> None:

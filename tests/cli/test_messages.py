@@ -60,6 +60,10 @@ Run = Callable[..., tuple[int, str, str]]
             ["recombine", "ckpts/*", "--rule", "segments:0"],
             "segments:N is a number from 1 to the number of tensors, 15",
         ),
+        (
+            ["run", "digits", "--set", "seed=0x_"],
+            "--set seed: line 1: '0x_' is not an integer\nhint: the text is YAML: put",
+        ),
         (["inspect", "ckpts"], "3 weight files and no index"),
         (["inspect", "ckpts/*"], "ckpts/*: matches 3 models, ckpts/m0.safetensors, ckpts/m1.safetensors, ckpts/m2"),
         (["rules", "explain", "ckpts/m*"], "ckpts/m*: matches 3 models, ckpts/m0.safetensors"),
