@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -87,6 +89,13 @@ def test_options_that_make_no_sense_are_one_line(
         check_newer.options(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {line}")
+
+
+def test_what_pip_lists_is_read(check_newer: ModuleType) -> None:
+    pytest.importorskip("pip")
+    environment = check_newer.Environment.__new__(check_newer.Environment)  # without making one
+    environment.python = sys.executable
+    assert "numpy" in {package["name"] for package in json.loads(environment.pip("list", "--format", "json"))}
 
 
 def test_what_is_held_stays_as_it_is_pinned(check_newer: ModuleType) -> None:
