@@ -58,7 +58,7 @@ def fedmr_merge(data: Data, options: Namespace) -> Iterator[float]:
     from training import make_federation
 
     from fedmr_merge.federated.algorithms.fedavg import FedAvg
-    from fedmr_merge.federated.protocol import initial_state
+    from fedmr_merge.federated.protocol import State, initial_state
     from fedmr_merge.federated.rounds import run_rounds
 
     defaults = {"epochs": EPOCHS, "engine": "auto", "precision": "fp32", "compile": False, "device": "cpu"}
@@ -66,7 +66,9 @@ def fedmr_merge(data: Data, options: Namespace) -> Iterator[float]:
     federation = make_federation("lenet", parts[0], parts[1], Namespace(**defaults, threads=options.threads))
     torch.set_num_threads(1)  # as a run does with a network of this size: each core has a client
     algorithm = FedAvg()
-    state = algorithm.start(federation, initial_state(federation))
+    names = initial_state(federation).global_weights
+    weights = dict(zip(names, lenet().state_dict().values(), strict=True))  # all begin with the same
+    state = algorithm.start(federation, State.from_global(weights))
     for result in run_rounds(federation, algorithm, state, first_round=1, rounds=ROUNDS):
         yield result.metrics["test_accuracy"]
 
