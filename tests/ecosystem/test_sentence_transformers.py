@@ -1,7 +1,7 @@
 """sentence-transformers loads what was made of its models, with modules in folders of their own, and encodes as a merge
 by hand does.
 
-Needs sentence-transformers, which no extra asks for; skipped without it. Models are tiny and random.
+Needs the extra `ecosystem`; skipped without it. Models are tiny and random: nothing is fetched.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def load(folder: Path) -> Any:
     return sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
 
-@pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("shard_bytes", [None, 4000])
+@pytest.mark.parametrize(("dense", "shard_bytes"), [(False, None), (True, None), (True, 4000)])
 def test_outputs_load_and_encode_as_a_merge_by_hand(dense: bool, shard_bytes: int | None, tmp_path: Path) -> None:
     paths = [save(tmp_path / f"m{slot}", slot, dense) for slot in range(SLOTS)]
     recombine(paths, tmp_path / "out", PlanOptions("auto"), OutputOptions(layout=FilesLayout(shard_bytes)))
@@ -82,3 +81,29 @@ def test_a_model_of_an_older_version_fits_one_of_today(tmp_path: Path) -> None:
     (paths[0] / "2_Normalize").rmdir()  # empty folders
     recombine(paths, tmp_path / "out", PlanOptions("auto"))
     assert load(tmp_path / "out" / "slot-01").encode(TEXTS).shape == (3, 16)
+
+
+def routed(seed: int) -> list[Any]:
+    """Return the parts of a model without a transformer: queries and documents take different modules."""
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(zip(WORDS, range(99), strict=False)), "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    torch.manual_seed(seed)
+    queries, documents = ([modules.StaticEmbedding(tokenizer, embedding_dim=8)] for _ in range(2))
+    return [modules.Router.for_query_document(queries, [*documents, modules.LayerNorm(8), modules.Dense(8, 8)])]
+
+
+def test_modules_that_a_router_names_are_merged_too(tmp_path: Path) -> None:
+    for slot in range(2):
+        model = sentence_transformers.SentenceTransformer(modules=routed(slot), device="cpu")
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        model.save(str(tmp_path / f"m{slot}"))
+    recombine([tmp_path / "m0", tmp_path / "m1"], tmp_path / "out", PlanOptions("auto"))
+    by_hand, other = load(tmp_path / "m0"), load(tmp_path / "m1").state_dict()
+    by_hand.load_state_dict({name: (tensor + other[name]) / 2 for name, tensor in by_hand.state_dict().items()})
+    mean = load(tmp_path / "out" / "global")
+    for task in ("query", "document"):
+        found, expected = (torch.from_numpy(model.encode(TEXTS, task=task)) for model in (mean, by_hand))
+        torch.testing.assert_close(found, expected)
