@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from small_runs import follow, models, recipe
 from stand_in_grid import StandInGrid, everybody, honest
 
-from fedmr_merge.errors import TrainingError
+from fedmr_merge.errors import RunError, TrainingError
 from fedmr_merge.federated.catalogue import ALGORITHMS
 from fedmr_merge.flower.client import answer
 from fedmr_merge.flower.engine import FlowerEngine
@@ -155,6 +156,23 @@ def test_nodes_are_bound_to_clients_by_their_registered_names(tmp_path):
     assert models(tmp_path / "nodes") == models(tmp_path / "here")
     [recorded] = lines(tmp_path / "nodes", DEPLOYMENT)
     assert all(named[entry["node"]] == entry["client"] for entry in recorded["trained"])
+
+
+def test_a_disk_that_is_full_while_replies_come_in_is_named_with_what_is_saved(tmp_path, monkeypatch):
+    checked = small("fedmr", 3)
+    with Run(checked, tmp_path / "run") as run:
+        next(iter(run.execute()))
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedmr_merge.flower.reply_files.write_all", refuse)
+        with pytest.raises(RunError, match="the disk is full; rounds 1 to 1 are saved"):
+            on_nodes(tmp_path / "run", checked)
+    follow(tmp_path / "here", checked)
+    on_nodes(tmp_path / "run", checked)
+    assert models(tmp_path / "run") == models(tmp_path / "here")
 
 
 def test_bfloat16_travels_as_it_is(tmp_path):
