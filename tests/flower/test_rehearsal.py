@@ -191,7 +191,8 @@ def test_whatever_is_killed_the_run_continues_or_is_resumed(tmp_path):
         follow_at(recipe, tmp_path / "run", lambda event: None)
     metrics = lines(tmp_path / "run", "metrics.jsonl")
     assert [line["round"] for line in metrics] == list(range(1, 10))
-    assert {client for line in metrics for client in line.get("missing", {})} == {"1"}
+    missing = [line.get("missing", {}) for line in metrics]
+    assert {client for line in missing for client in line} == {"1"}, missing
     assert metrics[0].get("missing", {}) == {}
     assert metrics[-1].get("missing", {}) == {}
     for line in lines(tmp_path / "run", "lineage.jsonl"):
