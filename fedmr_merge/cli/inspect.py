@@ -48,7 +48,7 @@ def plan(
     from fedmr_merge.cli.groups import show_groups
     from fedmr_merge.hub.inputs import open_inputs, refuse_twice
     from fedmr_merge.layers.rules import compared_files
-    from fedmr_merge.recombination.prepare import group_checkpoints
+    from fedmr_merge.recombination.grouping import group_checkpoints
 
     named = expand(checkpoints)
     opened = open_inputs(named, headers_only=True, configs=compared_files(rule))

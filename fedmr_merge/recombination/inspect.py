@@ -10,7 +10,7 @@ from fedmr_merge.errors import CheckpointError, shown
 from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.layers.plan import LayerGroup
 from fedmr_merge.layers.rules import Grouping
-from fedmr_merge.recombination.prepare import group_checkpoints
+from fedmr_merge.recombination.grouping import group_checkpoints
 
 
 @dataclass(frozen=True)

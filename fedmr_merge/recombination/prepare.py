@@ -4,7 +4,7 @@ outputs. Reads headers only, and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +12,18 @@ from pathlib import Path
 from fedmr_merge.checkpoint.matching import match_checkpoints
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.output import OutputModel
-from fedmr_merge.checkpoint.quantisation import find_scales
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable
-from fedmr_merge.errors import PlanError, RuleError
+from fedmr_merge.errors import PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside, refuse_twice
 from fedmr_merge.layers.groups import pin_groups, tie_groups
-from fedmr_merge.layers.layer_rule import trainer_layers
 from fedmr_merge.layers.plan import LayerGroup, RecombinationPlan, draw_plan
-from fedmr_merge.layers.rules import Grouping, apply_rule, compared_files
-from fedmr_merge.layers.ties import find_ties
+from fedmr_merge.layers.rules import Grouping, compared_files
 from fedmr_merge.lineage.parents import recorded_place
 from fedmr_merge.lineage.writer import HASHED_AT_ONCE_BYTES
 from fedmr_merge.merging.adapters import refuse_other_scales
 from fedmr_merge.merging.average import check_mean, mean_layout
+from fedmr_merge.recombination.grouping import group_checkpoints
 from fedmr_merge.recombination.options import OutputOptions, PlanOptions
 
 #: Measured: Python with what a recombination imports, and what each name adds to that, once and for each model, and
@@ -175,37 +173,6 @@ def _plan(
 
 def _is_apart(tie: Sequence[str], grouping: Grouping, plan: RecombinationPlan) -> bool:
     return all(grouping.group_of[name] in plan.permutations for name in tie)
-
-
-def group_checkpoints(
-    checkpoints: Sequence[Checkpoint], rule: str, ignore_config: Collection[str] = (), *, ties: bool = True
-) -> Grouping:
-    """Return the layer groups of matching checkpoints, tied tensors together unless `ties` is false.
-
-    Raises RuleError or LayerMismatchError.
-    """
-    first = checkpoints[0]
-    grouping = apply_rule(rule, first.shapes, trainer_layers(first))
-    if grouping.require_equal and len(checkpoints) > 1:
-        match_checkpoints(checkpoints, grouping.require_equal, ignore_config)
-    _refuse_torn_codes(first, grouping)
-    if not ties:
-        return grouping
-    known, unknown = find_ties(checkpoints)
-    tied = replace(grouping, groups=tie_groups(grouping.groups, known), tied=tuple(known))
-    apart = (tie for tie in unknown if len({tied.group_of[name] for name in tie}) > 1)
-    return replace(tied, perhaps_tied=tuple(apart)) if unknown else tied
-
-
-def _refuse_torn_codes(checkpoint: Checkpoint, grouping: Grouping) -> None:
-    """Raise RuleError where quantised weights would move without their scales: they would be other numbers."""
-    for codes, scale in find_scales(checkpoint.tensors):
-        if grouping.group_of[codes] != grouping.group_of[scale]:
-            raise RuleError(
-                f"{codes} holds codes whose scales are in {scale}, and the rule puts the two into different groups",
-                hint="choose a rule that keeps them together, such as `layer` or `module`",
-                tensors=(codes, scale),
-            )
 
 
 def _draw(groups: Sequence[LayerGroup], slots: int, options: PlanOptions) -> RecombinationPlan:

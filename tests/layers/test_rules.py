@@ -18,10 +18,11 @@ from fedmr_merge.layers.rule_check import check_rule_file
 from fedmr_merge.layers.rule_language import parse_rules
 from fedmr_merge.layers.rules import apply_rule, describe_rules, group_tensors, rule_names
 from fedmr_merge.merging.average import average
+from fedmr_merge.recombination.grouping import group_checkpoints
 from fedmr_merge.recombination.layouts.files import FilesLayout
 from fedmr_merge.recombination.layouts.store import StoreLayout
 from fedmr_merge.recombination.options import OutputOptions, PlanOptions
-from fedmr_merge.recombination.prepare import group_checkpoints, prepare_recombination
+from fedmr_merge.recombination.prepare import prepare_recombination
 from fedmr_merge.recombination.recombine import recombine
 
 Shapes = dict[str, tuple[int, ...]]
