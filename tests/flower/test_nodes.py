@@ -40,7 +40,10 @@ def test_the_client_of_a_name():
 @pytest.mark.parametrize(
     ("deployment", "message"),
     [
-        ({"timeout": 5}, "deployment.timeout: unknown option, known are clients, on_missing, server, timeout_seconds"),
+        (
+            {"timeout": 5},
+            "deployment.timeout: unknown option, known are clients, on_missing, rehearsal, server, timeout_seconds",
+        ),
         ({"timeout_seconds": 0}, "deployment.timeout_seconds: "),
         ({"on_missing": "wait"}, "deployment.on_missing: "),
         ({"clients": {"a": 1, "b": 1}}, "deployment.clients: client 1 has several nodes: a, b"),
