@@ -5,6 +5,7 @@ It is written without rich, which takes longer to import than everything else th
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_command_name
+from typer.models import CommandInfo
 
 from fedmr_merge.cli import console
 
@@ -106,9 +109,27 @@ class App(typer.Typer):
             **{"no_args_is_help": True, **options},
         )
 
+    def __call__(self, *, args: list[str], **options: Any) -> Any:
+        """Run the command that the arguments name. The others are not built: that takes longer than to import them."""
+        return get_command(self._with(next((word for word in args if not word.startswith("-")), "")))(args, **options)
+
+    def _with(self, name: str) -> typer.Typer:
+        """Return the program with the command or group of this name alone, or the whole where there is none."""
+        commands = [found for found in self.registered_commands if _name(found) == name]
+        groups = [found for found in self.registered_groups if found.name == name]
+        if not commands and not groups:
+            return self
+        alone = copy.copy(self)
+        alone.registered_commands, alone.registered_groups = commands, groups
+        return alone
+
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Register a function as a command; `rich_help_panel` is the group it is listed in."""
         return super().command(name, **{"cls": Command, "context_settings": SETTINGS, **options})
+
+
+def _name(command: CommandInfo) -> str:
+    return command.name or get_command_name(getattr(command.callback, "__name__", ""))
 
 
 def _split(text: str | None) -> tuple[str, str]:

@@ -18,6 +18,7 @@ import pytest
 import typer.main
 
 from fedmr_merge.cli.app import app
+from fedmr_merge.cli.help import App
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -86,3 +87,42 @@ def test_run_shows_something_on_a_terminal_before_torch_is_imported(tmp_path: Pa
     os.close(leader)
     assert b"loading torch" in seen
     assert not torch_is_there
+
+
+# The program builds the command that is typed, and behaves as if it had built all of them.
+
+WHOLE = typer.main.get_command(app)
+
+
+def named(name: str) -> dict[str, object]:
+    """Return the commands of the program that is built for a command line that begins with this word."""
+    return dict(typer.main.get_command(app._with(name)).commands)
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE.commands))
+def test_a_command_is_built_alone_with_all_its_options(name: str) -> None:
+    (found,) = named(name).values()
+    whole = WHOLE.commands[name]
+    assert [one.name for one in found.params] == [one.name for one in whole.params]
+    assert sorted(getattr(found, "commands", ())) == sorted(getattr(whole, "commands", ()))
+
+
+@pytest.mark.parametrize("name", ["", "recombin", "no-such-command"])
+def test_what_names_no_command_is_answered_by_the_whole_program(name: str) -> None:
+    assert named(name).keys() == WHOLE.commands.keys()
+
+
+def test_commands_are_found_by_the_names_that_typer_gives_them() -> None:
+    program = App("A program.")
+
+    @program.callback()
+    def options() -> None: ...
+
+    @program.command()
+    def two_words() -> None: ...
+
+    @program.command("other")
+    def third() -> None: ...
+
+    for name in ("two-words", "other"):
+        assert list(typer.main.get_command(program._with(name)).commands) == [name]
