@@ -25,7 +25,7 @@ def small(name: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("name", "layers"), [("resnet18", 21), ("vgg16_bn", 15)])
+@pytest.mark.parametrize(("name", "layers"), [("resnet18", 21), pytest.param("vgg16_bn", 15, marks=pytest.mark.slow)])
 def test_layers_move_with_their_normalisation(name: str, layers: int, tmp_path: Path) -> None:
     paths = []
     for slot in range(2):

@@ -132,11 +132,11 @@ def test_language_models_under_the_rule_layer_are_advised_to_use_auto() -> None:
 
 def test_many_normalisations_take_bounded_time() -> None:
     shapes: Shapes = {}
-    for i in range(4000):
+    for i in range(1500):
         shapes |= norm(f"x{i}.{'a.' * 20}n", 7) | {f"y{i}.weight": (3, 3)}
     start = time.process_time()
     layers_from_names(shapes)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 5
 
 
 def test_mixtures_of_kernels_are_paired_by_what_their_rows_are_multiples_of() -> None:

@@ -327,14 +327,14 @@ def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_bytes(tmp_path
     assert not list(folder.rglob(".*staging*")), "nothing half-written is left"
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_the_digits_recipe_learns(tmp_path: Path, rounds: int) -> None:
-    """The main job, as a user types it: by default the first 20 of its 60 rounds."""
+    """The main job, as a user types it: by default the first 12 of its 60 rounds."""
     done = fedmr_merge("run", "digits", "--set", f"stages[1].fedmr.rounds={rounds}", "-o", "digits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = log(tmp_path / "digits", "metrics.jsonl")
     assert len(metrics) == 10 + rounds
-    assert metrics[-1]["test_accuracy"] > (0.93 if rounds == 50 else 0.8)
+    assert metrics[-1]["test_accuracy"] > (0.93 if rounds == 50 else 0.75)
     for word in ("model.safetensors", "README.md", "curves.png", "push", "recombine", "resume"):
         assert word in done.stdout
 

@@ -53,7 +53,7 @@ def test_every_chart_is_data_that_a_program_can_read(page: str) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_a_browser_draws_every_chart_without_an_error(scheme: str, page: str, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(page)
     run = subprocess.run(

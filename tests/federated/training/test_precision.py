@@ -103,6 +103,7 @@ BEFORE_A_RUN = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="older torch has one interface only")
 def test_whichever_interface_was_used_before_a_run():
     """In processes of their own: torch remembers what was set by either interface for good."""

@@ -254,7 +254,7 @@ def test_an_interrupt_leaves_the_state_of_the_round_before(monkeypatch, engine):
     assert digest(again.state) == digest(straight[1].state)
 
 
-@ENGINES
+@pytest.mark.parametrize("engine", ["loop", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_compile_hands_the_local_step_to_torch_compile(monkeypatch, engine):
     """With a backend that compiles nothing: what it is asked to compile, and that it runs, is what is looked at."""
     graphs, real = [], torch.compile
