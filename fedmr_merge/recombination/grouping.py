@@ -41,6 +41,6 @@ def _refuse_torn_codes(checkpoint: Checkpoint, grouping: Grouping) -> None:
         if grouping.group_of[codes] != grouping.group_of[scale]:
             raise RuleError(
                 f"{codes} holds codes whose scales are in {scale}, and the rule puts the two into different groups",
-                hint="choose a rule that keeps them together, such as `layer` or `module`",
+                hint="choose a rule that keeps them together, such as `module` or `model`",
                 tensors=(codes, scale),
             )

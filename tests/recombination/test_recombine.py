@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_checkpoints import (
     BITS,
@@ -33,7 +33,7 @@ from small_checkpoints import (
 
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.checkpoint.quantisation import find_scales
-from fedmr_merge.errors import LayerMismatchError, OutputError, PlanError
+from fedmr_merge.errors import LayerMismatchError, OutputError, PlanError, RuleError
 from fedmr_merge.layers.plan import RecombinationPlan, draw_plan
 from fedmr_merge.layers.rules import group_tensors
 from fedmr_merge.merging.average import average
@@ -87,9 +87,13 @@ def test_conserved_verified_and_undone(
         order = data.draw(st.permutations(sorted(layout)))
         tensors: dict[str, Raw] = {n: (*layout[n], any_bytes(*layout[n], generator)) for n in order}
         sources.append(write(folder / f"{slot}.safetensors", tensors))
-    assume(not any(find_scales(open_checkpoint(sources[0]).tensors)))  # no rule may part codes from their scales
     hashed = data.draw(st.booleans())
-    recombine(sources, folder / "out", PlanOptions(rule, seed), OutputOptions(mean=None, hash=hashed))
+    try:
+        recombine(sources, folder / "out", PlanOptions(rule, seed), OutputOptions(mean=None, hash=hashed))
+    except RuleError:  # for one reason alone: tensors that look like codes with their scales are not parted
+        assert any(find_scales(open_checkpoint(sources[0]).tensors))
+        assert not (folder / "out").exists()
+        return
     check_conserved(sources, folder / "out")
     assert verify(folder / "out").faults == []
     rebuilt = undo(folder / "out", folder / "back").paths
