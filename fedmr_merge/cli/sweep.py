@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,14 +16,14 @@ import typer
 
 from fedmr_merge.cli import console
 from fedmr_merge.cli.help import App
+from fedmr_merge.cli.stopping import saving_when_terminated
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fedmr_merge.recipe.sweep import Event, Sweep
 
-_OPTIONS = "Which runs"
-_HOW = "How they are done"
+_SAY_EVERY_SECONDS = 60.0
 
 
 def register(app: App) -> None:
@@ -85,7 +86,8 @@ def sweep(
         _show(opened, share, jobs)
         return
     opened.prepare()
-    failed = _follow(opened, share, jobs)
+    with saving_when_terminated():
+        failed = _follow(opened, share, jobs)
     _closing_words(opened)
     if failed:
         raise typer.Exit(2)
@@ -112,19 +114,25 @@ def _follow(sweep: Sweep, share: tuple[int, int], jobs: int) -> int:
     failed = 0
     runs = {run.name for run in sweep.runs[share[0] - 1 :: share[1]]}
     console.say(f"{sweep.definition.name}: {console.plural(len(runs), 'run')}, {jobs} at a time, in {sweep.out}")
-    with _display(runs, jobs) as show:
-        for event in sweep.execute(jobs, share):
-            show(event)
-            if isinstance(event, Ended) and event.fault:
-                failed += 1
-                console.complain("error", f"{event.name}: {event.fault}")
+    board = Board(runs, jobs)
+    try:
+        with _display(board) as show:
+            for event in sweep.execute(jobs, share):
+                show(event)
+                if isinstance(event, Ended) and event.fault:
+                    failed += 1
+                    console.complain("error", f"{event.name}: {event.fault}")
+    except (KeyboardInterrupt, SystemExit):
+        console.complain(
+            "stopped", f"{board.left} of {console.plural(len(runs), 'run')} left; the same command resumes them"
+        )
+        raise
     return failed
 
 
 @contextlib.contextmanager
-def _display(runs: Set[str], jobs: int) -> Iterator[Callable[[Event], None]]:
+def _display(board: Board) -> Iterator[Callable[[Event], None]]:
     """Give a function that shows an event: as a live table in a terminal, as lines elsewhere."""
-    board = Board(runs, jobs)
     if console.quiet or not sys.stderr.isatty():
         yield lambda event: board.note(event, say=console.say)
         return
@@ -144,13 +152,19 @@ class Board:
     """What is known of the runs of a sweep while they are done.
 
     Rounds that several runs have in common are shown like a run, and are not counted as one.
+
+    Args:
+        runs: The names of the runs that are asked for.
+        jobs: How many are done at a time.
+        say_every_seconds: How often a run's round is said where there is no table.
     """
 
-    def __init__(self, runs: Set[str], jobs: int) -> None:
+    def __init__(self, runs: Set[str], jobs: int, *, say_every_seconds: float = _SAY_EVERY_SECONDS) -> None:
         self.runs, self.jobs = runs, jobs
-        self.running: dict[str, tuple[int, int, float]] = {}  # name → round, rounds, begun
+        self.running: dict[str, Going] = {}
         self.values: dict[str, str] = {}  # name → its metric, and the last value
         self.counts: Counter[str] = Counter()
+        self._every = say_every_seconds
         self._seconds: list[float] = []  # that the runs that are done took
 
     def note(self, event: Event, *, say: Callable[[str], None]) -> None:
@@ -159,18 +173,22 @@ class Board:
         from fedmr_merge.recipe.sweep_workers import Progress
 
         if isinstance(event, Started):
-            self.running[event.name] = (0, 0, time.monotonic())
+            self.running[event.name] = Going()
             say(f"{event.name}: started")
         elif isinstance(event, Progress):
-            begun = self.running[event.name][2]
-            self.running[event.name] = (event.round, event.rounds, begun)
+            going = self.running[event.name]
+            going.advance(event.round, event.rounds)
             if event.value is not None:
                 self.values[event.name] = f"{event.metric} {event.value:.4f}"
+            if time.monotonic() - going.said >= self._every:
+                going.said = time.monotonic()
+                found = [f"round {event.round} of {event.rounds}", self.values.get(event.name), going.left()]
+                say(f"{event.name}: {', '.join(filter(None, found))}")
         elif isinstance(event, Skipped):
             self.counts["skipped"] += event.name in self.runs
             say(f"{event.name}: {event.reason}")
         else:
-            begun = self.running.pop(event.name)[2]
+            begun = self.running.pop(event.name).begun
             is_run = event.name in self.runs
             if event.fault:
                 self.counts["failed"] += is_run
@@ -180,13 +198,17 @@ class Board:
                     self._seconds.append(time.monotonic() - begun)
                 say(f"{event.name}: done, {self.values.get(event.name, 'it was complete already')}; {self._left()}")
 
+    @property
+    def left(self) -> int:
+        """How many runs are neither done nor failed."""
+        return len(self.runs) - sum(self.counts.values())
+
     def _left(self) -> str:
         """How much is left to do."""
-        left = len(self.runs) - sum(self.counts.values())
-        if not self._seconds or not left:
-            return f"{left} of {len(self.runs)} left"
-        seconds = sum(self._seconds) / len(self._seconds) * left / self.jobs
-        return f"{left} of {len(self.runs)} left, about {_duration(seconds)}"
+        words = f"{self.left} of {len(self.runs)} left"
+        if not self._seconds or not self.left:
+            return words
+        return f"{words}, about {_duration(sum(self._seconds) / len(self._seconds) * self.left / self.jobs)}"
 
     def table(self) -> Table:
         """Return the live table."""
@@ -197,10 +219,33 @@ class Board:
         )
         for column in ("run", "round", "result", "time left"):
             table.add_column(column, justify="left" if column == "run" else "right")
-        for name, (round, rounds, begun) in self.running.items():
-            left = _duration((time.monotonic() - begun) / round * (rounds - round)) if round else ""
-            table.add_row(name, f"{round}/{rounds}" if rounds else "", self.values.get(name, ""), left)
+        for name, going in self.running.items():
+            rounds = f"{going.round}/{going.rounds}" if going.rounds else ""
+            table.add_row(name, rounds, self.values.get(name, ""), going.left())
         return table
+
+
+@dataclass
+class Going:
+    """A run that is being done."""
+
+    begun: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)  #: when its round was last said
+    round: int = 0
+    rounds: int = 0
+    _first: tuple[int, float] | None = None  # a round of this process, and when it was over
+
+    def advance(self, round: int, rounds: int) -> None:
+        """A round is over."""
+        self.round, self.rounds = round, rounds
+        self._first = self._first or (round, time.monotonic())
+
+    def left(self) -> str:
+        """Return for how long it will go on, as its rounds since it was started or resumed have taken; '' at first."""
+        first, since = self._first or (0, 0.0)
+        if self.round == first:
+            return ""
+        return f"{_duration((time.monotonic() - since) / (self.round - first) * (self.rounds - self.round))} left"
 
 
 def _duration(seconds: float) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +13,7 @@ from fedmr_merge.cli import console, progress
 from fedmr_merge.cli.flower import Where, run_on
 from fedmr_merge.cli.help import App
 from fedmr_merge.cli.run_view import follow, show_recipe, warn_of_data
+from fedmr_merge.cli.stopping import saving_when_terminated
 
 _MAX_CLASS_COLUMNS = 20  # a wider table cannot be read; the plot shows all classes
 _CHANGES = "Changes of the recipe"
@@ -97,26 +95,12 @@ def run(
         return
     again = _command(recipe, settings, out, seed, device, on)
     if where is not None:
-        with _saving_when_terminated():
+        with saving_when_terminated():
             options = {"out": out, "fresh": fresh, "extend": extend}
             run_on(where, checked, folder, again, code=located.code_folders, options=options)
         return
-    with _saving_when_terminated(), Run(checked, folder, fresh=fresh, extend=extend) as opened:
+    with saving_when_terminated(), Run(checked, folder, fresh=fresh, extend=extend) as opened:
         follow(opened, folder, again)
-
-
-@contextlib.contextmanager
-def _saving_when_terminated() -> Iterator[None]:
-    """Within the block SIGTERM, with which a batch system stops a job, saves what is done as Ctrl-C does."""
-
-    def stop(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _settings(settings: list[str] | None, seed: int | None, device: str | None) -> list[str]:

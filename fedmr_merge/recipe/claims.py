@@ -1,19 +1,24 @@
 """Claims on the runs of a sweep: which process works on which run, on one machine or on many that share a folder.
 
-A claim is a file that its owner touches again and again. One that was not touched for a while belongs to a process or
-a machine that has stopped: the next process that looks takes it over.
+A claim is a file that its owner touches again and again, and keeps locked. One that was not touched for a while belongs
+to a process or a machine that has stopped: the next process that looks takes it over. On the owner's own machine nobody
+has to wait so long, because the system takes the lock from a process that ends, however it ends; what another machine
+sees of a lock depends on the file system, so that it is not asked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import platform
 import threading
 import uuid
 from pathlib import Path
 
 TOUCH_EVERY_SECONDS = 20.0
 EXPIRES_AFTER_SECONDS = 180.0  #: a shared folder may show the time of a file a minute late
+_MOST_BYTES = 1000  # of a claim
 
 
 class Claims:
@@ -35,7 +40,7 @@ class Claims:
         self._folder = folder
         self._expires, self._every = expires_after_seconds, touch_every_seconds
         self._owner = uuid.uuid4().hex
-        self._held: set[str] = set()
+        self._held: dict[str, int] = {}  # run → the descriptor of its claim, by which it is locked
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name="claims", daemon=True)
@@ -55,20 +60,23 @@ class Claims:
         """Claim a run. Returns whether it is this process's now; it is not while another process works on it."""
         path = self._path(name)
         with self._lock:
-            if name in self._held:
-                return True
-            if self._create(path) or (self._is_left_behind(path) and self._take_over(path)):
-                self._held.add(name)
-                return True
-            return False
+            if name not in self._held:
+                descriptor = self._create(path)
+                if descriptor is None and self._is_left_behind(path):
+                    descriptor = self._take_over(path)
+                if descriptor is None:
+                    return False
+                self._held[name] = descriptor
+            return True
 
     def release(self, name: str) -> None:
         """Give a claim back."""
         with self._lock:
-            self._held.discard(name)
             path = self._path(name)
-            if self._owner_of(path) == self._owner:
+            if _owner_of(path) == self._owner:
                 path.unlink(missing_ok=True)
+            if name in self._held:
+                os.close(self._held.pop(name))
 
     def is_taken(self, name: str) -> bool:
         """Whether a live process, this one included, has claimed the run."""
@@ -78,31 +86,38 @@ class Claims:
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.claim"
 
-    def _create(self, path: Path) -> bool:
+    def _create(self, path: Path) -> int | None:
+        """Write and lock a claim, and return its descriptor; None where there is one already."""
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            return False
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(self._owner)
-        return True
+            return None
+        lines = [self._owner]
+        with contextlib.suppress(OSError):  # there are file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lines.append(_this_machine())
+        # Only now: whoever reads of this machine in it finds it locked.
+        os.write(descriptor, "\n".join(lines).encode())
+        return descriptor
 
-    def _take_over(self, path: Path) -> bool:
+    def _take_over(self, path: Path) -> int | None:
         """Move the dead process's claim away, which only one of several can do, and make one of this process's own."""
         away = path.with_name(f".{path.name}.{self._owner}")
         try:
             path.rename(away)
         except FileNotFoundError:
-            return False
+            return None
         if not self._is_left_behind(away):  # somebody else took it over in between: theirs is moved back
             with contextlib.suppress(FileExistsError):
                 os.link(away, path)
             away.unlink()
-            return False
+            return None
         away.unlink()
         return self._create(path)
 
     def _is_left_behind(self, path: Path) -> bool:
+        if _is_let_go(path):
+            return True
         try:
             return self._now() - path.stat().st_mtime > self._expires
         except FileNotFoundError:
@@ -116,18 +131,43 @@ class Claims:
         clock.unlink()
         return found
 
-    def _owner_of(self, path: Path) -> str | None:
-        try:
-            return path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-
     def _keep_alive(self) -> None:
         while not self._closed.wait(self._every):
             with self._lock:
                 for path in map(self._path, self._held):
-                    if (
-                        self._owner_of(path) == self._owner
-                    ):  # not one that was taken over while this process stood still
+                    if _owner_of(path) == self._owner:  # not one that was taken over while this process stood still
                         with contextlib.suppress(FileNotFoundError):
                             os.utime(path)
+
+
+def _this_machine() -> str:
+    """Return what no other machine is called, and this one no more when it was started anew."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # not Linux
+        started = str(uuid.getnode())
+    return f"{started} {platform.node()}"
+
+
+def _owner_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0]
+    except FileNotFoundError:
+        return None
+
+
+def _is_let_go(path: Path) -> bool:
+    """Whether a claim of a process of this machine is no longer locked: the process has ended."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        if os.read(descriptor, _MOST_BYTES).decode().partition("\n")[2] != _this_machine():
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other's
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

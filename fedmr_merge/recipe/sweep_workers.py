@@ -10,14 +10,16 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fedmr_merge.errors import FedmrMergeError
+from fedmr_merge.errors import FedmrMergeError, RunInUseError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -182,11 +184,13 @@ def _follow(job: Job, connection: Connection) -> None:
     from fedmr_merge.recipe.run import RoundDone, Run
     from fedmr_merge.recipe.schema import parse_recipe
     from fedmr_merge.runs.record import holds_run
+    from fedmr_merge.runs.resume import fork_run
 
     recipe = parse_recipe(job.recipe, job.name)
     if job.beginning is not None and not holds_run(job.folder):
-        _fork(*job.beginning, job.folder, recipe.to_yaml())
-    with Run(recipe, job.folder) as run:
+        source, round = job.beginning
+        _when_free(lambda: fork_run(source, round, job.folder, recipe.to_yaml()))
+    with _when_free(lambda: Run(recipe, job.folder)) as run:
         metric = run.federation.task.decisive
         for event in run.execute():
             if isinstance(event, RoundDone):
@@ -195,15 +199,14 @@ def _follow(job: Job, connection: Connection) -> None:
     connection.send(Ended(job.name))
 
 
-def _fork(source: Path, round: int, folder: Path, recipe: str) -> None:
-    """Begin a run with the first rounds of another one; waits while another worker does the same."""
-    from fedmr_merge.errors import RunInUseError
-    from fedmr_merge.runs.resume import fork_run
+def _when_free(action: Callable[[], T]) -> T:
+    """Do what needs a run folder, as soon as no other process is at work on it.
 
+    That is another worker which begins with the same rounds, or one that is left of a sweep which was killed: it ends
+    after its round.
+    """
     while True:
         try:
-            fork_run(source, round, folder, recipe)
+            return action()
         except RunInUseError:
             time.sleep(0.1)
-        else:
-            return

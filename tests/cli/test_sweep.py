@@ -24,3 +24,18 @@ def test_rounds_that_runs_have_in_common_are_not_counted_as_runs() -> None:
     assert board.counts["skipped"] == board.counts["done"] == board.counts["failed"] == 1
     assert said[2] == "beginning-1: done, it was complete already; 2 of 3 left"
     assert said[4].startswith("b: done, accuracy 0.5000; 1 of 3 left, about")
+
+
+def test_where_there_is_no_table_a_run_says_where_it_is() -> None:
+    said: list[str] = []
+    often, seldom = Board({"a"}, jobs=1, say_every_seconds=0), Board({"a"}, jobs=1)
+    for event in (
+        Started("a"),
+        Progress("a", 401, 500, "accuracy", 0.5),
+        Progress("a", 402, 500, "accuracy", None),
+    ):
+        often.note(event, say=said.append)
+        seldom.note(event, say=lambda line: said.append(f"seldom {line}"))
+    assert said[:3] == ["a: started", "seldom a: started", "a: round 401 of 500, accuracy 0.5000"]
+    # What is left is reckoned from the rounds of this process, as the run was resumed after its round 400.
+    assert said[3:] == ["a: round 402 of 500, accuracy 0.5000, 0 s left"]

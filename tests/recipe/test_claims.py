@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+
+import pytest
 
 from fedmr_merge.recipe.claims import Claims
 
@@ -39,9 +43,46 @@ def test_what_a_dead_process_held_is_taken_over(tmp_path: Path) -> None:
     assert alive.is_taken("a")
 
 
-def test_of_many_one_takes_a_dead_process_over(tmp_path: Path) -> None:
-    assert Claims(tmp_path).take("a")
-    age(tmp_path, "a", 100)
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A claim on `a` whose process was killed a moment ago."""
+    program = (
+        "import pathlib, sys; from fedmr_merge.recipe.claims import Claims; "
+        "claims = Claims(pathlib.Path(sys.argv[1])); print(claims.take('a'), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        assert Claims(tmp_path).is_taken("a")
+        assert not Claims(tmp_path).take("a")
+        process.kill()
+    return tmp_path / "a.claim"
+
+
+def test_what_a_killed_process_of_this_machine_held_is_free_at_once(killed: Path) -> None:
+    claims = Claims(killed.parent)
+    assert not claims.is_taken("a")
+    assert claims.take("a")
+    assert Claims(killed.parent).is_taken("a")
+    claims.release("a")
+    assert not killed.exists()
+
+
+@pytest.mark.parametrize("machine", ["\nanother machine", ""])
+def test_what_another_machine_held_is_taken_over_when_it_has_expired(killed: Path, machine: str) -> None:
+    killed.write_text(f"its owner{machine}")
+    assert not Claims(killed.parent).take("a")
+    age(killed.parent, "a", 200)
+    assert Claims(killed.parent).take("a")
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_of_many_one_takes_a_dead_process_over(killed: Path, expired: bool) -> None:
+    tmp_path = killed.parent
+    if expired:
+        killed.write_text("of another machine")
+        age(tmp_path, "a", 100)
     crowd = [Claims(tmp_path, expires_after_seconds=60) for _ in range(16)]
     barrier, winners = threading.Barrier(len(crowd)), []
 
