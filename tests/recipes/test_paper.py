@@ -20,7 +20,7 @@ MODELS = ("cnn", "resnet20", "vgg16")
 DATA = ("cifar10", "cifar100", "femnist")
 IN_FILES = dict(zip(("CNN", "ResNet-20", "VGG-16", "CIFAR-10", "CIFAR-100", "FEMNIST"), MODELS + DATA, strict=True))
 FILES = [f"{preset}{model}-{data}.yaml" for preset in ("", "authors/") for model in MODELS for data in DATA]
-SWEEPS = ("table1", "figure3", "figure4", "figure5", "overhead", "lenet-cifar10")
+SWEEPS = ("table1", "figure3", "figure4", "figure5", "overhead", "lenet-cifar10", "lenet-cifar10-hsu")
 README = (FOLDER / "README.md").read_text()
 
 
