@@ -214,8 +214,12 @@ def _training(raw: Any, faults: Faults) -> tuple[Training | None, Running]:
     about_run = {f.name: options.pop(f.name) for f in fields(Running) if f.name in options}
     running = make(Running, about_run, "training", faults) or Running()
     known = [f.name for part in (Training, Running) for f in fields(part)]
+    of_stages = {f.name for part in (Length, Rates) for f in fields(part)}
     for key in [key for key in options if key not in known]:
-        faults.unknown(f"training.{key}", key, known, "option")
+        if key in of_stages:
+            faults.add(f"training.{key}", f"is an option of a stage: write it as in stages[0].fedavg.{key}")
+        else:
+            faults.unknown(f"training.{key}", key, known, "option")
         del options[key]
     return make(Training, options, "training", faults), running
 
