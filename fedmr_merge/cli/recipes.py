@@ -73,7 +73,7 @@ def copy(
         target = out or Path(folder.name)
         refuse_existing(target)
         with staged_output(target) as staging:
-            shutil.copytree(folder, staging)
+            shutil.copytree(folder, staging, ignore=shutil.ignore_patterns("__pycache__"))
         console.say(f"copied the folder {name} to {target}")
         return
     recipe = find_ready_made(name)

@@ -172,7 +172,7 @@ class Sweep:
         self._began[task.name] = time.time()
         source = task.beginning
         beginning = None if source is None else (self.out / self.tasks[source.task].folder, source.round)
-        workers.start(Job(task.name, self.out / task.folder, task.raw, beginning))
+        workers.start(Job(task.name, self.out / task.folder, task.raw, beginning, task.code_folders))
 
     def _end(self, event: Ended, waiting: list[Task], claims: Claims) -> Iterator[Event]:
         """Record how a task ended; what begins with one that failed has failed, too."""

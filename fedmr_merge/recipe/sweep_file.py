@@ -93,6 +93,7 @@ class SweepRun:
     choices: Mapping[str, str]  #: axis → choice
     seed: int
     recipe: Mapping[str, Any]  #: as its YAML file says it, unchecked
+    code_folders: tuple[Path, ...] = ()  #: where modules are looked for that the recipe names; none: the current one
 
 
 def read_sweep(path: Path) -> SweepFile:
@@ -189,16 +190,18 @@ def sweep_runs(
             changed.
     """
     kept = _kept(sweep, only)
-    bases: dict[str, Any] = {}
+    bases: dict[Path, Any] = {}
     found: list[SweepRun] = []
     for seed in seeds if seeds is not None else sweep.seeds:
         for choices in _combinations(sweep, kept):
-            recipe = _recipe(sweep, choices, settings, bases)
+            base = _base(sweep, choices)
+            recipe = _recipe(sweep, base, choices, settings, bases)
             if rounds is not None:
                 _shorten(recipe, rounds)
             name = _NOT_IN_A_NAME.sub("-", "_".join(choices.values()).replace("=", "")) or sweep.name
             recipe |= {"name": f"{sweep.name}-{name}", "seed": seed}
-            found.append(SweepRun(f"{name}_seed{seed}", choices, seed, recipe))
+            folders = dict.fromkeys([base.parent, sweep.folder, Path.cwd()])
+            found.append(SweepRun(f"{name}_seed{seed}", choices, seed, recipe, tuple(folders)))
     if not found:
         raise RecipeError(sweep.name, [], hint="`exclude` and --only leave no run")
     return tuple(found)
@@ -225,16 +228,29 @@ def _combinations(sweep: SweepFile, kept: Mapping[str, Sequence[str]]) -> Iterat
             yield choices
 
 
-def _recipe(
-    sweep: SweepFile, choices: Mapping[str, str], settings: Sequence[tuple[str, Any]], bases: dict[str, Any]
-) -> dict[str, Any]:
-    changes = [item for axis, choice in choices.items() for item in sweep.axes[axis][choice].items()]
-    base = next((value for path, value in reversed(changes) if path == "recipe"), sweep.recipe)
+def _changes(sweep: SweepFile, choices: Mapping[str, str]) -> list[tuple[str, Any]]:
+    return [item for axis, choice in choices.items() for item in sweep.axes[axis][choice].items()]
+
+
+def _base(sweep: SweepFile, choices: Mapping[str, str]) -> Path:
+    """Return the recipe that a combination starts from."""
+    base = next((value for path, value in reversed(_changes(sweep, choices)) if path == "recipe"), sweep.recipe)
     for axis, choice in choices.items():
         base = str(base).replace(f"{{{axis}}}", choice)
+    return sweep.folder / base
+
+
+def _recipe(
+    sweep: SweepFile,
+    base: Path,
+    choices: Mapping[str, str],
+    settings: Sequence[tuple[str, Any]],
+    bases: dict[Path, Any],
+) -> dict[str, Any]:
     if base not in bases:
-        bases[base] = mapping(read_recipe_text(sweep.folder / base), "", Faults())
+        bases[base] = mapping(read_recipe_text(base), "", Faults())
     recipe: dict[str, Any] = copy.deepcopy(bases[base])
+    changes = _changes(sweep, choices)
     for when in sweep.when:
         if when.choices.items() <= choices.items():
             changes += when.settings.items()

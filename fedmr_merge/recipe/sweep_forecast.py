@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedmr_merge.errors import AbsentDataError, HubError
 from fedmr_merge.federated.rounds import begin_stage, run_rounds
+from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.prepare import first_state, model_bytes, prepare
 from fedmr_merge.recipe.schema import Recipe, parse_recipe
 from fedmr_merge.recipe.stages import TrainingStage
@@ -55,7 +56,7 @@ def forecast(runs: Sequence[SweepRun], *, budget_seconds: float = 120.0) -> list
     tried: dict[str, _Tried | str] = {}
     found = []
     for run in runs:
-        recipe = parse_recipe(run.recipe, run.name)
+        recipe = parse_recipe(run.recipe, run.name, Own(run.code_folders))
         kind = _kind(recipe)
         if kind not in tried:
             tried[kind] = _try(recipe, timed=time.monotonic() - begun < budget_seconds)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmr_merge.recipe.identity import identity
+from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.schema import Recipe, parse_recipe
 from fedmr_merge.recipe.stages import TrainingStage
 from fedmr_merge.recipe.sweep_file import SweepRun
@@ -39,6 +40,7 @@ class Task:
     raw: Mapping[str, Any]  #: the recipe, unchecked
     recipe: Recipe = field(compare=False)
     beginning: Beginning | None = None
+    code_folders: tuple[Path, ...] = ()  #: where modules are looked for that the recipe names
 
 
 def plan_tasks(runs: Sequence[SweepRun]) -> list[Task]:
@@ -46,7 +48,7 @@ def plan_tasks(runs: Sequence[SweepRun]) -> list[Task]:
 
     Raises RecipeError when the recipe of a run has faults.
     """
-    recipes = {run.name: parse_recipe(run.recipe, run.name) for run in runs}
+    recipes = {run.name: parse_recipe(run.recipe, run.name, Own(run.code_folders)) for run in runs}
     common = _common_rounds(recipes)
     tasks: dict[str, Task] = {}
     for run in runs:
@@ -55,9 +57,10 @@ def plan_tasks(runs: Sequence[SweepRun]) -> list[Task]:
             name = f"beginning-{identity(recipe, round)[:16]}"
             if name not in tasks:
                 raw = _first_rounds(run.recipe, recipe, round) | {"name": name}
-                tasks[name] = Task(name, Path(BEGINNINGS) / name, raw, parse_recipe(raw, name), beginning)
+                parsed, folder = parse_recipe(raw, name, Own(run.code_folders)), Path(BEGINNINGS) / name
+                tasks[name] = Task(name, folder, raw, parsed, beginning, run.code_folders)
             beginning = Beginning(name, round)
-        tasks[run.name] = Task(run.name, Path(RUNS) / run.name, run.recipe, recipe, beginning)
+        tasks[run.name] = Task(run.name, Path(RUNS) / run.name, run.recipe, recipe, beginning, run.code_folders)
     return list(tasks.values())
 
 

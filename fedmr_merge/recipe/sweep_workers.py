@@ -30,6 +30,7 @@ class Job:
     folder: Path
     recipe: Mapping[str, Any]  #: unchecked
     beginning: tuple[Path, int] | None = None  #: the run whose first rounds it begins with, and after which of them
+    code_folders: tuple[Path, ...] = ()  #: where modules are looked for that the recipe names
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,13 @@ def _work(connection: Connection) -> None:
 
 
 def _follow(job: Job, connection: Connection) -> None:
+    from fedmr_merge.recipe.own import Own
     from fedmr_merge.recipe.run import RoundDone, Run
     from fedmr_merge.recipe.schema import parse_recipe
     from fedmr_merge.runs.record import holds_run
     from fedmr_merge.runs.resume import fork_run
 
-    recipe = parse_recipe(job.recipe, job.name)
+    recipe = parse_recipe(job.recipe, job.name, Own(job.code_folders))
     if job.beginning is not None and not holds_run(job.folder):
         source, round = job.beginning
         _when_free(lambda: fork_run(source, round, job.folder, recipe.to_yaml()))

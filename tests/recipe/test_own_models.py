@@ -22,6 +22,7 @@ from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.run import Run
 from fedmr_merge.recipe.schema import parse_recipe, read_recipe
 from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
+from fedmr_merge.recipe.sweep_forecast import forecast
 from fedmr_merge.recipe.sweep_plan import plan_tasks
 
 
@@ -241,15 +242,36 @@ def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def test_a_sweep_finds_the_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_project(tmp_path)
-    axes = {"model.width": [3, 4]}
-    (tmp_path / "sweep.yaml").write_text(json.dumps({"name": "widths", "recipe": "own.yaml", "axes": axes}))
+def test_a_sweep_finds_modules_beside_its_recipe_beside_itself_and_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_project(tmp_path / "recipes")
+    sweep = {"name": "widths", "recipe": "recipes/own.yaml", "axes": {"model.width": [3, 4]}}
+    (tmp_path / "sweep.yaml").write_text(json.dumps(sweep))
+
+    def widths() -> list[object]:
+        sys.modules.pop("own_nets", None)
+        return [task.recipe.model.options() for task in plan_tasks(sweep_runs(read_sweep(tmp_path / "sweep.yaml")))]
+
+    assert widths() == [{"width": 3}, {"width": 4}]
+    module = tmp_path / "recipes" / "own_nets.py"
+    module = module.rename(tmp_path / "own_nets.py")
+    assert widths() == [{"width": 3}, {"width": 4}]
+    (tmp_path / "elsewhere").mkdir()
+    module.rename(tmp_path / "elsewhere" / "own_nets.py")
     with pytest.raises(FedmrMergeError, match=r"there is no module 'own_nets' in .*, or among installed packages"):
-        plan_tasks(sweep_runs(read_sweep(tmp_path / "sweep.yaml")))
-    monkeypatch.chdir(tmp_path)
-    tasks = plan_tasks(sweep_runs(read_sweep(tmp_path / "sweep.yaml")))
-    assert [task.recipe.model.options() for task in tasks] == [{"width": 3}, {"width": 4}]
+        widths()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert widths() == [{"width": 3}, {"width": 4}]
+    assert [cost.rounds for cost in forecast(sweep_runs(read_sweep(tmp_path / "sweep.yaml")), budget_seconds=0)]
+
+
+def test_a_sweep_runs_with_modules_beside_it_from_anywhere(tmp_path: Path) -> None:
+    write_project(tmp_path)
+    sweep = {"name": "widths", "recipe": "own.yaml", "axes": {"model.width": [3]}}
+    (tmp_path / "sweep.yaml").write_text(json.dumps(sweep))
+    assert command("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "runs" / "width3_seed0" / "global").is_dir()
 
 
 def test_recipes_of_two_folders_with_modules_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:

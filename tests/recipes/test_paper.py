@@ -10,6 +10,7 @@ import pytest
 import torch
 from data_layouts import write_cifar10, write_cifar100, write_femnist
 
+from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.ready_made import find_ready_made
 from fedmr_merge.recipe.run import Run
 from fedmr_merge.recipe.schema import parse_recipe, read_recipe
@@ -20,7 +21,10 @@ MODELS = ("cnn", "resnet20", "vgg16")
 DATA = ("cifar10", "cifar100", "femnist")
 IN_FILES = dict(zip(("CNN", "ResNet-20", "VGG-16", "CIFAR-10", "CIFAR-100", "FEMNIST"), MODELS + DATA, strict=True))
 FILES = [f"{preset}{model}-{data}.yaml" for preset in ("", "authors/") for model in MODELS for data in DATA]
-SWEEPS = ("table1", "figure3", "figure4", "figure5", "overhead", "lenet-cifar10", "lenet-cifar10-hsu")
+SWEEPS = (
+    *("table1", "figure3", "figure4", "figure5", "overhead"),
+    *("lenet-cifar10", "lenet-cifar10-hsu", "scaffold-momentum"),
+)
 README = (FOLDER / "README.md").read_text()
 
 
@@ -132,7 +136,7 @@ def test_runs_on_tiny_data_in_the_same_layout(tmp_path, file, write, settings):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_run_of_a_sweep_is_a_valid_recipe(name):
     for run in sweep_runs(read_sweep(FOLDER / f"{name}.yaml"), seeds=[0]):
-        parse_recipe(run.recipe, run.name)
+        parse_recipe(run.recipe, run.name, Own(run.code_folders))
 
 
 def test_table1_is_27_cells_of_7_methods_under_both_presets_with_the_papers_numbers():

@@ -24,7 +24,7 @@ class Scaffold(Algorithm):
 
     Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", 2020 (ICML), algorithm 1,
     option II. The server has the control variate c and client i has c_i; all start at 0, and the c_i of a client is
-    kept from its first round on. The paper's clients train without momentum: see `_steps_without_momentum`.
+    kept from its first round on. The paper's clients train without momentum: see `plain_steps`.
     """
 
     server_lr: Annotated[float, Gt(0)] = 1.0  #: η_g, the step of the server along the mean update of the clients
@@ -73,7 +73,7 @@ class Scaffold(Algorithm):
         """Update c_i (line 12, option II), the model and c (lines 16 and 17); buffers take the clients' mean."""
         server, own = self._variates(federation, state, trained.clients)
         sent = state.global_weights
-        scale = [trained.lr * _steps_without_momentum(federation, steps) for steps in trained.steps]
+        scale = [trained.lr * self.plain_steps(federation, steps) for steps in trained.steps]
         moved = torch.tensor([bool(steps) for steps in trained.steps], device=federation.device)
         updated, total = {}, {}
         for name in server:
@@ -88,6 +88,15 @@ class Scaffold(Algorithm):
         memory = remembering(state.tensors, trained.clients, updated, trained.steps)
         return State.from_global(model, tensors={**memory, **total})
 
+    def plain_steps(self, federation: Federation, steps: int) -> float:
+        """Return how many steps of plain SGD move a model as far as `steps` with momentum β, for a constant gradient.
+
+        The paper's clients have no momentum and divide by their number of steps; (x − y_i) divided by this number is a
+        mean of gradients again. A step of Nesterov's momentum goes as far as the next one of plain momentum.
+        """
+        beta, ahead = federation.training.momentum, int(federation.training.nesterov)
+        return sum((1 - beta ** (step + ahead)) / (1 - beta) for step in range(1, steps + 1))
+
     def _variates(
         self, federation: Federation, state: State, clients: tuple[int, ...]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -95,13 +104,3 @@ class Scaffold(Algorithm):
         server = {name: state.tensors[f"server/{name}"] for name in federation.trainable}
         zeros = {name: torch.zeros_like(tensor) for name, tensor in server.items()}
         return server, recall(state.tensors, clients, zeros)
-
-
-def _steps_without_momentum(federation: Federation, steps: int) -> float:
-    """Return how many steps of plain SGD move a model as far as `steps` with momentum β, for a constant gradient.
-
-    The paper's clients have no momentum and divide by their number of steps; (x − y_i) divided by this number is a
-    mean of gradients again. A step of Nesterov's momentum goes as far as the next one of plain momentum.
-    """
-    beta, ahead = federation.training.momentum, int(federation.training.nesterov)
-    return sum((1 - beta ** (step + ahead)) / (1 - beta) for step in range(1, steps + 1))
