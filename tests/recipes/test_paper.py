@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from data_layouts import write_cifar10, write_cifar100, write_femnist
+from small_run import command
 
 from fedmr_merge.recipe.own import Own
 from fedmr_merge.recipe.ready_made import find_ready_made
 from fedmr_merge.recipe.run import Run
 from fedmr_merge.recipe.schema import parse_recipe, read_recipe
 from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
+from fedmr_merge.report.study import read_study
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "paper"
 MODELS = ("cnn", "resnet20", "vgg16")
@@ -137,6 +139,44 @@ def test_runs_on_tiny_data_in_the_same_layout(tmp_path, file, write, settings):
 def test_every_run_of_a_sweep_is_a_valid_recipe(name):
     for run in sweep_runs(read_sweep(FOLDER / f"{name}.yaml"), seeds=[0]):
         parse_recipe(run.recipe, run.name, Own(run.code_folders))
+
+
+#: What is run of each sweep, and its rounds.
+SMALL = {
+    "table1": ("authors,cnn,cifar10,alpha=0.5", 2),
+    "figure3": ("alpha=0.5", 5),
+    "figure4": ("iid", 2),
+    "figure5": ("alpha=0.1", 12),
+    "overhead": ("cnn", 2),
+    "lenet-cifar10": ("alpha=0.5", 5),
+    "lenet-cifar10-hsu": ("alpha=0.5", 2),
+    "scaffold-momentum": ("alpha=0.5", 2),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "figure4" else pytest.param(name, marks=pytest.mark.slow) for name in SWEEPS]
+)
+def test_a_small_version_of_a_sweep_runs_and_draws_the_page(tmp_path, name):
+    only, rounds = SMALL[name]
+    settings = [
+        "data={name: digits, partition: {kind: dirichlet, alpha: 0.5, clients: 4}}",
+        "model={name: cnn}",
+        "training.clients_per_round=2",
+        "training.local_epochs=1",
+    ]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    arguments = ["--only", only, "--seeds", "0", "--rounds", rounds, *changes, "-o", tmp_path / "out"]
+    assert command("sweep", FOLDER / f"{name}.yaml", *arguments) == 0
+    study = read_study([tmp_path / "out"])
+    runs = sweep_runs(read_sweep(FOLDER / f"{name}.yaml"), only=only.split(","), seeds=[0])
+    assert {tuple(found.choices.values()) for found in study.experiments} == {
+        tuple(run.choices.values()) for run in runs
+    }
+    assert {len(run.metrics) for found in study.experiments for run in found.runs.values()} == {rounds}
+    assert command("report", tmp_path / "out", "-o", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert all(run.choices["method"] in page for run in runs)
 
 
 def test_table1_is_27_cells_of_7_methods_under_both_presets_with_the_papers_numbers():
