@@ -28,7 +28,8 @@ from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, read_stu
 from fedmr_merge.report.verdict import Scores, margin
 
 ROOT = Path(__file__).parents[1]
-DEMONSTRATION = "digits-methods"  #: the sweep whose figures the README shows
+DEMONSTRATION = "digits-methods"
+IN_README = (DEMONSTRATION, "lenet-cifar10")  #: the sweeps whose figures the README shows
 
 
 def main() -> None:
@@ -44,10 +45,9 @@ def main() -> None:
     target = options.docs / "reproduction.md"
     target.write_text(page(results), encoding="utf-8")
     print(f"written: {target}", file=sys.stderr)
-    if (results / f"{DEMONSTRATION}.json").exists():
-        readme = options.docs.parent / "README.md"
-        filled = fill(readme.read_text(encoding="utf-8"), DEMONSTRATION, demonstration(results))
-        readme.write_text(filled, encoding="utf-8")
+    readme = options.docs.parent / "README.md"
+    if readme.exists():
+        readme.write_text(filled(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
         print(f"written: {readme}", file=sys.stderr)
 
 
@@ -215,20 +215,45 @@ def section(results: Path, name: str, about: dict[str, list]) -> str:
     )
 
 
-def demonstration(results: Path) -> str:
-    """Return the table of the README: rounded, as a processor's own arithmetic decides more digits."""
-    about = json.loads((results / f"{DEMONSTRATION}.json").read_text(encoding="utf-8"))
-    rows = read(results / f"{DEMONSTRATION}-runs.csv")
-    seeds = sorted({int(row["seed"]) for row in rows})
-    found: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        cell = ", ".join(row[axis] for axis in about["axes"])
-        found.setdefault((cell, row[METHOD]), []).append(float(row["last10"]))
-    table = markdown_table(
-        ["partition", "method", f"accuracy, %, seeds {seeds[0]} to {seeds[-1]}"],
-        [[*key, Spread.of(values).shown(100, 1)] for key, values in found.items()],
-    )
-    return f"\n{table}\n"
+def filled(readme: str, results: Path) -> str:
+    """Return the README with the figures of its sweeps."""
+    for name in IN_README:
+        readme = fill(readme, name, accuracies(results, name))
+    return readme
+
+
+def accuracies(results: Path, name: str) -> str:
+    """Return a table of the README: rounded, as a processor's own arithmetic decides more digits.
+
+    A row a method, a column a cell, with the seeds of every mean, and a column with what the paper has for the cell.
+    """
+    about = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+    made = tables(read(results / f"{name}-runs.csv"), about)
+    cells = [shown_cell(cell) for cell in made.cells]
+    found = {(cell, method): row for cell, method, *row in made.methods}
+    columns, rows = ["method"], {method: [method] for _, method in found}
+    for cell in cells:
+        published = any(found[cell, method][-1] for method in rows if (cell, method) in found)
+        columns += [f"{cell}, %", "in the paper"] if published else [f"{cell}, %"]
+        for method, row in rows.items():
+            seeds, _, last, _, paper = found.get((cell, method), ["", "", "", "", ""])
+            row.append(f"{rounded(last)} ({seed_range(seeds)})" if last else "")
+            row.extend([rounded(paper)] if published else [])
+    return f"\n{markdown_table(columns, list(rows.values()))}\n"
+
+
+def rounded(numbers: str) -> str:
+    """Return a mean, with its deviation where it has one, to one digit after the point."""
+    return " ± ".join(f"{float(number):.1f}" for number in numbers.split(" ± ")) if numbers else ""
+
+
+def seed_range(seeds: str) -> str:
+    """Return what the README says of seeds: `seed 0`, or `seeds 0 to 2` where none is left out."""
+    found = [int(seed) for seed in seeds.split(", ")]
+    if len(found) == 1:
+        return f"seed {seeds}"
+    whole = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
+    return f"seeds {found[0]} to {found[-1]}" if whole else f"seeds {seeds}"
 
 
 def picture(name: str, cell: tuple[str, ...]) -> str:

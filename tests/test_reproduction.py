@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import reproduction
 import yaml
-from generated import fill
 
 from fedmr_merge import run_recipe
 from fedmr_merge.report.study import read_study
@@ -90,7 +89,25 @@ def test_what_is_published_was_made_from_the_results(tmp_path: Path) -> None:
     shutil.copytree(RESULTS, tmp_path / "results")
     assert reproduction.page(tmp_path / "results") == (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert fill(readme, reproduction.DEMONSTRATION, reproduction.demonstration(RESULTS)) == readme
+    assert reproduction.filled(readme, RESULTS) == readme
+
+
+def test_the_readme_has_a_row_a_method_with_the_seeds_of_every_mean(tmp_path: Path) -> None:
+    write_results(
+        tmp_path,
+        "x,alpha=0.1,FedAvg,fedavg,0,500,0.50,0.52,1.0,2.0,cpu",
+        "x,alpha=0.5,FedAvg,fedavg,0,500,0.50,0.52,1.0,2.0,cpu",
+        "x,alpha=0.5,FedAvg,fedavg,1,500,0.52,0.54,1.0,2.0,cpu",
+        "x,alpha=0.5,FedAvg,fedavg,2,500,0.54,0.54,1.0,2.0,cpu",
+        "x,alpha=0.5,FedMR,fedmr,0,500,0.55,0.56,1.0,2.0,cpu",
+        "x,alpha=0.5,FedMR,fedmr,2,500,0.55,0.56,1.0,2.0,cpu",
+    )
+    assert reproduction.accuracies(tmp_path, "x").splitlines()[1:5] == [
+        "| method | alpha=0.1, % | alpha=0.5, % | in the paper |",
+        "| --- | --- | --- | --- |",
+        "| FedAvg | 50.0 (seed 0) | 52.0 ± 2.0 (seeds 0 to 2) | 50.0 ± 0.5 |",
+        "| FedMR |  | 55.0 ± 0.0 (seeds 0, 2) | 56.0 ± 0.5 |",
+    ]
 
 
 @pytest.mark.slow
