@@ -67,14 +67,14 @@ def sweep(
     """
     from fedmr_merge.recipe.ready_made import locate_sweep
     from fedmr_merge.recipe.sweep import Sweep
-    from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
+    from fedmr_merge.recipe.sweep_file import named_choices, read_sweep, sweep_runs
     from fedmr_merge.recipe.sweep_workers import visible_gpus
     from fedmr_merge.recipe.text import parse_setting
 
     definition = read_sweep(locate_sweep(file))
     runs = sweep_runs(
         definition,
-        only=[name.strip() for name in only.split(",")] if only else (),
+        only=named_choices(definition, only) if only else (),
         seeds=_numbers(seeds, "--seeds") if seeds else None,
         settings=[parse_setting(setting) for setting in settings or ()],
         rounds=rounds,

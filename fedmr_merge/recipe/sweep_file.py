@@ -207,6 +207,18 @@ def sweep_runs(
     return tuple(found)
 
 
+def named_choices(sweep: SweepFile, text: str) -> list[str]:
+    """Return the choices in a text that separates them by commas; where a name has commas, the longest one counts."""
+    parts, known = text.split(","), {name for choices in sweep.axes.values() for name in choices}
+    found = []
+    while parts:
+        names = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
+        name = next((name for name in names if name in known), names[-1])
+        found.append(name)
+        del parts[: name.count(",") + 1]
+    return found
+
+
 def _kept(sweep: SweepFile, only: Sequence[str]) -> dict[str, list[str]]:
     faults = Faults()
     every = {choice: axis for axis, choices in sweep.axes.items() for choice in choices}

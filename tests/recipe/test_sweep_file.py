@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fedmr_merge.errors import RecipeError
-from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
+from fedmr_merge.recipe.sweep_file import named_choices, read_sweep, sweep_runs
 
 BASE = {
     "name": "base",
@@ -93,6 +93,22 @@ def test_a_choice_may_bring_a_recipe_of_its_own(tmp_path: Path) -> None:
     axes = {"model": {"plain": {}, "other": {"recipe": "other-{method}.yaml"}}, "method": {"FedAvg": {}}}
     runs = sweep_runs(read_sweep(write(tmp_path, axes=axes)))
     assert [run.recipe["model"]["name"] for run in runs] == ["cnn", "lenet"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("a", ["a"]),
+        ("b,a, c", ["b", "a", "c"]),
+        ("a, then b,c", ["a, then b", "c"]),
+        ("a, then b, then c", ["a, then b, then c"]),
+        ("a, then d", ["a", "then d"]),
+        ("", [""]),
+    ],
+)
+def test_names_with_commas_can_be_chosen(tmp_path: Path, text: str, choices: list[str]) -> None:
+    axes = {"method": {name: {} for name in ("a", "b", "c", "a, then b", "a, then b, then c")}}
+    assert named_choices(read_sweep(write(tmp_path, axes=axes)), text) == choices
 
 
 @pytest.mark.parametrize(
