@@ -4,8 +4,9 @@
     python benchmarks/reproduction.py              # write the page from what is there
 
 docs/results/NAME-runs.csv has a line a run, NAME-curves.csv every tenth round of it; NAME is the sweep's. A run that is
-there already is replaced. Nothing on the page is typed: it says what the files say. The figures of the demonstration
-are also put into the README.
+there already is replaced. No figure on the page is typed: it says what the files say. What is typed is what a sweep is
+for, in the comment that its file begins with, and what was learnt from it, in docs/results/NAME.md where there is one.
+The figures of the sweeps in `IN_README` are also put into the README.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from generated import fill
 
+from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
 from fedmr_merge.report.comparison import VERDICT_COLUMNS, comparison_csv, curves_csv, margin_row, markdown_table
 from fedmr_merge.report.figures import LINE_STYLES, PALETTE, draw
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, read_study
@@ -195,6 +197,34 @@ def description(name: str) -> str:
     return ""
 
 
+def missing(name: str, rows: list[dict[str, str]]) -> str:
+    """Return what a sweep's own file names and nobody has run so far, cell by cell; nothing where it has no file."""
+    for path in sorted((ROOT / "recipes").rglob(f"{name}.yaml")):
+        sweep = read_sweep(path)
+        axes = [axis for axis in sweep.axes if axis != METHOD]
+        done = {known_by(row, axes) for row in rows}
+        runs = sweep_runs(sweep)
+        left: dict[tuple[str, str], list[str]] = {}  # cell, method → seeds
+        for run in runs:
+            chosen, method, seed = tuple(run.choices[axis] for axis in axes), run.choices[METHOD], str(run.seed)
+            if (*chosen, method, seed) not in done:
+                left.setdefault((shown_cell(chosen), method), []).append(seed)
+        if not left:
+            return f"All {len(runs)} runs that the file names are here.\n"
+        alike: dict[tuple[str, str], list[str]] = {}  # cell, seeds → methods
+        for (cell, method), seeds in left.items():
+            alike.setdefault((cell, seed_range(", ".join(seeds))), []).append(method)
+        cells = list(dict.fromkeys(cell for cell, _ in alike))
+        told = [
+            [cell, seeds, ", ".join(alike[cell, seeds])]
+            for cell, seeds in sorted(alike, key=lambda key: cells.index(key[0]))
+        ]
+        count = sum(map(len, left.values()))
+        table = markdown_table(["cell", "not run yet", "methods"], told)
+        return f"Of the {len(runs)} runs that the file names, {count} have not been done yet:\n\n{table}"
+    return ""
+
+
 def section(results: Path, name: str, about: dict[str, list]) -> str:
     """Return the part of the page about one sweep, and draw its curves."""
     rows = read(results / f"{name}-runs.csv")
@@ -206,12 +236,15 @@ def section(results: Path, name: str, about: dict[str, list]) -> str:
     apart = ["cell", "method", "less", "seeds", "points, by seed", "mean ± deviation"]
     columns = ["cell", "method", "seeds", "rounds", "last 10 rounds", "best round", "paper"]
     pictures = "\n".join(f"![{shown_cell(cell)}](results/{picture(name, cell)})" for cell in made.cells)
+    notes = results / f"{name}.md"
     return (
         f"## {name}\n\n{description(name)}{len(rows)} runs of the sweep {name} (in `recipes/`); {told}.\n\n"
         + (markdown_table(VERDICT_COLUMNS, made.verdicts) + "\n" if made.verdicts else "")
         + markdown_table(columns, made.methods)
         + ("\n" + markdown_table(apart, made.differences) if made.differences else "")
+        + (f"\n{notes.read_text(encoding='utf-8')}" if notes.exists() else "")
         + f"\n{pictures}\n"
+        + f"\n{missing(name, rows)}"
     )
 
 

@@ -79,6 +79,31 @@ def test_a_section_begins_with_what_the_file_of_the_sweep_says() -> None:
     assert found.endswith("\n\n`fedmr-merge sweep adapters/two-stage-cpu --jobs 1`\n\n")
 
 
+def test_the_page_says_which_runs_are_missing() -> None:
+    name = "lenet-cifar10-hsu"
+    rows = [
+        {"heterogeneity": "alpha=0.5", "method": method, "seed": seed}
+        for method, seed in (("FedAvg", "0"), ("FedAvg", "1"), ("FedMR", "1"))
+    ]
+    assert reproduction.missing(name, rows).splitlines() == [
+        "Of the 12 runs that the file names, 9 have not been done yet:",
+        "",
+        "| cell | not run yet | methods |",
+        "| --- | --- | --- |",
+        "| alpha=0.5 | seeds 0, 2 | FedMR |",
+        "| alpha=0.5 | seed 2 | FedAvg |",
+        "| alpha=0.1 | seeds 0 to 2 | FedAvg, FedMR |",
+    ]
+    rows = [
+        {"heterogeneity": alpha, "method": method, "seed": seed}
+        for alpha in ("alpha=0.5", "alpha=0.1")
+        for method in ("FedAvg", "FedMR")
+        for seed in "012"
+    ]
+    assert reproduction.missing(name, rows) == "All 12 runs that the file names are here.\n"
+    assert reproduction.missing("no-such-sweep", rows) == ""
+
+
 def test_results_name_no_folder_of_the_machine_that_made_them() -> None:
     for path in RESULTS.glob("*.csv"):
         for row in reproduction.read(path):
