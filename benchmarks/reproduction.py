@@ -5,7 +5,7 @@
 
 docs/results/NAME-runs.csv has a line a run, NAME-curves.csv every tenth round of it; NAME is the sweep's. A run that is
 there already is replaced. No figure on the page is typed: it says what the files say. What is typed is what a sweep is
-for, in the comment that its file begins with, and what was learnt from it, in docs/results/NAME.md where there is one.
+for, in the comment that its file begins with, and what was learnt from it, in docs/results/NAME.txt where there is one.
 The figures of the sweeps in `IN_README` are also put into the README.
 """
 
@@ -236,7 +236,7 @@ def section(results: Path, name: str, about: dict[str, list]) -> str:
     apart = ["cell", "method", "less", "seeds", "points, by seed", "mean ± deviation"]
     columns = ["cell", "method", "seeds", "rounds", "last 10 rounds", "best round", "paper"]
     pictures = "\n".join(f"![{shown_cell(cell)}](results/{picture(name, cell)})" for cell in made.cells)
-    notes = results / f"{name}.md"
+    notes = results / f"{name}.txt"
     return (
         f"## {name}\n\n{description(name)}{len(rows)} runs of the sweep {name} (in `recipes/`); {told}.\n\n"
         + (markdown_table(VERDICT_COLUMNS, made.verdicts) + "\n" if made.verdicts else "")
