@@ -153,16 +153,17 @@ def tables(rows: list[dict[str, str]], about: dict[str, list]) -> Tables:
             by_seed = {int(run["seed"]): float(run["last10"]) for run in runs}
             scores.append(Scores(method, tuple(runs[0]["stages"].split()), by_seed))
             best = Spread.of([float(run["best"]) for run in runs])
-            theirs = published.get(method)
+            paper = published.get(method)
             seeds = ", ".join(run["seed"] for run in runs)
             last = Spread.of(list(by_seed.values())).shown(100)
             rounds = "-".join(dict.fromkeys(sorted(run["rounds"] for run in runs)))
-            their = f"{theirs['mean']:.2f} ± {theirs['deviation']:.2f}" if theirs else ""
+            their = f"{paper['mean']:.2f} ± {paper['deviation']:.2f}" if paper else ""
             made.methods.append([shown_cell(cell), method, seeds, rounds, last, best.shown(100), their])
-        found = margin(scores, {method: p["mean"] for method, p in published.items()})
+        theirs = {method: p["mean"] for method, p in published.items()}
+        found = margin(scores, theirs)
         if found is not None:
             made.verdicts.append([shown_cell(cell), *margin_row(found)])
-            made.differences.extend([shown_cell(cell), *row] for row in paired(scores, found.baseline))
+            made.differences.extend([shown_cell(cell), *row] for row in paired(scores, found.baseline, theirs))
     return made
 
 
@@ -171,8 +172,10 @@ def shown_cell(cell: tuple[str, ...]) -> str:
     return ", ".join(cell) or "all"
 
 
-def paired(scores: list[Scores], baseline: str) -> list[list[str]]:
-    """Return how much each of several methods is above the best baseline, seed by seed, in percentage points."""
+def paired(scores: list[Scores], baseline: str, published: dict[str, float]) -> list[list[str]]:
+    """Return how much each of several methods is above the best baseline, seed by seed and in the paper, in percentage
+    points.
+    """
     if len(scores) <= 2:  # the verdict says it
         return []
     best = next(one for one in scores if one.method == baseline)
@@ -183,7 +186,10 @@ def paired(scores: list[Scores], baseline: str) -> list[list[str]]:
             continue
         found = [100 * (one.by_seed[seed] - best.by_seed[seed]) for seed in seeds]
         each = ", ".join(f"{difference:+.2f}" for difference in found)
-        rows.append([one.method, baseline, ", ".join(map(str, seeds)), each, Spread.of(found).shown()])
+        paper = (
+            f"{published[one.method] - published[baseline]:+.2f}" if {one.method, baseline} <= published.keys() else ""
+        )
+        rows.append([one.method, baseline, ", ".join(map(str, seeds)), each, Spread.of(found).shown(), paper])
     return rows
 
 
@@ -233,12 +239,13 @@ def section(results: Path, name: str, about: dict[str, list]) -> str:
         draw_cell(results, name, cell, about["axes"])
     versions = sorted({(row["fedmr_merge"], row["torch"], row["device"]) for row in rows})
     told = "; ".join(f"fedmr-merge {ours}, torch {torch}, {device}" for ours, torch, device in versions)
-    apart = ["cell", "method", "less", "seeds", "points, by seed", "mean ± deviation"]
+    apart = ["cell", "method", "less", "seeds", "points, by seed", "mean ± deviation", "paper"]
     columns = ["cell", "method", "seeds", "rounds", "last 10 rounds", "best round", "paper"]
     pictures = "\n".join(f"![{shown_cell(cell)}](results/{picture(name, cell)})" for cell in made.cells)
     notes = results / f"{name}.txt"
+    runs = f"{len(rows)} run{'s'[: len(rows) != 1]}"
     return (
-        f"## {name}\n\n{description(name)}{len(rows)} runs of the sweep {name} (in `recipes/`); {told}.\n\n"
+        f"## {name}\n\n{description(name)}{runs} of the sweep {name} (in `recipes/`); {told}.\n\n"
         + (markdown_table(VERDICT_COLUMNS, made.verdicts) + "\n" if made.verdicts else "")
         + markdown_table(columns, made.methods)
         + ("\n" + markdown_table(apart, made.differences) if made.differences else "")

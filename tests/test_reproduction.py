@@ -66,8 +66,8 @@ def test_a_sweep_over_methods_alone_is_compared_seed_by_seed_with_the_best_basel
     )
     (tmp_path / "x.json").write_text(json.dumps({"axes": [], "published": []}))
     page = reproduction.page(tmp_path)
-    assert "| all | FedIT | exact mean | 0, 1 | -2.00, +1.00 | -0.50 ± 2.12 |" in page
-    assert "| all | two-stage | exact mean | 0 | -1.00 | -1.00 |" in page
+    assert "| all | FedIT | exact mean | 0, 1 | -2.00, +1.00 | -0.50 ± 2.12 |  |" in page
+    assert "| all | two-stage | exact mean | 0 | -1.00 | -1.00 |  |" in page
     assert "| all | exact mean | -1.00 |" in page  # the verdict: over the seed that both have
     assert (tmp_path / "x.png").exists()
 
