@@ -9,7 +9,7 @@ from fedmr_merge.federated.training.options import Training
 from fedmr_merge.option_docs import describe_options, summary
 from fedmr_merge.options import json_schema
 from fedmr_merge.recipe.deployment import Deployment
-from fedmr_merge.recipe.schema import Running
+from fedmr_merge.recipe.schema import PRESET, Running
 from fedmr_merge.recipe.stages import OTHER_STAGES, Length, Rates
 
 _NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -27,6 +27,11 @@ def recipe_schema() -> dict[str, Any]:
     properties = {
         "name": {"type": "string", "pattern": _NAME, "description": "the run folder is runs/NAME"},
         "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "decides every random draw"},
+        "preset": {
+            "type": ["string", "null"],
+            "pattern": f"^{PRESET}$",
+            "description": "whose settings these are and how they differ from others'; stands in cards and reports",
+        },
         "data": data,
         "model": _choice(ARCHITECTURES, "name", definitions, {"init": init}),
         "task": _choice(TASKS, "name", definitions),

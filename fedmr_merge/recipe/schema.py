@@ -44,6 +44,7 @@ from fedmr_merge.recipe.text import apply_setting, read_recipe_text
 
 P = TypeVar("P", bound=Plugin)
 _LONGEST_NAME = 200  #: it becomes the name of a folder
+PRESET = r"[^\x00-\x1f\x7f]{1,500}"  #: a line
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}\Z")
 _LARGEST_SEED = 1 << 63
 
@@ -90,6 +91,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     task: Task
     deployment: Deployment | None = None  #: how it is run on several machines; None: with the defaults
+    preset: str | None = None  #: whose settings these are and how they differ from others', for who reads its outputs
 
     @property
     def rounds(self) -> int:
@@ -105,6 +107,7 @@ class Recipe:
             {
                 "name": self.name,
                 "seed": self.seed,
+                **({"preset": self.preset} if self.preset else {}),
                 "data": {"name": self.data.name, **self.data.options(), "partition": partition},
                 "model": {
                     "name": self.model.name,
@@ -143,7 +146,7 @@ def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
     """
     faults = Faults()
     top = mapping(raw, "", faults)
-    known = ("name", "seed", "data", "model", "task", "training", "stages", "deployment")
+    known = ("name", "seed", "preset", "data", "model", "task", "training", "stages", "deployment")
     for key in top:
         if key not in known:
             faults.unknown(key, key, known, "option")
@@ -156,6 +159,10 @@ def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
         faults.add("name", f"expected {expected}, found {show_value(name)}")
     if type(seed) is not int or not 0 <= seed < _LARGEST_SEED:
         faults.add("seed", f"expected a whole number, 0 or more and below 2**63, found {show_value(seed)}")
+
+    preset = top.get("preset")
+    if preset is not None and not (isinstance(preset, str) and re.fullmatch(PRESET, preset)):
+        faults.add("preset", f"expected a line of at most 500 characters, found {show_value(preset)}")
 
     data_options = mapping(top.get("data"), "data", faults) if "data" in top else {}
     partition = _plugin(
@@ -175,7 +182,7 @@ def parse_recipe(raw: Any, source: str, own: Own = OWN) -> Recipe:
         raise RecipeError(
             source, faults, hint="`fedmr-merge docs train` explains recipes; `fedmr-merge list` shows the options"
         )
-    return Recipe(name, seed, data, partition, model, init, training, running, stages, task, deployment)
+    return Recipe(name, seed, data, partition, model, init, training, running, stages, task, deployment, preset)
 
 
 def _plugin(

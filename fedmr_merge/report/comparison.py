@@ -116,19 +116,20 @@ def comparison_csv(study: Study) -> str:
     axes = [axis for axis in study.axes if axis != METHOD]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    head = ("run", *axes, "method", "stages", "data", "model", "options", "seed", "rounds")
+    head = ("run", *axes, "method", "stages", "data", "model", "options", "preset", "seed", "rounds")
     writer.writerow((*head, "metric", "last10", "last", "best", "best_round", "bytes_a_round", *_VERSIONS))
     for experiment, options in zip(study.experiments, differing_options(study.experiments), strict=True):
         recipe = experiment.recipe
         model = public_model_name(str(recipe["model"]["name"]))
         described = (experiment.method, " ".join(experiment.stages), recipe["data"]["name"], model)
         cells = [experiment.choices.get(axis, "") for axis in axes]
+        settings = ("" if experiment.choices else options, experiment.preset)
         for seed, curve in sorted(experiment.curves.items()):
             run = experiment.runs[seed]
             best, best_round, rounds = run.best_line[run.metric.key], run.best_line["round"], len(run.metrics)
             writer.writerow(
                 (
-                    *(experiment.name, *cells, *described, "" if experiment.choices else options, seed, rounds),
+                    *(experiment.name, *cells, *described, *settings, seed, rounds),
                     *(experiment.metric.name, experiment.final_by_seed[seed], curve[max(curve)], best, best_round),
                     experiment.bytes_a_round if experiment.bytes_a_round is not None else "",
                     *_versions(experiment.runs[seed].environment),

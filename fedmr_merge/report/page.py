@@ -194,6 +194,10 @@ def _settings(study: Study) -> Iterator[Part]:
         rows = [[_name(e), differs] for e, differs in zip(study.experiments, options, strict=True)]
         text = "The options that differ between the experiments."
         yield Part("Hyper-parameters", text, table=Table(["experiment", "options"], rows))
+    presets = [[_name(e), e.preset] for e in study.experiments if e.preset]
+    if presets:
+        text = "Whose settings an experiment began with, as its recipe says."
+        yield Part("Presets", text, table=Table(["experiment", "preset"], presets))
     columns = ["fedmr_merge", "python", "platform", "device", "threads"]
     found = [run.environment for experiment in study.experiments for run in experiment.runs.values()]
     rows = [list(row) for row in dict.fromkeys(tuple(str(e.get(c, "")) for c in columns) for e in found if e)]

@@ -62,6 +62,11 @@ class Experiment:
         return str(self.recipe["name"])
 
     @property
+    def preset(self) -> str:
+        """Whose settings its recipe says that these are; '' where it says nothing."""
+        return str(self.recipe.get("preset") or "")
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that change the model, in their order."""
         names = (next(iter(stage)) for stage in self.recipe["stages"])

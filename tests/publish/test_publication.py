@@ -169,6 +169,14 @@ def test_edited_card_is_kept_when_the_run_publishes_again(run: Path) -> None:
     assert again == text.replace("---\n<!--", "language: en\n---\nMy own words.\n<!--", 1)
 
 
+def test_preset_can_be_added_to_a_run_and_stands_in_its_card(run: Path) -> None:
+    assert "| preset |" not in (run / "global" / "README.md").read_text()
+    follow(run, preset="ours: rule layer | <b>momentum</b> 0.9")
+    card = (run / "global" / "README.md").read_text()
+    assert "| preset | ours: rule layer \\| &lt;b&gt;momentum&lt;/b&gt; 0.9 |" in card
+    assert card_faults(card, names(run / "global")) == []
+
+
 def test_run_killed_between_the_renames_loses_no_words_of_its_card(run: Path) -> None:
     (run / "global" / "README.md").write_text("by hand\n")
     (run / "global").rename(run / ".global-old")

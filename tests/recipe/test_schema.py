@@ -101,6 +101,8 @@ def test_all_faults_come_at_once_each_with_its_path() -> None:
         (small(data={"name": "digits"}), "data.partition.kind: is missing"),
         (small(model="cnn"), "model: expected a mapping of options"),
         (small(training={"lr": float("nan")}), "training.lr: "),
+        (small(preset="two\nlines"), "preset: expected a line of at most 500 characters"),
+        (small(preset=5), "preset: expected a line"),
         (small(training={"keep": "best"}), "training.keep: is an option of a stage: write it as in stages[0].fedavg."),
         (small(stages=[{"fedavg": {"rounds": 1}, "fedmr": {"rounds": 1}}]), "stages[0]: a stage is one name"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import html
+import io
 import re
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from fedmr_merge.recipe.ready_made import find_ready_made
 from fedmr_merge.recipe.run import Run
 from fedmr_merge.recipe.schema import parse_recipe, read_recipe
 from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
+from fedmr_merge.report.comparison import comparison_csv
 from fedmr_merge.report.study import read_study
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "paper"
@@ -51,6 +54,10 @@ def test_is_fedmr_on_that_model_and_data_set(file):
         (model, authors), model
     )
     assert recipe.training.momentum == (0.5 if authors else 0.9)
+    groups, momentum = ("rule tensor", "momentum 0.5") if authors else ("rule layer", "momentum 0.9")
+    assert recipe.preset.startswith("authors: " if authors else "paper: ")
+    assert groups in recipe.preset
+    assert momentum in recipe.preset
     found = stages(recipe)
     assert found["fedmr"]["rule"] == ("tensor" if authors else "layer")
     assert found["fedmr"]["rounds"] + found.get("fedavg", {"rounds": 0})["rounds"] == 500
@@ -174,9 +181,13 @@ def test_a_small_version_of_a_sweep_runs_and_draws_the_page(tmp_path, name):
         tuple(run.choices.values()) for run in runs
     }
     assert {len(run.metrics) for found in study.experiments for run in found.runs.values()} == {rounds}
+    (preset,) = {found.preset for found in study.experiments}
+    assert preset == runs[0].recipe["preset"]
+    assert {row["preset"] for row in csv.DictReader(io.StringIO(comparison_csv(study)))} == {preset}
     assert command("report", tmp_path / "out", "-o", tmp_path / "page") == 0
     page = (tmp_path / "page" / "index.html").read_text()
     assert all(run.choices["method"] in page for run in runs)
+    assert preset in html.unescape(page)
 
 
 def test_table1_is_27_cells_of_7_methods_under_both_presets_with_the_papers_numbers():
