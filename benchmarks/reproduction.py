@@ -119,7 +119,7 @@ methods with each other, and with the paper by differences.
 def page(results: Path) -> str:
     """Return the page."""
     parts = [INTRODUCTION]
-    for about in sorted(results.glob("*.json")):
+    for about in sorted(results.glob("*.json"), key=lambda path: path.stem):
         parts.append(section(results, about.stem, json.loads(about.read_text(encoding="utf-8"))))
     return "\n".join(parts)
 
