@@ -125,12 +125,34 @@ def page(results: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """How well a method did in a cell."""
+
+    cell: str
+    method: str
+    seeds: list[int]
+    rounds: str
+    last: Spread  #: over the seeds, as a share of 1
+    best: Spread
+    paper: tuple[float, float] | None  #: mean and deviation in percent, where the paper has the cell
+
+    def row(self) -> list[str]:
+        """Return the cells of a table's row."""
+        seeds = ", ".join(map(str, self.seeds))
+        return [self.cell, self.method, seeds, self.rounds, self.last.shown(100), self.best.shown(100), self.their(2)]
+
+    def their(self, digits: int) -> str:
+        """Return what the paper has."""
+        return " ± ".join(f"{number:.{digits}f}" for number in self.paper or ())
+
+
+@dataclass(frozen=True)
 class Tables:
     """What is to be said of one sweep."""
 
     cells: list[tuple[str, ...]]
     verdicts: list[list[str]]
-    methods: list[list[str]]
+    methods: list[Accuracy]
     differences: list[list[str]]  #: from the best baseline, of sweeps with more than two methods
 
 
@@ -153,12 +175,11 @@ def tables(rows: list[dict[str, str]], about: dict[str, list]) -> Tables:
             by_seed = {int(run["seed"]): float(run["last10"]) for run in runs}
             scores.append(Scores(method, tuple(runs[0]["stages"].split()), by_seed))
             best = Spread.of([float(run["best"]) for run in runs])
-            paper = published.get(method)
-            seeds = ", ".join(run["seed"] for run in runs)
-            last = Spread.of(list(by_seed.values())).shown(100)
             rounds = "-".join(dict.fromkeys(sorted(run["rounds"] for run in runs)))
-            their = f"{paper['mean']:.2f} ± {paper['deviation']:.2f}" if paper else ""
-            made.methods.append([shown_cell(cell), method, seeds, rounds, last, best.shown(100), their])
+            their = published.get(method)
+            paper = (their["mean"], their["deviation"]) if their else None
+            last = Spread.of(list(by_seed.values()))
+            made.methods.append(Accuracy(shown_cell(cell), method, list(by_seed), rounds, last, best, paper))
         theirs = {method: p["mean"] for method, p in published.items()}
         found = margin(scores, theirs)
         if found is not None:
@@ -193,42 +214,46 @@ def paired(scores: list[Scores], baseline: str, published: dict[str, float]) -> 
     return rows
 
 
+def sweep_file(name: str) -> Path | None:
+    """Return the file of a sweep that comes with the package; None where it has no such sweep."""
+    return next(iter(sorted((ROOT / "recipes").rglob(f"{name}.yaml"))), None)
+
+
 def description(name: str) -> str:
     """Return what a sweep's own file says of it, in the comment that it begins with; nothing where it has none."""
-    for path in sorted((ROOT / "recipes").rglob(f"{name}.yaml")):
-        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-        found = [line.removeprefix("#").strip() for line in lines]
-        commands = ("fedmr-merge ", "python ")
-        return "\n".join(f"\n`{line}`" if line.startswith(commands) else line for line in found) + "\n\n"
-    return ""
+    path = sweep_file(name)
+    if path is None:
+        return ""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    found = [line.removeprefix("#").strip() for line in lines]
+    commands = ("fedmr-merge ", "python ")
+    return "\n".join(f"\n`{line}`" if line.startswith(commands) else line for line in found) + "\n\n"
 
 
 def missing(name: str, rows: list[dict[str, str]]) -> str:
-    """Return what a sweep's own file names and nobody has run so far, cell by cell; nothing where it has no file."""
-    for path in sorted((ROOT / "recipes").rglob(f"{name}.yaml")):
-        sweep = read_sweep(path)
-        axes = [axis for axis in sweep.axes if axis != METHOD]
-        done = {known_by(row, axes) for row in rows}
-        runs = sweep_runs(sweep)
-        left: dict[tuple[str, str], list[str]] = {}  # cell, method → seeds
-        for run in runs:
-            chosen, method, seed = tuple(run.choices[axis] for axis in axes), run.choices[METHOD], str(run.seed)
-            if (*chosen, method, seed) not in done:
-                left.setdefault((shown_cell(chosen), method), []).append(seed)
-        if not left:
-            return f"All {len(runs)} runs that the file names are here.\n"
-        alike: dict[tuple[str, str], list[str]] = {}  # cell, seeds → methods
-        for (cell, method), seeds in left.items():
-            alike.setdefault((cell, seed_range(", ".join(seeds))), []).append(method)
-        cells = list(dict.fromkeys(cell for cell, _ in alike))
-        told = [
-            [cell, seeds, ", ".join(alike[cell, seeds])]
-            for cell, seeds in sorted(alike, key=lambda key: cells.index(key[0]))
-        ]
-        count = sum(map(len, left.values()))
-        table = markdown_table(["cell", "not run yet", "methods"], told)
-        return f"Of the {len(runs)} runs that the file names, {count} have not been done yet:\n\n{table}"
-    return ""
+    """Return what a sweep's own file names and nobody has run so far, cell by cell; nothing where it has none."""
+    path = sweep_file(name)
+    if path is None:
+        return ""
+    sweep = read_sweep(path)
+    axes = [axis for axis in sweep.axes if axis != METHOD]
+    done, runs = {known_by(row, axes) for row in rows}, sweep_runs(sweep)
+    left: dict[str, dict[str, list[int]]] = {}  # cell → method → seeds
+    for run in runs:
+        chosen, method = tuple(run.choices[axis] for axis in axes), run.choices[METHOD]
+        if (*chosen, method, str(run.seed)) not in done:
+            left.setdefault(shown_cell(chosen), {}).setdefault(method, []).append(run.seed)
+    if not left:
+        return f"All {len(runs)} runs that the file names are here.\n"
+    told = []
+    for cell, methods in left.items():
+        alike: dict[str, list[str]] = {}  # seeds → methods
+        for method, seeds in methods.items():
+            alike.setdefault(seed_range(seeds), []).append(method)
+        told += [[cell, seeds, ", ".join(found)] for seeds, found in alike.items()]
+    count = sum(len(seeds) for methods in left.values() for seeds in methods.values())
+    table = markdown_table(["cell", "not run yet", "methods"], told)
+    return f"Of the {len(runs)} runs that the file names, {count} have not been done yet:\n\n{table}"
 
 
 def section(results: Path, name: str, about: dict[str, list]) -> str:
@@ -247,7 +272,7 @@ def section(results: Path, name: str, about: dict[str, list]) -> str:
     return (
         f"## {name}\n\n{description(name)}{runs} of the sweep {name} (in `recipes/`); {told}.\n\n"
         + (markdown_table(VERDICT_COLUMNS, made.verdicts) + "\n" if made.verdicts else "")
-        + markdown_table(columns, made.methods)
+        + markdown_table(columns, [found.row() for found in made.methods])
         + ("\n" + markdown_table(apart, made.differences) if made.differences else "")
         + (f"\n{notes.read_text(encoding='utf-8')}" if notes.exists() else "")
         + f"\n{pictures}\n"
@@ -269,31 +294,24 @@ def accuracies(results: Path, name: str) -> str:
     """
     about = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
     made = tables(read(results / f"{name}-runs.csv"), about)
-    cells = [shown_cell(cell) for cell in made.cells]
-    found = {(cell, method): row for cell, method, *row in made.methods}
-    columns, rows = ["method"], {method: [method] for _, method in found}
-    for cell in cells:
-        published = any(found[cell, method][-1] for method in rows if (cell, method) in found)
+    columns, rows = ["method"], {found.method: [found.method] for found in made.methods}
+    for cell in map(shown_cell, made.cells):
+        by_method = {found.method: found for found in made.methods if found.cell == cell}
+        published = any(found.paper for found in by_method.values())
         columns += [f"{cell}, %", "in the paper"] if published else [f"{cell}, %"]
         for method, row in rows.items():
-            seeds, _, last, _, paper = found.get((cell, method), ["", "", "", "", ""])
-            row.append(f"{rounded(last)} ({seed_range(seeds)})" if last else "")
-            row.extend([rounded(paper)] if published else [])
+            found = by_method.get(method)
+            row.append(f"{found.last.shown(100, 1)} ({seed_range(found.seeds)})" if found else "")
+            row.extend([found.their(1) if found else ""] if published else [])
     return f"\n{markdown_table(columns, list(rows.values()))}\n"
 
 
-def rounded(numbers: str) -> str:
-    """Return a mean, with its deviation where it has one, to one digit after the point."""
-    return " ± ".join(f"{float(number):.1f}" for number in numbers.split(" ± ")) if numbers else ""
-
-
-def seed_range(seeds: str) -> str:
-    """Return what the README says of seeds: `seed 0`, or `seeds 0 to 2` where none is left out."""
-    found = [int(seed) for seed in seeds.split(", ")]
-    if len(found) == 1:
-        return f"seed {seeds}"
-    whole = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
-    return f"seeds {found[0]} to {found[-1]}" if whole else f"seeds {seeds}"
+def seed_range(seeds: list[int]) -> str:
+    """Return the words for some seeds: `seed 0`, or `seeds 0 to 2` where none between is left out."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    return f"seeds {seeds[0]} to {seeds[-1]}" if whole else f"seeds {', '.join(map(str, seeds))}"
 
 
 def picture(name: str, cell: tuple[str, ...]) -> str:

@@ -196,14 +196,16 @@ class Board:
                 self.counts["done"] += is_run
                 if is_run:
                     self._seconds.append(time.monotonic() - begun)
-                say(f"{event.name}: done, {self.values.get(event.name, 'it was complete already')}; {self._left()}")
+                say(
+                    f"{event.name}: done, {self.values.get(event.name, 'it was complete already')}; {self._remaining()}"
+                )
 
     @property
     def left(self) -> int:
         """How many runs are neither done nor failed."""
         return len(self.runs) - sum(self.counts.values())
 
-    def _left(self) -> str:
+    def _remaining(self) -> str:
         """How much is left to do."""
         words = f"{self.left} of {len(self.runs)} left"
         if not self._seconds or not self.left:
@@ -215,7 +217,7 @@ class Board:
         from rich.table import Table
 
         table = Table(
-            title=", ".join([*(f"{count} {what}" for what, count in self.counts.items() if count), self._left()])
+            title=", ".join([*(f"{count} {what}" for what, count in self.counts.items() if count), self._remaining()])
         )
         for column in ("run", "round", "result", "time left"):
             table.add_column(column, justify="left" if column == "run" else "right")

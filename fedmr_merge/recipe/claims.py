@@ -151,7 +151,7 @@ def _this_machine() -> str:
 
 def _owner_of(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8").partition("\n")[0]
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     except FileNotFoundError:
         return None
 
@@ -163,7 +163,7 @@ def _is_let_go(path: Path) -> bool:
     except OSError:
         return False
     try:
-        if os.read(descriptor, _MOST_BYTES).decode().partition("\n")[2] != _this_machine():
+        if os.read(descriptor, _MOST_BYTES).decode(errors="replace").partition("\n")[2] != _this_machine():
             return False
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other's
     except OSError:

@@ -35,6 +35,7 @@ from annotated_types import Ge, MinLen
 
 from fedmr_merge.errors import RecipeError
 from fedmr_merge.options import Faults, check_options, mapping
+from fedmr_merge.recipe.ready_made import Located
 from fedmr_merge.recipe.text import apply_value, read_recipe_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -200,7 +201,7 @@ def sweep_runs(
                 _shorten(recipe, rounds)
             name = _NOT_IN_A_NAME.sub("-", "_".join(choices.values()).replace("=", "")) or sweep.name
             recipe |= {"name": f"{sweep.name}-{name}", "seed": seed}
-            folders = dict.fromkeys([base.parent, sweep.folder, Path.cwd()])
+            folders = dict.fromkeys([*Located(base).code_folders, sweep.folder])
             found.append(SweepRun(f"{name}_seed{seed}", choices, seed, recipe, tuple(folders)))
     if not found:
         raise RecipeError(sweep.name, [], hint="`exclude` and --only leave no run")

@@ -69,9 +69,9 @@ def test_what_a_killed_process_of_this_machine_held_is_free_at_once(killed: Path
     assert not killed.exists()
 
 
-@pytest.mark.parametrize("machine", ["\nanother machine", ""])
-def test_what_another_machine_held_is_taken_over_when_it_has_expired(killed: Path, machine: str) -> None:
-    killed.write_text(f"its owner{machine}")
+@pytest.mark.parametrize("claim", [b"its owner\nanother machine", b"its owner", b"", b"\xff\n\xfe"])
+def test_what_another_machine_held_is_taken_over_when_it_has_expired(killed: Path, claim: bytes) -> None:
+    killed.write_bytes(claim)
     assert not Claims(killed.parent).take("a")
     age(killed.parent, "a", 200)
     assert Claims(killed.parent).take("a")
