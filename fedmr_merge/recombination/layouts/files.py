@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,19 +62,30 @@ class FilesLayout(Layout):
             model.prepare(path)
             jobs += [(slot, file, model.file_path(path, file)) for file in model.files]
         digests = {slot: Digests(work.parents[slot].tensors) for slot in work.models} if work.hashes else {}
+        stopped = threading.Event()
+
+        def report(copied: int) -> None:
+            if stopped.is_set():
+                raise CancelledError
+            if progress:
+                progress(copied)
 
         def write(job: tuple[int, OutputFile, Path]) -> None:
             slot, file, path = job
             if work.hashes:
-                hashes = assemble_hashed(path, file.header.raw, file.segments, watch, progress)
+                hashes = assemble_hashed(path, file.header.raw, file.segments, watch, report)
                 digests[slot].fill(file.tensors, hashes)
             else:
-                assemble(path, file.header.raw, file.segments, watch, progress)
+                assemble(path, file.header.raw, file.segments, watch, report)
 
         # Two cores copy twice as fast as one, and hashing does not hold the interpreter's lock.
         with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-            for _ in pool.map(write, jobs):
-                pass
+            try:
+                for done in as_completed([pool.submit(write, job) for job in jobs]):
+                    done.result()
+            finally:  # after an error or Ctrl-C nobody waits for files of many gigabytes that are removed anyway
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
         return Written(digests)
 
 
