@@ -93,9 +93,13 @@ class Hub:
                 raise explain(cause, subject, self.endpoint, self.token) from None
             attempt += 1
 
-    def download(self, repo_id: str, commit: str, file: str) -> str:
-        """Fetch one file into the cache, unless it is there, and return its local path. For `ask`: it tries once."""
-        return self.api.hf_hub_download(repo_id, file, revision=commit, cache_dir=self.cache)
+    def download(self, repo_id: str, commit: str, file: str, *, anew: bool = False) -> str:
+        """Fetch one file into the cache and return its local path. For `ask`: it tries once.
+
+        What is in the cache is not fetched, unless `anew` is set: then not even bytes that other repositories share
+        are used.
+        """
+        return self.api.hf_hub_download(repo_id, file, revision=commit, cache_dir=self.cache, force_download=anew)
 
     def choose_transfer(self, repo_id: str, revision: str | None, *, create_pr: bool) -> None:
         """Leave xet off from here on where the endpoint has none: huggingface_hub itself does not fall back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -39,17 +40,19 @@ class HubRef:
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a repository: its size in bytes and one of two hashes."""
+    """One file of a repository: its size in bytes and one of two hashes; a cache does not know the hash of every file."""
 
     size: int
     sha256: str | None = None  #: of the content, for files kept by LFS or xet, as weights are
     git_sha1: str | None = None  #: of the git blob, for small files
 
     def matches(self, path: Path) -> bool:
-        """Return whether a local file has this size and this hash."""
+        """Return whether a local file has this size and, where one is known, this hash."""
         size = path.stat().st_size
         if size != self.size:
             return False
+        if self.sha256 is None and self.git_sha1 is None:
+            return True
         if self.sha256 is not None:
             return file_hash(path, hashlib.sha256()) == self.sha256
         return file_hash(path, git_blob_digest(size)) == self.git_sha1
@@ -160,10 +163,24 @@ def list_cache(hub: Hub, ref: HubRef) -> HubSnapshot:
         raise HubError(f"{ref}: offline mode is on, and this names no commit that is in the cache", hint=hint)
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        blob = path.resolve().name  # the cache calls a file's bytes by their hash
-        hashes = {"sha256": blob if len(blob) == 64 else None, "git_sha1": blob if len(blob) == 40 else None}
+        blob = cached_blob(path)
+        name = blob.name if blob else ""  # the cache calls a file's bytes by their hash
+        hashes = {"sha256": name if len(name) == 64 else None, "git_sha1": name if len(name) == 40 else None}
         files[path.relative_to(folder).as_posix()] = HubFile(path.stat().st_size, **hashes)
     return replace(_snapshot(hub, ref, ref.revision, files, None), card_read=False)
+
+
+def cached_blob(file: Path) -> Path | None:
+    """Return the `blobs/HASH` of its repository that a file of the cache is a link to, None where it is not a link.
+
+    Where the cache shares the bytes of weights between repositories, `blobs/HASH` is itself a link, to a file whose
+    name is not this hash and which is not this repository's alone: it is not followed. A cache that was copied, or that
+    lies on a file system without links, holds the files themselves.
+    """
+    if not file.is_symlink():
+        return None
+    blob = Path(os.path.normpath(file.parent / file.readlink()))
+    return blob if blob.parent.name == "blobs" and blob.parent.parent.name.startswith("models--") else None
 
 
 def places(snapshot: HubSnapshot, ref: HubRef) -> list[str]:

@@ -13,6 +13,7 @@ for the newest one. Of a repository only safetensors, their indexes and sidecars
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,16 @@ from fedmr_merge.checkpoint.folder import read_json
 from fedmr_merge.checkpoint.header import header_length
 from fedmr_merge.checkpoint.selection import Selection, select
 from fedmr_merge.errors import CheckpointError, HubError
-from fedmr_merge.hub.listing import HubRef, HubSnapshot, list_cache, list_endpoint, narrow, parse_hub, places
+from fedmr_merge.hub.listing import (
+    HubRef,
+    HubSnapshot,
+    cached_blob,
+    list_cache,
+    list_endpoint,
+    narrow,
+    parse_hub,
+    places,
+)
 
 if TYPE_CHECKING:
     from fedmr_merge.hub.client import Hub
@@ -172,20 +182,42 @@ def fetch_files(hub: Hub, snapshot: HubSnapshot, files: Iterable[str]) -> Path:
 
 
 def _fetch_file(hub: Hub, snapshot: HubSnapshot, file: str) -> Path:
-    """Fetch one file unless the cache has it, and check it; a copy with other bytes is fetched once more."""
+    """Fetch one file unless the cache has it, and check it; a copy with other bytes is fetched once more.
+
+    Offline, where it could not be fetched again, nothing of the cache is removed.
+    """
     known, subject = snapshot.listed(file), f"{snapshot.origin}: {file}"
-    for _ in range(2):
+    for anew in (False, True):
         with hub.traffic.at_most(known.size):
-            path = Path(hub.ask(subject, lambda: hub.download(snapshot.repo_id, snapshot.commit, file)))
+            path = Path(hub.ask(subject, partial(hub.download, snapshot.repo_id, snapshot.commit, file, anew=anew)))
         if known.matches(path):
             if path.name == "config.json":
                 _refuse_code(path, subject)
             return path
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
+        if hub.offline:
+            raise HubError(
+                f"{subject}: its copy in the cache is damaged: the bytes are not those of its hash",
+                hint="unset HF_HUB_OFFLINE and give the same command again, which fetches it anew",
+            )
+        _forget(path, subject)
     raise HubError(
         f"{subject}: {hub.endpoint} sends other bytes than it lists", hint="do not use this endpoint's files"
     )
+
+
+def _forget(path: Path, subject: str) -> None:
+    """Remove a file of a snapshot, and the blob of its repository that it is a link to; never what other repositories
+    may share with it.
+    """
+    try:
+        if (blob := cached_blob(path)) is not None:
+            blob.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise HubError(
+            f"{subject}: its copy in the cache is damaged, and cannot be removed: {error.strerror}",
+            hint=f"remove {path}",
+        ) from error
 
 
 def _refuse_code(config: Path, subject: str) -> None:

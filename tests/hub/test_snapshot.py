@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -450,6 +452,66 @@ def test_offline_mode_answers_from_the_cache_by_commit(hub: HubServer, monkeypat
     with pytest.raises(HubError, match=r"no \.safetensors file in this folder, and offline mode is on"):
         fetch(resolve(hub, f"{REPO}@{online.commit}"))
     assert not hub.log
+
+
+def cached(hub: HubServer) -> Path:
+    """Fetch the model of a repository, and return its folder in the cache."""
+    hub.add_repo(REPO, MODEL)
+    return fetch(resolve(hub))
+
+
+def share_blobs(place: Path) -> Path:
+    """Keep the weights as huggingface_hub does from 2.4 on, in a store for all repositories, and return the store."""
+    store, (blob,) = place.parents[2] / "blobs", [p for p in place.parents[1].glob("blobs/*") if len(p.name) == 64]
+    xet_hash = "ab" + "0" * 62
+    (store / "ab").mkdir(parents=True)
+    (store / ".huggingface-shared-blobs").write_text("1\n")
+    blob.rename(store / "ab" / xet_hash).chmod(0o444)
+    blob.symlink_to(f"../../blobs/ab/{xet_hash}")
+    return store
+
+
+def copy_links(place: Path) -> None:
+    """Copy the cache as `cp -rL` does, or a file system without links."""
+    for path in place.iterdir():
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    shutil.rmtree(place.parents[1] / "blobs")
+
+
+@pytest.mark.parametrize("change", [share_blobs, copy_links])
+def test_offline_mode_reads_every_layout_of_the_cache_and_removes_nothing(
+    change: Callable[[Path], object], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = cached(hub)
+    change(place)
+    before = fetched(place.parents[2])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = fetch(resolve(hub, f"{REPO}@{place.name}"))
+    assert {name: (found / name).read_bytes() for name in ("model.safetensors", "config.json")} == {
+        name: MODEL[name] for name in ("model.safetensors", "config.json")
+    }
+    assert fetched(place.parents[2]) == before
+
+
+def test_a_damaged_copy_is_refused_offline_and_kept(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cached(hub) / "model.safetensors"
+    path.write_bytes(weights(1))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"model\.safetensors: its copy in the cache is damaged") as caught:
+        fetch(resolve(hub, f"{REPO}@{path.parent.name}"))
+    assert "unset HF_HUB_OFFLINE" in str(caught.value.hint)
+    assert path.read_bytes() == weights(1)
+
+
+def test_what_other_repositories_share_is_not_removed(hub: HubServer) -> None:
+    place = cached(hub)
+    (shared,) = share_blobs(place).glob("ab/*")
+    shared.chmod(0o644)
+    shared.write_bytes(weights(1))
+    assert (fetch(resolve(hub)) / "model.safetensors").read_bytes() == weights(0)
+    assert shared.read_bytes() == weights(1)
 
 
 def test_importing_the_source_imports_no_client() -> None:
