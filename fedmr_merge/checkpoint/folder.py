@@ -80,6 +80,7 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+_SHARED_BLOBS = ".huggingface-shared-blobs"  #: marks the store of blobs of a cache of huggingface_hub 2.4 and later
 _COPY_LINKS = "copy the folder with what its links lead to"
 
 
@@ -89,10 +90,13 @@ def _link_out(target: Path) -> str:
 
 def _trusted_roots(folder: Path) -> Iterator[Path]:
     yield (resolved := folder.resolve())
-    # The Hub's cache keeps snapshots/COMMIT/NAME as a link into blobs/ of the same repository.
+    # The Hub's cache keeps snapshots/COMMIT/NAME as a link into blobs/ of the same repository. What is there can be a
+    # link itself, into a store that all repositories of the cache share.
     for parent in (*folder.absolute().parents, *resolved.parents):
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
             yield (parent.parent / "blobs").resolve()
+            if ((store := parent.parent.parent / "blobs") / _SHARED_BLOBS).is_file():
+                yield store.resolve()
 
 
 class DiskListing:

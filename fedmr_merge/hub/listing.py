@@ -40,7 +40,7 @@ class HubRef:
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a repository: its size in bytes and one of two hashes; a cache does not know the hash of every file."""
+    """One file of a repository: its size in bytes, and one of two hashes; of some files a cache does not know any."""
 
     size: int
     sha256: str | None = None  #: of the content, for files kept by LFS or xet, as weights are

@@ -454,6 +454,20 @@ def test_links_of_the_hub_cache_are_trusted(tmp_path: Path) -> None:
     assert content(open_checkpoint(snapshot)) == expected()
 
 
+def test_links_into_the_store_that_repositories_share_are_trusted(tmp_path: Path) -> None:
+    repo, store = tmp_path / "models--org--name", tmp_path / "blobs"
+    write(store / "ab" / "abcd", model(0))
+    snapshot = repo / "snapshots" / "0123"
+    for folder in (snapshot, repo / "blobs"):
+        folder.mkdir(parents=True)
+    (repo / "blobs" / "aaaa").symlink_to("../../blobs/ab/abcd")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/aaaa")
+    with pytest.raises(CheckpointError, match="a link that leads out of the folder"):
+        open_checkpoint(snapshot)  # any folder may be called `blobs`
+    (store / ".huggingface-shared-blobs").write_text("1\n")
+    assert content(open_checkpoint(snapshot)) == expected()
+
+
 def test_entries_know_their_shape(tmp_path: Path) -> None:
     found = open_checkpoint(write(tmp_path / "a.safetensors", model(0)))
     assert {n: (e.dtype, e.shape) for n, e in found.tensors.items()} == dict(MIXED)

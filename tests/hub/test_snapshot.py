@@ -493,6 +493,7 @@ def test_offline_mode_reads_every_layout_of_the_cache_and_removes_nothing(
         name: MODEL[name] for name in ("model.safetensors", "config.json")
     }
     assert fetched(place.parents[2]) == before
+    assert open_checkpoint(found).parameters == 16
 
 
 def test_a_damaged_copy_is_refused_offline_and_kept(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
