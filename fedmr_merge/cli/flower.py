@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,24 +125,35 @@ def _show_costs(recipe: Recipe, federation: Any) -> None:
 
 
 def _show_nodes_needed(recipe: Recipe, connection: str) -> None:
-    """Report what the round needs and which nodes there are; the data of the clients need not be on this machine."""
-    from fedmr_merge.errors import DataError
+    """Report what a round needs and which nodes there are."""
     from fedmr_merge.flower.commands import registered_nodes
     from fedmr_merge.flower.nodes import client_of_name
     from fedmr_merge.recipe.deployment import Deployment
-    from fedmr_merge.recipe.prepare import prepare
 
     named = (recipe.deployment or Deployment()).clients
     online = [node.name for node in registered_nodes(connection) if node.status == "online"]
     clients = {client_of_name(name, named) for name in online} - {None}
-    needed: int | None = len(named) or None
+    known = _show_costs_if_known(recipe)
+    needed = len(named) or known
+    console.say(f"nodes: {needed or 'one for each client'} needed, {len(clients)} online")
+
+
+def _show_costs_if_known(recipe: Recipe) -> int | None:
+    """Show what a round sends, and return the number of clients; None where it is not known on this machine.
+
+    The other machines follow the recipe: this one may lack the data, the model, the key file and a GPU.
+    """
+    from fedmr_merge.recipe.prepare import prepare
+
+    here = replace(recipe, running=replace(recipe.running, device="cpu"))
     try:
-        federation = prepare(recipe)
-        needed = needed or len(federation.partition)
-        _show_costs(recipe, federation)
-    except DataError as error:
-        console.complain("note", f"the bytes of a round are not known here: {error}")
-    console.say(f"nodes: {needed if needed else 'one for each client'} needed, {len(clients)} online")
+        federation = prepare(here)
+        _show_costs(here, federation)
+    except FedmrMergeError as error:
+        console.complain("note", f"the bytes of a round are not known here: {error.message}")
+        clients: int | None = getattr(recipe.partition, "clients", None)
+        return clients
+    return len(federation.partition)
 
 
 def follow_events(

@@ -8,7 +8,8 @@ import pytest
 from small_run import command
 from small_runs import recipe
 
-from fedmr_merge.cli.flower import follow_events
+from fedmr_merge.cli import console
+from fedmr_merge.cli.flower import _show_costs_if_known, follow_events
 
 HAS_FLOWER = importlib.util.find_spec("flwr") is not None
 needs_flower = pytest.mark.skipif(not HAS_FLOWER, reason="Flower is not installed: pip install 'fedmr-merge[flower]'")
@@ -75,3 +76,26 @@ def test_what_is_said_of_a_stop_depends_on_whether_a_run_was_submitted(capsys, e
     with pytest.raises(type(stop)):
         follow_events(recipe(), broken_off(), "AGAIN", "hospital")
     assert capsys.readouterr().err.splitlines() == [f"stopped: {words}"]
+
+
+def test_a_machine_without_a_gpu_shows_what_the_rounds_of_a_recipe_for_gpus_send(monkeypatch, capsys):
+    monkeypatch.setattr(console, "quiet", False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    checked = recipe(training={"clients_per_round": 2, "local_epochs": 1, "device": "cuda"})
+    assert _show_costs_if_known(checked) == 60
+    assert " to each of 2 nodes in a round" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": {"name": "cnn", "init": "elsewhere.safetensors"}}, "elsewhere.safetensors"),
+        ({"data": {"name": "digits", "partition": {"kind": "nodes", "clients": 60}}}, "on their own machines"),
+    ],
+)
+def test_what_only_other_machines_have_does_not_stop_a_run_on_them(tmp_path, monkeypatch, capsys, changes, reason):
+    monkeypatch.chdir(tmp_path)
+    assert _show_costs_if_known(recipe(**changes)) == 60
+    [note] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert note.startswith("note: the bytes of a round are not known here: ")
+    assert reason in note
