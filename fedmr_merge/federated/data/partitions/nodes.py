@@ -23,5 +23,5 @@ class Nodes(PartitionMethod):
         """Raise DataError: a run in one process has the data of no client."""
         raise DataError(
             "the clients' data are on their own machines, as data.partition is of kind nodes",
-            hint="run the recipe there: --on flower:NAME",
+            hint="run the recipe there: --on flower:NAME; or rehearse it here: --on flower, with deployment.rehearsal",
         )
