@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _HOST = "127.0.0.1"
 
@@ -20,7 +21,10 @@ class Certificates:
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Make a certificate for 127.0.0.1, signed by an authority whose key is thrown away."""
+    """Make a certificate for 127.0.0.1, signed by an authority whose key is thrown away.
+
+    Python 3.13 and newer refuse certificates without the key usage and the identifiers of keys that RFC 5280 asks for.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -43,9 +47,12 @@ def make_certificates(folder: Path) -> Certificates:
         )
 
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority_id = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
     authority = (
         builder("fedmr-merge rehearsal", authority_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_signs_certificates_only(), critical=True)
+        .add_extension(authority_id, critical=False)
         .sign(authority_key, hashes.SHA256())
     )
     names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(_HOST)), x509.DNSName("localhost")])
@@ -53,6 +60,7 @@ def make_certificates(folder: Path) -> Certificates:
         builder(_HOST, server_key.public_key())
         .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_id), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
     files = Certificates(folder / "ca.crt", folder / "server.pem", folder / "server.key")
@@ -65,6 +73,22 @@ def make_certificates(folder: Path) -> Certificates:
         ),
     )
     return files
+
+
+def _signs_certificates_only() -> Any:
+    from cryptography import x509
+
+    return x509.KeyUsage(
+        key_cert_sign=True,
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def make_node_key(folder: Path, name: str) -> tuple[Path, Path]:
