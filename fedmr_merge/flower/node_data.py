@@ -63,11 +63,12 @@ def rehearsed_federation(recipe: Recipe, names: Mapping[int, str]) -> Federation
 
     Raises DataError when a client's data cannot be read, or do not fit the server's.
     """
-    own = with_paths(recipe, (recipe.deployment or Deployment()).server, "deployment.server").data.load()
+    deployment = recipe.deployment or Deployment()
+    own = with_paths(recipe, deployment.server, "deployment.server").data.load()
     outlines = []
     for client, name in sorted(names.items()):
         claim = describe(recipe, rehearsed_values(recipe, name), "deployment.rehearsal")
-        outlines.append(outline_of(claim, own, client))
+        outlines.append(outline_of(claim, own, client, deployment.most_examples))
     return server_federation(recipe, outlines, own)
 
 
@@ -241,8 +242,11 @@ def form_of(data: Data) -> dict[str, Any]:
     }
 
 
-def outline_of(claim: Any, own: Data, client: int) -> Outline:
-    """Return the outline that a client claims. Raises DataError when it does not fit the server's own data."""
+def outline_of(claim: Any, own: Data, client: int, most_examples: int) -> Outline:
+    """Return the outline that a client claims.
+
+    Raises DataError when it does not fit the server's own data, or claims more than `most_examples` examples.
+    """
     expected = form_of(own)
     found = claim.get("form") if isinstance(claim, dict) else None
     counts = claim.get("counts") if isinstance(claim, dict) else None
@@ -263,6 +267,13 @@ def outline_of(claim: Any, own: Data, client: int) -> Outline:
     wanted = max(1, own.num_classes)
     if len(counts) != wanted or any(type(count) is not int or not 0 <= count < 1 << 31 for count in counts):
         raise DataError(f"client {client} claims {shown(counts, 80)} as its numbers of examples", client=client)
-    if not sum(counts):
+    examples = sum(counts)
+    if not examples:
         raise DataError(f"client {client} has no training examples", client=client)
+    if examples > most_examples:
+        raise DataError(
+            f"client {client} claims {examples:,} training examples, and deployment.most_examples is {most_examples:,}",
+            hint="raise deployment.most_examples if the client has so many",
+            client=client,
+        )
     return Outline(tuple(counts))

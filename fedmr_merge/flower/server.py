@@ -147,7 +147,8 @@ def gather_outlines(grid: Grid, recipe: Recipe) -> tuple[Data, list[Outline]]:
             hint="a run begins, and is resumed, when all nodes of the recipe are online",
             client=client,
         )
-    return own, [outline_of(found.contents[client], own, client) for client in range(clients)]
+    claims = [found.contents[client] for client in range(clients)]
+    return own, [outline_of(claim, own, client, deployment.most_examples) for client, claim in enumerate(claims)]
 
 
 def _require_known_clients(recipe: Recipe, clients: int) -> None:

@@ -22,6 +22,9 @@ class Deployment:
     """What becomes of a client that does not answer, or whose answer is refused. keep: its slot keeps the model that
     was dispatched, and averages leave it out. resample: another client that is not in the round is asked. fail: the
     run ends, and the same command resumes it."""
+    most_examples: Annotated[int, Ge(1)] = 1_000_000
+    """How many training examples a client with data of its own may claim to have. The server cannot count them, and
+    needs memory and room in the run folder for each."""
     server: Mapping[str, str] = field(default_factory=dict)
     """What `$NODE/KEY` in a path of `data` stands for on the server, which has test examples of its own; on a client's
     machine it is KEY of the SuperNode's --node-config."""

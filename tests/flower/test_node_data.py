@@ -180,6 +180,7 @@ def test_machines_that_normalise_differently_are_refused(machines):
         ({"counts": [1, 2]}, "claims .1, 2. as its numbers of examples"),
         ({"counts": [1, 2, -3]}, "as its numbers of examples"),
         ({"counts": [1, 2, True]}, "as its numbers of examples"),
+        ({"counts": [50, 0, 51]}, "client 4 claims 101 training examples, and deployment.most_examples is 100"),
         ({"counts": [1, 2, 1 << 40]}, "as its numbers of examples"),
         ({"counts": [0, 0, 0]}, "client 4 has no training examples"),
         ({"form": 5}, "in a form that is not known"),
@@ -190,7 +191,18 @@ def test_machines_that_normalise_differently_are_refused(machines):
 def test_a_description_is_checked(machines, claim, message):
     own = with_paths(recipe(machines), {"data": str(machines / "server")}, "x").data.load()
     with pytest.raises(DataError, match=message):
-        outline_of({"counts": [1, 2, 3], "form": form_of(own)} | claim, own, 4)
+        outline_of({"counts": [1, 2, 3], "form": form_of(own)} | claim, own, 4, 100)
+
+
+def test_a_client_may_have_as_many_examples_as_the_recipe_says(machines):
+    """The server makes room for every example that a client claims, and weighs its model by them."""
+    places = {"timeout_seconds": 0.2, "server": {"data": str(machines / "server")}}
+    stages = [{"fedavg": {"rounds": 1}}]
+    checked = recipe(machines, stages=stages, deployment={**places, "most_examples": max(SIZES)})
+    run(checked, machines, StandInGrid(nodes(checked, machines)))
+    checked = recipe(machines, stages=stages, deployment={**places, "most_examples": max(SIZES) - 1})
+    with pytest.raises(DataError, match=r"client 2 claims 31 training examples, and deployment.most_examples is 30"):
+        run(checked, machines, StandInGrid(nodes(checked, machines)))
 
 
 def test_the_server_has_outlines_in_the_place_of_examples(machines):
