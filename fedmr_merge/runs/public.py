@@ -20,9 +20,11 @@ def published_partition(partition: Mapping[str, Any]) -> dict[str, Any]:
 def published_metrics(metrics: Sequence[Mapping[str, Any]], *, private: bool) -> list[dict[str, Any]]:
     """Return the lines of `metrics.jsonl` to publish.
 
-    Those of a private run leave out `train_loss`: no noise was added to it, so that epsilon does not cover it.
+    They leave out `missing`: it says which clients did not answer and why, with the names of nodes and of their files.
+    Those of a private run leave out `train_loss`, too: no noise was added to it, so that epsilon does not cover it.
     """
-    return [{key: value for key, value in line.items() if not (private and key == "train_loss")} for line in metrics]
+    hidden = {"missing", "train_loss"} if private else {"missing"}
+    return [{key: value for key, value in line.items() if key not in hidden} for line in metrics]
 
 
 def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from small_run import RECIPE, follow
 from fedmr_merge.checkpoint.tensors import load_tensors
 from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.catalogue import DATA_SETS
+from fedmr_merge.runs.public import published_metrics
 from fedmr_merge.seeds import derive_seed
 
 pytest.importorskip("dp_accounting")
@@ -144,6 +145,14 @@ def test_what_no_noise_covers_is_not_published(folder: Path) -> None:
     [line] = (folder / "metrics.jsonl").read_text().splitlines()
     [public] = (folder / "global" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line).keys() - json.loads(public).keys() == {"train_loss"}
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_clients_that_did_not_answer_are_not_published_with_the_metrics(private: bool) -> None:
+    """Not even where lineage and partition are: a reason names a node, or a path on it."""
+    missing = {"7": "the client app failed there: FileNotFoundError: '/srv/scans/ward-3'", "3": "'berlin' is offline"}
+    line = {"round": 1, "stage": 1, "method": "fedavg", "test_accuracy": 0.5, "seconds": 1.0}
+    assert published_metrics([line | {"missing": missing}], private=private) == [line]
 
 
 def test_the_card_does_not_promise_the_same_bytes_again(folder: Path) -> None:
