@@ -1,7 +1,8 @@
 """The `publish` stages of a run: written to its folder, and pushed where they name a repository.
 
 A push that fails is reported at the end of the run, with the command that finishes it: it neither stops the training
-nor loses anything. Until a branch is on the Hub, its files wait in the run's `unpushed/`.
+nor loses anything. Until a push is done, its files wait in the run's `unpushed/POSITION/OWNER/NAME/BRANCH`, which says
+where they go however the recipe is changed; those of the last stage wait where the stage wrote them.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from fedmr_merge.checkpoint.writer import staged_output
 from fedmr_merge.errors import HubError, PushError, UnreachedError
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.publish.hub import check_push, push_to_hub
 from fedmr_merge.publish.publication import write_publication
 from fedmr_merge.publish.push_options import PushOptions
-from fedmr_merge.recipe.stages import Publish, Stage
+from fedmr_merge.recipe.stages import Publish, Stage, TrainingStage
 from fedmr_merge.runs.names import COHORT, GLOBAL, UNPUSHED
 from fedmr_merge.runs.record import read_run
+
+_MAIN = "main"
+_PUSHED = ".pushed"  #: in `unpushed/`, what is being removed
 
 
 def check_pushes(stages: Sequence[Stage]) -> None:
@@ -33,20 +39,44 @@ def check_pushes(stages: Sequence[Stage]) -> None:
                 check_push(repo, PushOptions(private=private))
 
 
+@dataclass(frozen=True, order=True)
+class _Push:
+    """A push of a `publish` stage: the position of the stage in the recipe, and where its files go."""
+
+    position: int  #: from 0
+    repo: str
+    branch: str = _MAIN
+
+    def waiting(self, run: Path) -> Path:
+        """Return the folder in which the files wait for the Hub."""
+        return run / UNPUSHED / str(self.position + 1) / self.repo / self.branch
+
+    def follows(self, other: _Push) -> bool:
+        """Return whether its files go to the same branch as those of another push, after them."""
+        return (self.repo, self.branch) == (other.repo, other.branch) and self.position > other.position
+
+
 class Publisher:
     """Publishes the states of one run."""
 
     def __init__(self, run: Path, federation: Federation, stages: Sequence[Stage]) -> None:
         self._run, self._federation, self._stages = run, federation, stages
-        self._failed: dict[str, str] = {}  #: the command that finishes a push → why it failed
+        self._failed: dict[_Push, str] = {}  #: why each push failed
 
-    def stage(self, stage: Publish, state: State, round: int) -> str:
-        """Do a `publish` stage after a round; returns what was done."""
-        target = self._run / (COHORT if stage.what == "cohort" else GLOBAL)
+    def stage(self, position: int, stage: Publish, state: State, round: int) -> str:
+        """Do the `publish` stage at a position after a round; returns what was done."""
+        target = self._folder(stage)
         self._write(target, stage, state, round)
         held = {"global": "the global model", "cohort": "the cohort", "both": "the global model and the cohort"}
         done = f"{target} holds {held[stage.what]}, with a card"
-        return done if stage.repo is None else f"{done}; {self._push(target, stage, stage.repo, None)}"
+        if stage.repo is None:
+            return done
+        push = _Push(position, stage.repo)
+        self._forget(push)  # an earlier process's copy of what was just written
+        message = self._push(push, target)
+        if push in self._failed and not self._is_last(position):
+            self._keep(push, target)
+        return f"{done}; {message}"
 
     def is_due(self, position: int, round: int) -> bool:
         """Return whether a later stage publishes the models after this round of the stage at `position`."""
@@ -61,34 +91,50 @@ class Publisher:
         if due and self._federation.task.decisive.key not in read_run(self._run).metrics[-1]:
             yield "not published, as the global model was not evaluated after this round"
             return
-        for stage in due:
-            branch = f"round-{round:06d}"
-            target = self._run / UNPUSHED / branch
-            target.parent.mkdir(exist_ok=True)
-            self._write(target, stage, state, round)
-            yield self._push_branch(target, stage)
+        for later, stage in due.items():
+            assert stage.repo is not None  # the schema wants it beside `every`
+            push = _Push(later, stage.repo, f"round-{round:06d}")
+            self._write(push.waiting(self._run), stage, state, round)
+            yield self._push(push, push.waiting(self._run))
 
-    def left_over(self, position: int) -> Iterator[str]:
-        """Push what an earlier process could not, now that the run is resumed in the stage at `position`."""
-        waiting = sorted((self._run / UNPUSHED).glob("round-*"))
-        for stage in [stage for stage in self._later(position) if stage.every is not None][:1]:
-            for target in waiting:
-                yield self._push_branch(target, stage)
+    def left_over(self) -> Iterator[str]:
+        """Push what earlier processes could not, each folder to the repository that it was written for."""
+        shutil.rmtree(self._run / UNPUSHED / _PUSHED, ignore_errors=True)
+        for push in self._waiting():
+            folder = push.waiting(self._run)
+            if any(stage.repo == push.repo for stage in self._publish_stages.values()):
+                yield self._push(push, folder)
+            else:
+                reason = f"no `publish` stage of the recipe names {push.repo} any more"
+                yield f"not pushed: {reason}; push {folder} by hand, or remove it"
 
     def finish(self) -> None:
         """Raise PushError when a push failed; its hint holds the commands that finish what was begun."""
         if self._failed:
-            commands = " && ".join(self._failed)
+            failed = sorted(self._failed)
+            commands = " && ".join(map(self._command, failed))
             raise PushError(
-                f"the run is complete, but not all of it is on the Hub: {next(iter(self._failed.values()))}",
+                f"the run is complete, but not all of it is on the Hub: {self._failed[failed[0]]}",
                 hint=f"everything is on disk; once that is fixed, this finishes it: {commands}",
             )
 
-    def _due(self, position: int, round: int) -> list[Publish]:
-        return [stage for stage in self._later(position) if stage.every is not None and round % stage.every == 0]
+    @property
+    def _publish_stages(self) -> dict[int, Publish]:
+        return {position: stage for position, stage in enumerate(self._stages) if isinstance(stage, Publish)}
 
-    def _later(self, position: int) -> list[Publish]:
-        return [stage for stage in self._stages[position + 1 :] if isinstance(stage, Publish)]
+    def _due(self, position: int, round: int) -> dict[int, Publish]:
+        return {
+            later: stage
+            for later, stage in self._publish_stages.items()
+            if later > position and stage.every is not None and round % stage.every == 0
+        }
+
+    def _is_last(self, position: int) -> bool:
+        """Return whether the folder of a stage stays as it is, and a run that is resumed does the stage again."""
+        return not any(isinstance(stage, TrainingStage | Publish) for stage in self._stages[position + 1 :])
+
+    def _folder(self, stage: Publish) -> Path:
+        return self._run / (COHORT if stage.what == "cohort" else GLOBAL)
 
     def _write(self, target: Path, stage: Publish, state: State, round: int) -> None:
         write_publication(
@@ -102,24 +148,56 @@ class Publisher:
             client_information=stage.client_information and self._federation.training.privacy is None,
         )
 
-    def _push_branch(self, target: Path, stage: Publish) -> str:
-        assert stage.repo is not None  # the schema wants it beside `every`
-        message = self._push(target, stage, stage.repo, target.name)
-        if self._command(target, stage, stage.repo, target.name) not in self._failed:
-            shutil.rmtree(target)
-            with contextlib.suppress(OSError):  # others wait there
-                target.parent.rmdir()
-        return message
+    def _push(self, push: _Push, folder: Path) -> str:
+        """Push a folder, after what waits for the same branch: it would otherwise replace these newer models later."""
+        messages = []
+        for earlier in filter(push.follows, self._waiting()):
+            messages.append(self._send(earlier, earlier.waiting(self._run)))
+            if earlier in self._failed:
+                self._failed[push] = self._failed[earlier]
+                return "; ".join(messages)
+        return "; ".join([*messages, self._send(push, folder)])
 
-    def _push(self, target: Path, stage: Publish, repo: str, branch: str | None) -> str:
-        command = self._command(target, stage, repo, branch)
-        self._failed.pop(command, None)
+    def _send(self, push: _Push, folder: Path) -> str:
+        self._failed.pop(push, None)
         try:
-            result = push_to_hub(target, repo, PushOptions(private=stage.private, revision=branch))
+            result = push_to_hub(folder, push.repo, self._options(push))
         except HubError as error:
-            self._failed[command] = str(error)
+            self._failed[push] = str(error)
             return f"not pushed: {error}"
+        self._forget(push)
         return f"{'is on the Hub already' if result.unchanged else 'pushed'}: {result.url}"
 
-    def _command(self, target: Path, stage: Publish, repo: str, branch: str | None) -> str:
-        return PushOptions(private=stage.private, revision=branch).command(target, repo)
+    def _options(self, push: _Push) -> PushOptions:
+        private = any(stage.private for stage in self._publish_stages.values() if stage.repo == push.repo)
+        return PushOptions(private=private, revision=None if push.branch == _MAIN else push.branch)
+
+    def _command(self, push: _Push) -> str:
+        waiting = push.waiting(self._run)
+        folder = waiting if waiting.exists() else self._folder(self._publish_stages[push.position])
+        return self._options(push).command(folder, push.repo)
+
+    def _waiting(self) -> list[_Push]:
+        """Return what `unpushed/` holds, in the order of the stages."""
+        place, found = self._run / UNPUSHED, []
+        for folder in place.glob("*/*/*/*"):
+            position, owner, name, branch = folder.relative_to(place).parts
+            if position.isdecimal() and folder.is_dir() and not branch.startswith("."):  # those are being written
+                found.append(_Push(int(position) - 1, f"{owner}/{name}", branch))
+        return sorted(found)
+
+    def _keep(self, push: _Push, folder: Path) -> None:
+        """Copy a folder that could not be pushed to where it waits, as later stages replace it."""
+        with staged_output(push.waiting(self._run)) as staging:
+            shutil.copytree(folder, staging)
+
+    def _forget(self, push: _Push) -> None:
+        """Remove what waits for a push, and the folders around it that are empty then."""
+        waiting, pushed = push.waiting(self._run), self._run / UNPUSHED / _PUSHED
+        if waiting.exists():
+            shutil.rmtree(pushed, ignore_errors=True)
+            waiting.rename(pushed)  # at once, so that no half of it is ever pushed
+            shutil.rmtree(pushed)
+            with contextlib.suppress(OSError):  # others wait there
+                for folder in list(waiting.parents)[:4]:
+                    folder.rmdir()

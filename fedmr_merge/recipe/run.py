@@ -206,7 +206,10 @@ class Run:
         writer = CheckpointWriter(self.folder.checkpoints, self.federation, self.folder.sync_logs)
         try:
             if place:
-                yield from self._pushes(place.stage, state, done, left_over=True)
+                # Again, as the push may have been interrupted.
+                yield from self._pushes(place.stage, state, done)
+            for message in self._publisher.left_over():
+                yield StageDone(place.stage if place else 0, Publish.name, message)
             for position, stage in enumerate(self.recipe.stages):
                 if place and position < place.stage:
                     continue
@@ -239,16 +242,10 @@ class Run:
         state = state.to(self.federation.device)
         return replace(state, cohort=self._engine.hold(state.cohort)) if self._engine else state
 
-    def _pushes(self, position: int, state: State, done: int, *, left_over: bool = False) -> Iterator[StageDone]:
-        """Push the branches that are due after a round.
-
-        They are pushed again where a run is resumed from it, as the push may have been interrupted, and then what is
-        left over from before.
-        """
+    def _pushes(self, position: int, state: State, done: int) -> Iterator[StageDone]:
+        """Push the branches that are due after a round."""
         for message in self._publisher.after_round(position, state, done):
             yield StageDone(position, f"round {done}", message)
-        for message in self._publisher.left_over(position) if left_over else ():
-            yield StageDone(position, Publish.name, message)
 
     def _train(
         self, position: int, stage: TrainingStage, state: State, done: int, here: int | None, writer: CheckpointWriter
@@ -313,7 +310,7 @@ class Run:
     def _other(self, position: int, stage: Evaluate | Publish, state: State, round: int) -> StageDone:
         if isinstance(stage, Evaluate):
             return StageDone(position, stage.name, self._evaluate(state, round))
-        return StageDone(position, stage.name, self._publisher.stage(stage, state, round))
+        return StageDone(position, stage.name, self._publisher.stage(position, stage, state, round))
 
     def _evaluate(self, state: State, round: int) -> str:
         found = evaluation_json(self.federation, state, round)

@@ -3,10 +3,10 @@
 recipe.yaml        the resolved recipe                 environment.json   versions, device, threads
 partition.json     client → examples                   metrics.jsonl      one line for each round
 lineage.jsonl      one line for each round: clients and plan
-task.json          the task and its metrics; runs of versions before 0.3.0, which classify images, have none
+task.json          the task and its metrics; runs of version 0.1.0, which classify images, have none
 deployment.jsonl   one line for each round on several machines: which node trained what, and what was refused
 checkpoints/       complete or absent                  evaluation.json    the last `evaluate` stage
-global/, cohort/   the last `publish` stage            unpushed/          branches that wait for the Hub
+global/, cohort/   the last `publish` stage            unpushed/          what waits for the Hub
 tensorboard/, mlflow/, wandb/   the metrics once more, where `training.log` names these
 """
 

@@ -160,7 +160,9 @@ def test_failed_pushes_do_not_stop_the_run_and_the_commands_finish_them(
     assert caught.value.exit_code == 3
     assert not hub.repos
     assert (folder / "global" / "model.safetensors").exists()
-    assert sorted(path.name for path in (folder / "unpushed").iterdir()) == [f"round-00000{r}" for r in (1, 2, 3)]
+    assert sorted(path.name for path in (folder / "unpushed" / "2" / REPO).iterdir()) == [
+        f"round-00000{r}" for r in (1, 2, 3)
+    ]
     hint = str(caught.value.hint)
     commands = [shlex.split(part) for part in hint.split("finishes it: ")[1].split(" && ")]
     assert len(commands) == 4
@@ -193,7 +195,7 @@ def test_run_that_goes_on_pushes_what_an_earlier_process_could_not(
         while not (isinstance(event := next(events), RoundDone) and event.result.round == 2):
             pass
         events.close()  # round 1 could not be pushed, round 2 was not tried
-    assert [path.name for path in (tmp_path / "run" / "unpushed").iterdir()] == ["round-000001"]
+    assert [path.name for path in (tmp_path / "run" / "unpushed" / "2" / REPO).iterdir()] == ["round-000001"]
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     follow(tmp_path / "run", stages=stages(every=1, what="cohort"))
     assert set(branches(hub)) == {"main", "round-000001", "round-000002", "round-000003"}
@@ -202,6 +204,85 @@ def test_run_that_goes_on_pushes_what_an_earlier_process_could_not(
     for slot in range(3):
         name = f"slot-{slot:02d}/model.safetensors"
         assert hub.content(REPO, name) == (tmp_path / "again" / "cohort" / name).read_bytes(), "as in one go"
+
+
+def test_what_an_earlier_process_could_not_push_goes_where_its_own_stage_says(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the repository of the stage that comes next, which is public, and whose branches are other models."""
+    secret, folder = "alice/secret-cohort", tmp_path / "run"
+    both = [
+        {"fedavg": {"rounds": 2}},
+        {"publish": {"repo": secret, "private": True, "what": "cohort", "every": 2}},
+        {"fedmr": {"rounds": 2}},
+        {"publish": {"repo": REPO, "every": 4}},
+    ]
+    with Run(parse_recipe(RECIPE | {"stages": both}, "small.yaml"), folder) as run:
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        events = run.execute()
+        while not (isinstance(event := next(events), RoundDone) and event.result.round == 3):
+            pass
+        events.close()
+    waiting = folder / "unpushed" / "2" / secret
+    assert sorted(path.name for path in waiting.iterdir()) == ["main", "round-000002"]
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    follow(folder, stages=both)
+    assert hub.repos[secret].private
+    assert set(hub.repos[secret].refs) == {"refs/heads/main", "refs/heads/round-000002"}
+    assert "These are the 1 models of round 2" in hub.content(secret, "README.md").decode()
+    assert not hub.repos[REPO].private
+    assert set(branches(hub)) == {"main", "round-000004"}
+    assert not (folder / "unpushed").exists()
+
+
+def test_commands_push_the_models_that_their_own_stage_published(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the first stage is written again by the second."""
+    first = "alice/first"
+    both = [
+        {"fedavg": {"rounds": 1}},
+        {"publish": {"repo": first}},
+        {"fedmr": {"rounds": 1}},
+        {"publish": {"repo": REPO}},
+    ]
+    with Run(parse_recipe(RECIPE | {"stages": both}, "small.yaml"), tmp_path / "run") as run:
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        with pytest.raises(PushError) as caught:
+            list(run.execute())
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    for typed in map(shlex.split, str(caught.value.hint).split("finishes it: ")[1].split(" && ")):
+        assert command(*typed[1:], "--quiet") == 0
+    for repo, round in ((first, 1), (REPO, 2)):
+        assert json.loads(hub.content(repo, "evaluation.json"))["round"] == round
+    before = commits(hub)
+    follow(tmp_path / "run", stages=both)  # does the same
+    assert commits(hub) == before
+    assert not (tmp_path / "run" / "unpushed").exists()
+
+
+def test_a_push_that_failed_is_done_before_a_newer_one_to_the_same_branch(hub: HubServer, tmp_path: Path) -> None:
+    hub.fail("POST", "/commit/", "answer", status=403)
+    publish = {"publish": {"repo": REPO}}
+    messages = follow(tmp_path / "run", stages=[{"fedavg": {"rounds": 1}}, publish, {"fedmr": {"rounds": 1}}, publish])
+    assert "; not pushed: " in messages[0]
+    assert messages[1].count("pushed: ") == 2
+    assert commits(hub) == 3, "one of them was refused"
+    assert json.loads(hub.content(REPO, "evaluation.json"))["round"] == 2
+    assert not (tmp_path / "run" / "unpushed").exists()
+
+
+def test_what_no_stage_wants_pushed_any_more_is_reported_and_kept(hub: HubServer, tmp_path: Path) -> None:
+    quiet = [{"fedavg": {"rounds": 1}}, {"publish": {}}]
+    follow(tmp_path / "run", stages=quiet)
+    waiting = tmp_path / "run" / "unpushed" / "2" / "alice" / "other" / "round-000001"
+    waiting.mkdir(parents=True)
+    message, _ = follow(tmp_path / "run", stages=quiet)
+    assert message == (
+        f"not pushed: no `publish` stage of the recipe names alice/other any more; push {waiting} by hand, or remove it"
+    )
+    assert waiting.exists()
+    assert not hub.log
 
 
 @pytest.mark.parametrize(
