@@ -35,11 +35,11 @@ def run_facts(folder: Path) -> dict[str, Any]:
     try:
         run = read_run(folder)
         recipe, metrics, partition = run.recipe, run.metrics, run.partition
-        publish: dict[str, Any] = next((s["publish"] for s in reversed(recipe["stages"]) if "publish" in s), {})
         slots = sorted(path.parent.name for path in folder.glob(f"{_SLOT}/*{WEIGHTS}"))
         config = read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json")
         model = _model(folder, slots)
         slot_results = read_json(folder / SLOTS_FILE)
+        publish = _publish_options(recipe["stages"], run.evaluation or slot_results or {})
         evaluated = [line for line in metrics if line.get(run.metric.key) is not None]
         round = (run.evaluation or slot_results or metrics[-1])["round"]
         published = next((line for line in evaluated if line["round"] == round), evaluated[-1])
@@ -105,6 +105,14 @@ def _describe_data(name: str) -> str | None:
     except (KeyError, FedmrMergeError, ImportError):
         return None
     return lines[0].strip() if lines and not name.startswith("hub:") else None
+
+
+def _publish_options(stages: Sequence[Mapping[str, Any]], written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the stage that wrote a folder: version 0.1.0 did not record which of several it was."""
+    if "stage" in written:
+        found: dict[str, Any] = stages[written["stage"] - 1]["publish"]
+        return found
+    return next((stage["publish"] for stage in reversed(stages) if "publish" in stage), {})
 
 
 _HINT = "name a run folder, or what its `publish` stage wrote"

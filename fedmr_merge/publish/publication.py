@@ -4,7 +4,7 @@
     slot-00/ … slot-09/              the models that the next round would dispatch (`what: cohort` or `both`)
     README.md, curves.png            the card
     recipe.yaml, environment.json, metrics.jsonl, task.json
-    evaluation.json, slots.json      the accuracy of the global model, and that of every slot
+    evaluation.json, slots.json      the accuracy of the global model, and that of every slot; the stage that wrote this
     partition.json, partition.png, lineage.jsonl     what reveals something of the clients, unless it is left out
 
 Every fact of the card comes from a file of this folder, so that anybody who has the folder can check the card.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,15 +36,17 @@ from fedmr_merge.runs.record import read_run
 What = Literal["global", "cohort", "both"]
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a `publish` stage publishes."""
+
+    stage: int  #: its number in the recipe, from 1: its card has the licence and the tags of that stage
+    what: What = "global"
+    client_information: bool = True
+
+
 def write_publication(
-    run: Path,
-    target: Path,
-    federation: Federation,
-    state: State,
-    round: int,
-    *,
-    what: What = "global",
-    client_information: bool = True,
+    run: Path, target: Path, federation: Federation, state: State, round: int, contents: Contents
 ) -> Path:
     """Write what is published of a run folder's state after a round, with its card, at `target`.
 
@@ -56,12 +59,13 @@ def write_publication(
         shutil.rmtree(leftover, ignore_errors=True)
     with staged_output(new) as staging:
         staging.mkdir()
-        _write_models(staging, federation, state, what)
-        if what != "cohort":
-            write_json(staging / EVALUATION, evaluation_json(federation, state, round))
-        if what != "global":
-            write_json(staging / SLOTS_FILE, slots_json(federation, state, round))
-        _copy_facts(run, staging, client_information=client_information)
+        _write_models(staging, federation, state, contents.what)
+        number = {"stage": contents.stage}
+        if contents.what != "cohort":
+            write_json(staging / EVALUATION, number | evaluation_json(federation, state, round))
+        if contents.what != "global":
+            write_json(staging / SLOTS_FILE, number | slots_json(federation, state, round))
+        _copy_facts(run, staging, client_information=contents.client_information)
         if (target / CARD_FILE).exists():
             shutil.copyfile(target / CARD_FILE, staging / CARD_FILE)
         write_card(staging)

@@ -18,7 +18,7 @@ from fedmr_merge.errors import HubError, PushError, UnreachedError
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
 from fedmr_merge.publish.hub import check_push, push_to_hub
-from fedmr_merge.publish.publication import write_publication
+from fedmr_merge.publish.publication import Contents, write_publication
 from fedmr_merge.publish.push_options import PushOptions
 from fedmr_merge.recipe.stages import Publish, Stage, TrainingStage
 from fedmr_merge.runs.names import COHORT, GLOBAL, UNPUSHED
@@ -66,7 +66,7 @@ class Publisher:
     def stage(self, position: int, stage: Publish, state: State, round: int) -> str:
         """Do the `publish` stage at a position after a round; returns what was done."""
         target = self._folder(stage)
-        self._write(target, stage, state, round)
+        self._write(target, position, stage, state, round)
         held = {"global": "the global model", "cohort": "the cohort", "both": "the global model and the cohort"}
         done = f"{target} holds {held[stage.what]}, with a card"
         if stage.repo is None:
@@ -94,7 +94,7 @@ class Publisher:
         for later, stage in due.items():
             assert stage.repo is not None  # the schema wants it beside `every`
             push = _Push(later, stage.repo, f"round-{round:06d}")
-            self._write(push.waiting(self._run), stage, state, round)
+            self._write(push.waiting(self._run), later, stage, state, round)
             yield self._push(push, push.waiting(self._run))
 
     def left_over(self) -> Iterator[str]:
@@ -136,17 +136,11 @@ class Publisher:
     def _folder(self, stage: Publish) -> Path:
         return self._run / (COHORT if stage.what == "cohort" else GLOBAL)
 
-    def _write(self, target: Path, stage: Publish, state: State, round: int) -> None:
-        write_publication(
-            self._run,
-            target,
-            self._federation,
-            state,
-            round,
-            what=stage.what,
-            # A private run's epsilon counts on nobody knowing who took part.
-            client_information=stage.client_information and self._federation.training.privacy is None,
-        )
+    def _write(self, target: Path, position: int, stage: Publish, state: State, round: int) -> None:
+        # A private run's epsilon counts on nobody knowing who took part.
+        client_information = stage.client_information and self._federation.training.privacy is None
+        contents = Contents(position + 1, stage.what, client_information)
+        write_publication(self._run, target, self._federation, state, round, contents)
 
     def _push(self, push: _Push, folder: Path) -> str:
         """Push a folder, after what waits for the same branch: it would otherwise replace these newer models later."""

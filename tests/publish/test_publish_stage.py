@@ -242,9 +242,9 @@ def test_commands_push_the_models_that_their_own_stage_published(
     first = "alice/first"
     both = [
         {"fedavg": {"rounds": 1}},
-        {"publish": {"repo": first}},
+        {"publish": {"repo": first, "license": "mit"}},
         {"fedmr": {"rounds": 1}},
-        {"publish": {"repo": REPO}},
+        {"publish": {"repo": REPO, "license": "apache-2.0"}},
     ]
     with Run(parse_recipe(RECIPE | {"stages": both}, "small.yaml"), tmp_path / "run") as run:
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -255,6 +255,8 @@ def test_commands_push_the_models_that_their_own_stage_published(
         assert command(*typed[1:], "--quiet") == 0
     for repo, round in ((first, 1), (REPO, 2)):
         assert json.loads(hub.content(repo, "evaluation.json"))["round"] == round
+    assert 'license: "mit"' in hub.content(first, "README.md").decode()
+    assert 'license: "apache-2.0"' in hub.content(REPO, "README.md").decode()
     before = commits(hub)
     follow(tmp_path / "run", stages=both)  # does the same
     assert commits(hub) == before
