@@ -188,7 +188,7 @@ class Transformers(Adaptable):
             self._fit_tokens(config, shape, random=random and self.head == "causal-lm")
         found = classes[type(config)]
         cls = found[0] if isinstance(found, tuple) else found
-        described = config.to_dict() | {"architectures": [cls.__name__], "dtype": "float32"}
+        described = _without_folders(config.to_dict()) | {"architectures": [cls.__name__], "dtype": "float32"}
         for name, value in without_dropout(described).items():
             setattr(config, name, value)
         config.use_cache = False
@@ -213,6 +213,15 @@ class Transformers(Adaptable):
                 hint="use the model's own tokenizer for the data",
             )
         config.vocab_size = vocabulary
+
+
+def _without_folders(described: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the folder that it, or a part of it, was read from: a place of this machine."""
+    return {
+        key: _without_folders(value) if isinstance(value, dict) else value
+        for key, value in described.items()
+        if key != "_name_or_path"
+    }
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, TASKS  # 
 from fedmr_merge.federated.cohort import weights_of  # noqa: E402
 from fedmr_merge.federated.federation import Federation, open_federation  # noqa: E402
 from fedmr_merge.federated.models.base import model_config  # noqa: E402
+from fedmr_merge.federated.models.transformers import _without_folders  # noqa: E402
 from fedmr_merge.federated.protocol import initial_state  # noqa: E402
 from fedmr_merge.federated.rounds import RoundResult, begin_stage, run_rounds  # noqa: E402
 from fedmr_merge.federated.training.options import Training  # noqa: E402
@@ -100,6 +101,28 @@ def test_transformers_loads_what_was_trained(bert, tmp_path):
         torch.testing.assert_close(theirs(**inputs).logits, ours, rtol=1e-5, atol=1e-6)
     rebuilt = federation.architecture.rebuild(config, (LENGTH, 11), 2)
     assert rebuilt.state_dict().keys() == federation.module.state_dict().keys()
+
+
+@pytest.mark.parametrize("place", ["absolute", "relative"])
+def test_the_folder_of_the_model_is_not_described(place, tmp_path, monkeypatch):
+    """It is a place of this machine, or of its cache of the Hub: a push of `config.json` with it is refused."""
+    transformers.LlamaConfig(**TINY).save_pretrained(tmp_path / "ours")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "ours" if place == "absolute" else Path("ours")
+    federation = federation_of(architecture(folder, pretrained=False), "causal-lm")
+    config = model_config(federation.architecture, federation.module, federation.config)
+    assert config["model_type"] == "llama"
+    # Its name within the run stays, from which `published` takes the folder.
+    described = {key: value for key, value in config.items() if key != "architecture"}
+    assert "ours" not in json.dumps(described)
+
+
+def test_parts_of_a_model_do_not_name_their_folder():
+    vision = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(vision_config=vision, name_or_path="/srv/clip")
+    config.vision_config.name_or_path = "/srv/clip/vision"
+    assert "/srv/clip" in json.dumps(config.to_dict())
+    assert "/srv/clip" not in json.dumps(_without_folders(config.to_dict()))
 
 
 def test_a_vocabulary_that_is_larger_than_that_of_the_data(tmp_path):
