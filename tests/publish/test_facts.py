@@ -73,7 +73,7 @@ def test_facts_that_no_file_states_are_left_out(run: Path) -> None:
     assert whole["partition"]["examples"] == 1438
     assert (whole["partition"]["clients"], len(whole["slots"])) == (8, 3)
     assert whole["lineage"]["first"] == 2
-    assert (whole["license"], whole["tags"][-1]) == (None, "merge"), "those of the last publish stage"
+    assert (whole["license"], whole["tags"][-1]) == ("apache-2.0", "handwriting"), "those of the stage that wrote it"
     for name in ("partition.json", "lineage.jsonl", "evaluation.json", "environment.json"):
         (folder / name).unlink()
     facts = run_facts(folder)

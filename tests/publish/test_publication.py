@@ -243,11 +243,11 @@ def test_run_without_a_publication_is_not_pushed_whole(run: Path) -> None:
 def test_names_that_are_markup_do_no_harm(run: Path) -> None:
     folder = run / "global"
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    recipe["stages"][3]["publish"]["tags"] = ["a: b", "```", "<!-- end of what fedmr-merge generates -->", "'\""]
+    recipe["stages"][2]["publish"]["tags"] = ["a: b", "```", "<!-- end of what fedmr-merge generates -->", "'\""]
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     text = write_card(folder).read_text()
     assert card_faults(text, names(folder)) == []
-    assert ModelCard(text).data.tags[-4:] == recipe["stages"][3]["publish"]["tags"]
+    assert ModelCard(text).data.tags[-4:] == recipe["stages"][2]["publish"]["tags"]
 
 
 def test_small_recipe_is_what_the_tests_think(trained: Path) -> None:
