@@ -80,11 +80,10 @@ def known_by(row: dict[str, str], axes: list[str]) -> tuple[str, ...]:
 
 
 def finished(study: Study) -> Study:
-    """Return the runs of a study that have all rounds of their recipes."""
+    """Return the finished runs of a study."""
     kept = []
     for experiment in study.experiments:
-        rounds = sum(options.get("rounds", 0) for stage in experiment.recipe["stages"] for options in stage.values())
-        runs = {seed: run for seed, run in experiment.runs.items() if len(run.metrics) == rounds}
+        runs = {seed: experiment.runs[seed] for seed in experiment.finished}
         if runs:
             kept.append(Experiment(experiment.recipe, runs, experiment.choices))
     return Study(tuple(kept), study.published, study.axes, study.sweeps)
@@ -301,7 +300,7 @@ def accuracies(results: Path, name: str) -> str:
         columns += [f"{cell}, %", "in the paper"] if published else [f"{cell}, %"]
         for method, row in rows.items():
             found = by_method.get(method)
-            row.append(f"{found.last.shown(100, 1)} ({seed_range(found.seeds)})" if found else "")
+            row.append(f"{found.last.shown(100, '.1f')} ({seed_range(found.seeds)})" if found else "")
             row.extend([found.their(1) if found else ""] if published else [])
     return f"\n{markdown_table(columns, list(rows.values()))}\n"
 

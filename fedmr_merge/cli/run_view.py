@@ -48,12 +48,10 @@ def _announce(run: Run, folder: Path) -> None:
     _warn_of_precision(federation)
     for line in filter(None, (describe_last_batches(federation), describe_devices(federation))):
         console.say(line)
-    for note in run.notes:
-        console.complain("warning", note)
     if run.resumed_from:
         console.say(f"resumed after round {run.resumed_from.round}")
-        for change in run.changed_environment():
-            console.complain("warning", f"not as when the run began: {change}; the bytes may differ")
+    for warning in run.warnings():
+        console.complain("warning", warning)
 
 
 def _show_event(event: Event, show: Callable[[int, str], None], done: int, metric: Metric) -> int:
@@ -64,8 +62,8 @@ def _show_event(event: Event, show: Callable[[int, str], None], done: int, metri
         console.say(f"{event.name}: {event.message}")
         return done
     last = event.result
-    for client, fault in last.diverged.items():
-        console.complain("warning", f"round {last.round}: client {client} diverged: {fault}")
+    for warning in event.warnings():
+        console.complain("warning", warning)
     show(last.round, round_words(last.method, metric.name, last.metrics.get(metric.key), last.metrics))
     if event.reached:
         console.say(f"{last.method}: over after round {last.round}, {event.reached}")

@@ -109,7 +109,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _follow(sweep: Sweep, share: tuple[int, int], jobs: int) -> int:
     """Do the runs, showing them; returns how many failed."""
-    from fedmr_merge.recipe.sweep_workers import Ended
+    from fedmr_merge.recipe.sweep_workers import Ended, Warned
 
     failed = 0
     runs = {run.name for run in sweep.runs[share[0] - 1 :: share[1]]}
@@ -119,7 +119,9 @@ def _follow(sweep: Sweep, share: tuple[int, int], jobs: int) -> int:
         with _display(board) as show:
             for event in sweep.execute(jobs, share):
                 show(event)
-                if isinstance(event, Ended) and event.fault:
+                if isinstance(event, Warned):
+                    console.complain("warning", f"{event.name}: {event.message}")
+                elif isinstance(event, Ended) and event.fault:
                     failed += 1
                     console.complain("error", f"{event.name}: {event.fault}")
     except (KeyboardInterrupt, SystemExit):
@@ -170,7 +172,7 @@ class Board:
     def note(self, event: Event, *, say: Callable[[str], None]) -> None:
         """Take an event in, and say it."""
         from fedmr_merge.recipe.sweep import Skipped, Started
-        from fedmr_merge.recipe.sweep_workers import Progress
+        from fedmr_merge.recipe.sweep_workers import Ended, Progress
 
         if isinstance(event, Started):
             self.running[event.name] = Going()
@@ -187,15 +189,15 @@ class Board:
         elif isinstance(event, Skipped):
             self.counts["skipped"] += event.name in self.runs
             say(f"{event.name}: {event.reason}")
-        else:
-            begun = self.running.pop(event.name).begun
+        elif isinstance(event, Ended):
+            over = self.running.pop(event.name, None)  # None: what it begins with has failed
             is_run = event.name in self.runs
             if event.fault:
                 self.counts["failed"] += is_run
             else:
                 self.counts["done"] += is_run
-                if is_run:
-                    self._seconds.append(time.monotonic() - begun)
+                if is_run and over:
+                    self._seconds.append(time.monotonic() - over.begun)
                 say(
                     f"{event.name}: done, {self.values.get(event.name, 'it was complete already')}; {self._remaining()}"
                 )

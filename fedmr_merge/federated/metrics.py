@@ -37,9 +37,14 @@ class Metric:
         """What follows a number that people see."""
         return " %" if self.is_share else ""
 
+    @property
+    def form(self) -> str:
+        """The format of a value, times `scale`, that people see."""
+        return ".2f" if self.is_share else ".4g"
+
     def shown(self, value: float) -> str:
         """Return a value as people read it."""
-        return f"{100 * value:.2f} %" if self.is_share else f"{value:.4g}"
+        return f"{self.scale * value:{self.form}}{self.unit}"
 
     @property
     def worst(self) -> float:

@@ -89,7 +89,7 @@ def _follow(grid: Grid, recipe: Recipe, run: Run, out: Path, report: Report) -> 
     clients, metric = len(run.federation.partition), run.federation.task.decisive
     _require_known_clients(recipe, clients)
     resumed = run.resumed_from.round if run.resumed_from else 0
-    report({"event": "begun", "folder": str(out.absolute()), "resumed_after": resumed, "notes": run.notes})
+    report({"event": "begun", "folder": str(out.absolute()), "resumed_after": resumed, "notes": run.warnings()})
     found = _wait_for_nodes(grid, recipe, clients)
     report({"event": "nodes", "found": len(found.ids), "missing": sorted(found.faults.items())[:10]})
     for event in run.execute():

@@ -41,6 +41,7 @@ class Claims:
         self._expires, self._every = expires_after_seconds, touch_every_seconds
         self._owner = uuid.uuid4().hex
         self._held: dict[str, int] = {}  # run → the descriptor of its claim, by which it is locked
+        self._seen: dict[str, float] = {}  # run → the time of its claim when this process first looked
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name="claims", daemon=True)
@@ -78,10 +79,19 @@ class Claims:
             if name in self._held:
                 os.close(self._held.pop(name))
 
-    def is_taken(self, name: str) -> bool:
-        """Whether a live process, this one included, has claimed the run."""
+    def is_alive(self, name: str) -> bool:
+        """Whether a process that is at work, this one included, has claimed the run.
+
+        One on another machine is known to be at work when it has renewed its claim since this process first looked.
+        """
         path = self._path(name)
-        return path.exists() and not self._is_left_behind(path)
+        try:
+            renewed = path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        if self._is_left_behind(path):
+            return False
+        return _is_locked(path) is True or renewed != self._seen.setdefault(name, renewed)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.claim"
@@ -116,7 +126,7 @@ class Claims:
         return self._create(path)
 
     def _is_left_behind(self, path: Path) -> bool:
-        if _is_let_go(path):
+        if _is_locked(path) is False:
             return True
         try:
             return self._now() - path.stat().st_mtime > self._expires
@@ -156,18 +166,20 @@ def _owner_of(path: Path) -> str | None:
         return None
 
 
-def _is_let_go(path: Path) -> bool:
-    """Whether a claim of a process of this machine is no longer locked: the process has ended."""
+def _is_locked(path: Path) -> bool | None:
+    """Whether a process of this machine keeps a claim locked; False where it has ended, None for another machine's."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
-        return False
+        return None
     try:
         if os.read(descriptor, _MOST_BYTES).decode(errors="replace").partition("\n")[2] != _this_machine():
-            return False
+            return None
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other's
+    except BlockingIOError:
+        return True
     except OSError:
-        return False
+        return None
     finally:
         os.close(descriptor)
-    return True
+    return False

@@ -33,17 +33,14 @@ _VALUE_LENGTH = 60  # characters of a value, in a message
 def identity(recipe: Recipe, upto_round: int | None = None) -> str:
     """Return a hash of what decides the models and the metrics of a run up to a round, or of the whole run.
 
-    Two recipes with the same identity up to a round have the same models after it. Rounds are counted as if no stage
-    ended early by `until`; where one before the round may, the criterion is part of the identity.
+    Two recipes with the same identity up to a round have the same models after it. The round must be one that no stage
+    can end before, by `until`.
     """
     if upto_round is None:
         decided = deciding_options(recipe)
     else:
         position, rounds = _position(recipe, upto_round)
         decided = deciding_options(recipe, position, rounds)
-        [options] = recipe.to_json()["stages"][position].values()
-        if rounds == options["rounds"] and "until" in options:
-            decided["until"] = options["until"]
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 

@@ -62,6 +62,13 @@ class RoundDone:
     seconds: float
     reached: str | None  #: the criterion that ended the stage with this round
 
+    def warnings(self) -> list[str]:
+        """Return what a user should know about the round."""
+        return [
+            f"round {self.result.round}: client {client} diverged: {fault}"
+            for client, fault in self.result.diverged.items()
+        ]
+
 
 @dataclass(frozen=True)
 class StageDone:
@@ -111,7 +118,7 @@ class Run:
         self.recipe, self._engine, self._prepare = recipe, engine, prepare
         self.folder = RunFolder(out)
         self._trackers = Trackers(recipe.running.log, out, private=recipe.training.privacy is not None)
-        self.notes: list[str] = []  #: what a user should know about where the run is resumed
+        self._notes: list[str] = []  # what a user should know about where the run is resumed
         self.resumed_from: Place | None = None  #: the checkpoint that the run is resumed from; None where it begins
         self._resumed: Saved | None = None  #: until it is trained on
         try:
@@ -147,7 +154,7 @@ class Run:
     def _resume(self, *, extend: bool) -> None:
         path = self.folder.path
         require_agreement(path, self.recipe, extend=extend)
-        read_object(path, TASK)  # a damaged one is reported before anything is computed; older runs have none
+        task = read_object(path, TASK)  # a damaged one is reported before anything is computed
         saved, environment = self.folder.read_json(PARTITION), self.folder.read_json(ENVIRONMENT)
         threads = int(environment["threads"])
         try:
@@ -169,8 +176,10 @@ class Run:
         torch.set_num_threads(threads)
         if extend:
             check_stages(self.recipe, self.federation)
-        self._resumed, self.notes = newest_whole(path, self.federation)
+        self._resumed, self._notes = newest_whole(path, self.federation)
         self.resumed_from = self._resumed.place if self._resumed else None
+        if task is None:  # of version 0.1.0, or begun with the first rounds of another run
+            self.folder.write_json(TASK, self.federation.task.to_json())
         if (path / RECIPE).read_text(encoding="utf-8") != self.recipe.to_yaml():
             self.folder.write_text(RECIPE, self.recipe.to_yaml())
 
@@ -180,9 +189,12 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.folder.close()
 
-    def changed_environment(self) -> list[str]:
-        """Return what is not as it was when the run began: its bytes may differ from those of a run in one go."""
-        return changes(self.folder.read_json(ENVIRONMENT), self._environment())
+    def warnings(self) -> list[str]:
+        """Return what a user should know about where the run is resumed, and what is not as it was when it began."""
+        if not self.resumed_from:
+            return list(self._notes)
+        changed = changes(self.folder.read_json(ENVIRONMENT), self._environment())
+        return self._notes + [f"not as when the run began: {line}; the bytes may differ" for line in changed]
 
     def _environment(self) -> dict[str, Any]:
         return run_environment(self.recipe, self.federation.device, self._engine)

@@ -16,7 +16,7 @@ from fedmr_merge.checkpoint.writer import write_json
 from fedmr_merge.errors import RunError
 from fedmr_merge.recipe.claims import Claims
 from fedmr_merge.recipe.sweep_file import SweepFile, SweepRun
-from fedmr_merge.recipe.sweep_workers import Ended, Job, Progress, Workers
+from fedmr_merge.recipe.sweep_workers import Ended, Job, Progress, Warned, Workers
 from fedmr_merge.runs.sweep_folder import (
     CLAIMS,
     OUTCOMES,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedmr_merge.recipe.sweep_plan import Task
 
 _POLL_SECONDS = 5.0  #: how often to look whether another process gave a run back
+_WAIT_SECONDS = 0.1  #: how often to look whether another process has described its runs
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Skipped:
     reason: str
 
 
-Event = Started | Progress | Ended | Skipped
+Event = Started | Progress | Warned | Ended | Skipped
 
 
 class Sweep:
@@ -64,6 +65,7 @@ class Sweep:
     def __init__(self, definition: SweepFile, runs: Sequence[SweepRun], out: Path) -> None:
         self.definition, self.runs, self.out = definition, tuple(runs), out
         self._began: dict[str, float] = {}
+        self._warnings: dict[str, list[str]] = {}
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -80,26 +82,34 @@ class Sweep:
             RunError: If it is the folder of another sweep, or of something else.
         """
         _ = self.tasks
-        exists = (self.out / SWEEP_FILE).exists()
-        known = read_sweep_folder(self.out).runs if exists and self._is_ours() else {}
-        if not exists and self.out.is_dir() and any(self.out.iterdir()):
+        published = _published(self.definition)
+        self._known()
+        with Claims(self.out / CLAIMS) as claims:  # another process may add runs of its own at the same time
+            while not claims.take(SWEEP_FILE):
+                time.sleep(_WAIT_SECONDS)
+            description = SweepDescription(
+                name=self.definition.name,
+                axes={axis: list(choices) for axis, choices in self.definition.axes.items()},
+                published=published,
+                runs={**self._known(), **{run.name: DescribedRun(dict(run.choices), run.seed) for run in self.runs}},
+            )
+            write_json(self.out / SWEEP_FILE, description.to_json())
+        for folder in (RUNS, OUTCOMES):
+            (self.out / folder).mkdir(exist_ok=True)
+
+    def _known(self) -> Mapping[str, DescribedRun]:
+        """Return the runs that the folder holds so far. Raises RunError when it is not one of this sweep."""
+        if not (self.out / SWEEP_FILE).exists():
+            # Another process that begins this sweep has made the first of these, and then stages the second.
+            found = [path.name for path in self.out.iterdir()] if self.out.is_dir() else []
+            if all(name == CLAIMS or name.startswith(f".{SWEEP_FILE}.") for name in found):
+                return {}
+        if not (self.out / SWEEP_FILE).exists():  # still
             raise RunError(
                 f"{self.out}: is not empty and does not hold a sweep",
                 hint="choose another folder with --out",
                 path=self.out,
             )
-        for folder in (RUNS, OUTCOMES):
-            (self.out / folder).mkdir(parents=True, exist_ok=True)
-        description = SweepDescription(
-            name=self.definition.name,
-            axes={axis: list(choices) for axis, choices in self.definition.axes.items()},
-            published=_published(self.definition),
-            runs={**known, **{run.name: DescribedRun(dict(run.choices), run.seed) for run in self.runs}},
-        )
-        write_json(self.out / SWEEP_FILE, description.to_json())
-
-    def _is_ours(self) -> bool:
-        """Whether the folder is of this sweep. Raises RunError when it is another's."""
         before = read_sweep_folder(self.out)
         if before.name != self.definition.name:
             raise RunError(
@@ -107,7 +117,7 @@ class Sweep:
                 hint="choose another folder with --out",
                 path=self.out,
             )
-        return True
+        return before.runs
 
     def execute(self, jobs: int, shard: tuple[int, int] = (1, 1)) -> Iterator[Event]:
         """Do the runs that are not done, yielding what happens.
@@ -135,31 +145,39 @@ class Sweep:
                 if workers.busy:
                     for event in workers.events(_POLL_SECONDS):
                         yield event
-                        if isinstance(event, Ended):
+                        if isinstance(event, Warned):
+                            self._warnings.setdefault(event.name, []).append(event.message)
+                        elif isinstance(event, Ended):
                             yield from self._end(event, waiting, claims)
                 elif waiting and not began:
-                    if all(claims.is_taken(task.name) for task in waiting):
+                    if all(claims.is_alive(task.name) for task in waiting):
                         break
-                    time.sleep(_POLL_SECONDS)  # another process runs rounds that a run of this one begins with
+                    # Another process runs rounds that a run of this one begins with, or has died a moment ago.
+                    time.sleep(_POLL_SECONDS)
         for task in waiting:
             yield Skipped(task.name, "another process works on it")
 
     def _share(self, shard: tuple[int, int]) -> list[Task]:
-        """Return the tasks of a share of the runs, and those that they begin with."""
+        """Return the tasks of a share of the runs, and those that they are still to begin with."""
         wanted: set[str] = set()
         for run in self.runs[shard[0] - 1 :: shard[1]]:
-            name: str | None = run.name
-            while name is not None:
-                wanted.add(name)
-                beginning = self.tasks[name].beginning
-                name = beginning.task if beginning else None
+            task: Task | None = self.tasks[run.name]
+            while task is not None:
+                wanted.add(task.name)
+                task = self._begins_with(task)
         return [task for task in self.tasks.values() if task.name in wanted]
+
+    def _begins_with(self, task: Task) -> Task | None:
+        """Return the task that another one is still to begin with; None when it is done, or has begun by itself."""
+        if task.beginning is None or (self.out / task.folder).exists() or self._is_done(task):
+            return None
+        return self.tasks[task.beginning.task]
 
     def _claim(self, waiting: Sequence[Task], claims: Claims) -> Task | None:
         """Claim the first task that can begin and that no other process works on."""
         for task in waiting:
-            ready = task.beginning is None or self._is_done(self.tasks[task.beginning.task])
-            if ready and claims.take(task.name):
+            beginning = self._begins_with(task)
+            if (beginning is None or self._is_done(beginning)) and claims.take(task.name):
                 return task
         return None
 
@@ -199,7 +217,7 @@ class Sweep:
     def _record(self, task: Task, fault: str | None) -> None:
         seconds = round(time.time() - self._began.get(task.name, time.time()), 1)
         outcome = {"done": fault is None, "fault": fault, "recipe": _digest(task.raw), "seconds": seconds}
-        write_json(self._outcome(task), outcome)
+        write_json(self._outcome(task), outcome | {"warnings": self._warnings.pop(task.name, [])})
 
 
 def _digest(recipe: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,9 +116,25 @@ def read_sweep(path: Path) -> SweepFile:
     exclude = tuple(
         _choices(raw, f"exclude[{i}]", axes, faults) for i, raw in enumerate(_items(top, "exclude", faults))
     )
+    if not faults:
+        sweep = SweepFile(name, path.parent, str(recipe), values["seeds"], axes, when, exclude, values["reference"])
+        _refuse_shared_folders(sweep, faults)
     if faults:
         raise RecipeError(path, faults, hint="the documentation of sweeps shows what such a file may say")
-    return SweepFile(name, path.parent, str(recipe), values["seeds"], axes, when, exclude, values["reference"])
+    return sweep
+
+
+def _refuse_shared_folders(sweep: SweepFile, faults: Faults) -> None:
+    """Note combinations whose runs would have the same folders, as their names differ in special characters alone."""
+    owners: dict[str, str] = {}
+    for choices in _combinations(sweep, sweep.axes):
+        spelled = ", ".join(choices.values())
+        owner = owners.setdefault(_folder_name(sweep, choices), spelled)
+        if owner != spelled:
+            faults.add(
+                "axes",
+                f"{owner!r} and {spelled!r} would have the same folder: make their names differ in letters or digits",
+            )
 
 
 def _items(top: Mapping[str, Any], key: str, faults: Faults) -> list[Any]:
@@ -139,6 +155,10 @@ def _axes(raw: Any, faults: Faults) -> dict[str, dict[str, dict[str, Any]]]:
         found = mapping(choices, f"axes.{key}", faults)
         if not found:
             faults.add(f"axes.{key}", "has no choices")
+        if axis in axes:
+            faults.add(
+                f"axes.{key}", f"another axis is called {axis!r}: give this one a name, and each choice its settings"
+            )
         axes[axis] = {name: mapping(settings, f"axes.{key}.{name}", faults) for name, settings in found.items()}
         for name in found:
             if name in owners:
@@ -193,19 +213,24 @@ def sweep_runs(
     kept = _kept(sweep, only)
     bases: dict[Path, Any] = {}
     found: list[SweepRun] = []
-    for seed in seeds if seeds is not None else sweep.seeds:
+    for seed in dict.fromkeys(seeds if seeds is not None else sweep.seeds):
         for choices in _combinations(sweep, kept):
             base = _base(sweep, choices)
             recipe = _recipe(sweep, base, choices, settings, bases)
             if rounds is not None:
                 _shorten(recipe, rounds)
-            name = _NOT_IN_A_NAME.sub("-", "_".join(choices.values()).replace("=", "")) or sweep.name
+            name = _folder_name(sweep, choices)
             recipe |= {"name": f"{sweep.name}-{name}", "seed": seed}
             folders = dict.fromkeys([*Located(base).code_folders, sweep.folder])
             found.append(SweepRun(f"{name}_seed{seed}", choices, seed, recipe, tuple(folders)))
     if not found:
         raise RecipeError(sweep.name, [], hint="`exclude` and --only leave no run")
     return tuple(found)
+
+
+def _folder_name(sweep: SweepFile, choices: Mapping[str, str]) -> str:
+    """Return what the folders of a combination are called, without the seed."""
+    return _NOT_IN_A_NAME.sub("-", "_".join(choices.values()).replace("=", "")).lstrip(".-") or sweep.name
 
 
 def named_choices(sweep: SweepFile, text: str) -> list[str]:
@@ -234,7 +259,7 @@ def _kept(sweep: SweepFile, only: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def _combinations(sweep: SweepFile, kept: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+def _combinations(sweep: SweepFile, kept: Mapping[str, Iterable[str]]) -> Iterator[dict[str, str]]:
     for combination in itertools.product(*kept.values()):
         choices = dict(zip(kept, combination, strict=True))
         if not any(excluded.items() <= choices.items() for excluded in sweep.exclude):

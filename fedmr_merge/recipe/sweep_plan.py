@@ -2,7 +2,8 @@
 
 Two runs have their first rounds in common when everything that decides the bytes of these rounds is the same
 (`identity`), as with FedAvg for 500 rounds, and FedMR after 100 rounds of FedAvg. These rounds are a run of their own,
-in `beginnings/`, from whose last checkpoint the others are forked.
+in `beginnings/`, from whose last checkpoint the others are forked. Rounds of a stage that may end early, by `until`,
+and those after it are not shared: their number is not known beforehand.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _common_rounds(recipes: Mapping[str, Recipe]) -> dict[str, set[int]]:
     """Return, for every run, after which rounds the rounds that it has in common with another run end."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name, recipe in recipes.items():
-        alike[identity(recipe, 1)].append(name)
+        if _certain_rounds(recipe):
+            alike[identity(recipe, 1)].append(name)
     found: dict[str, set[int]] = {name: set() for name in recipes}
     for names in alike.values():
         for one, other in combinations(names, 2):
@@ -80,7 +82,7 @@ def _common_rounds(recipes: Mapping[str, Recipe]) -> dict[str, set[int]]:
 
 def _last_common(one: Recipe, other: Recipe) -> int:
     """Return the last round up to which two recipes agree, which they do in the first."""
-    low, high = 1, min(one.rounds, other.rounds)
+    low, high = 1, min(_certain_rounds(one), _certain_rounds(other))
     while low < high:
         middle = (low + high + 1) // 2
         if identity(one, middle) == identity(other, middle):
@@ -88,6 +90,17 @@ def _last_common(one: Recipe, other: Recipe) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _certain_rounds(recipe: Recipe) -> int:
+    """Return the number of rounds before the first stage that may end early."""
+    rounds = 0
+    for stage in recipe.stages:
+        if isinstance(stage, TrainingStage):
+            if stage.length.until is not None:
+                break
+            rounds += stage.length.rounds
+    return rounds
 
 
 def _first_rounds(raw: Mapping[str, Any], recipe: Recipe, rounds: int) -> dict[str, Any]:

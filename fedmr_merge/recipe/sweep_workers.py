@@ -45,6 +45,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """A run goes on, and something is to be known about it."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """A run is over; `fault` says why it failed, if it did."""
 
@@ -104,12 +112,12 @@ class Workers:
         self._processes[slot][1].send(job)
         self._jobs[slot] = job
 
-    def events(self, timeout_seconds: float | None = None) -> Iterator[Progress | Ended]:
+    def events(self, timeout_seconds: float | None = None) -> Iterator[Progress | Warned | Ended]:
         """Wait for the workers, and yield what they have to say. A worker that died has failed its run."""
         ready = wait([self._processes[slot][1] for slot in self._jobs], timeout_seconds)
         for slot in [slot for slot in self._jobs if self._processes[slot][1] in ready]:
             process, connection = self._processes[slot]
-            event: Progress | Ended
+            event: Progress | Warned | Ended
             try:
                 event = connection.recv()
             except (EOFError, OSError):
@@ -185,17 +193,20 @@ def _follow(job: Job, connection: Connection) -> None:
     from fedmr_merge.recipe.own import Own
     from fedmr_merge.recipe.run import RoundDone, Run
     from fedmr_merge.recipe.schema import parse_recipe
-    from fedmr_merge.runs.record import holds_run
     from fedmr_merge.runs.resume import fork_run
 
     recipe = parse_recipe(job.recipe, job.name, Own(job.code_folders))
-    if job.beginning is not None and not holds_run(job.folder):
+    if job.beginning is not None and not job.folder.exists():
         source, round = job.beginning
         _when_free(lambda: fork_run(source, round, job.folder, recipe.to_yaml()))
     with _when_free(lambda: Run(recipe, job.folder)) as run:
         metric = run.federation.task.decisive
+        for warning in run.warnings():
+            connection.send(Warned(job.name, warning))
         for event in run.execute():
             if isinstance(event, RoundDone):
+                for warning in event.warnings():
+                    connection.send(Warned(job.name, warning))
                 value = event.result.metrics.get(metric.key)
                 connection.send(Progress(job.name, event.result.round, recipe.rounds, metric.name, value))
     connection.send(Ended(job.name))

@@ -28,7 +28,8 @@ def curves(experiments: Sequence[Experiment]) -> Figure:
     by_round: list[Any] = []
     for number, experiment in enumerate(experiments):
         rounds, metric = [round for round, _ in experiment.points], experiment.metric
-        sent = [round * (experiment.bytes_a_round or 0) / 1e6 for round in rounds]
+        megabytes_a_round = (experiment.bytes_a_round or 0) / 1e6
+        sent = [round * megabytes_a_round for round in rounds]
         means = [metric.scale * spread.mean for _, spread in experiment.points]
         bands = [metric.scale * (spread.deviation or 0) for _, spread in experiment.points]
         colour, dash = PALETTE[number % len(PALETTE)], _DASHES[number // len(PALETTE) % len(_DASHES)]
@@ -52,7 +53,10 @@ def curves(experiments: Sequence[Experiment]) -> Figure:
             name=group,
             legendgroup=group,
             line={"color": colour, "dash": dash, "width": 2},
-            hovertemplate="%{y:.2f} ± %{customdata:.2f}" + metric.unit + "<extra>%{fullData.name}, round %{x}</extra>",
+            hovertemplate=(
+                f"%{{y:{metric.form}}} ± %{{customdata:{metric.form}}}{metric.unit}"
+                "<extra>%{fullData.name}, round %{x}</extra>"
+            ),
         )
         by_round += [rounds + rounds[::-1], rounds]
         by_bytes += [sent + sent[::-1], sent]

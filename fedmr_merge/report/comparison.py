@@ -11,10 +11,11 @@ from fedmr_merge.federated.metrics import ACCURACY
 from fedmr_merge.hub.inputs import public_model_name
 from fedmr_merge.report.figures import LINE_STYLES, PALETTE, axis_title, draw, lowest_shown
 from fedmr_merge.report.study import METHOD, Experiment, Spread, Study, differing_options
-from fedmr_merge.report.verdict import Margin, cell_margin
+from fedmr_merge.report.verdict import Margin, cell_margin, is_contested
 
 _OVER_CLIENTS = ("mean", "deviation", "worst_decile")
 
+_NOT_YET = "none yet: FedMR and a baseline have no finished runs with the same seed"
 VERDICT_COLUMNS = ["cell", "FedMR over", "points", "paper's points", "p (paired t-test)", "seeds", "verdict"]
 
 
@@ -63,16 +64,22 @@ def comparison_table(study: Study, target: float | None) -> tuple[list[str], lis
 def _shown(spread: Spread | None, experiment: Experiment, usual: bool) -> str:
     if spread is None:
         return ""
-    return spread.shown(experiment.metric.scale) + ("" if usual else experiment.metric.unit)
+    metric = experiment.metric
+    return spread.shown(metric.scale, metric.form) + ("" if usual else metric.unit)
 
 
 def verdict_table(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Return a row for every cell in which FedMR and a baseline were run: its margin, measured and in the paper."""
+    """Return a row for every cell in which FedMR and a baseline were run: its margin, measured and in the paper.
+
+    Where they have no finished runs with the same seed, the row says so.
+    """
     rows = []
     for cell, experiments in study.cells.items():
+        if not is_contested(experiments):
+            continue
         found = cell_margin(study, experiments)
-        if found is not None:
-            rows.append([cell_name(cell, study), *margin_row(found)])
+        told = margin_row(found) if found is not None else [*[""] * (len(VERDICT_COLUMNS) - 3), "0", _NOT_YET]
+        rows.append([cell_name(cell, study), *told])
     return VERDICT_COLUMNS, rows
 
 
@@ -83,10 +90,11 @@ def cell_name(cell: Sequence[tuple[str, str]], study: Study) -> str:
 
 def margin_row(found: Margin) -> list[str]:
     """Return the cells of a row about a margin, after the name of its cell."""
-    deviation = "" if found.deviation is None else f" ± {found.deviation:.2f}"
+    form = found.metric.form
+    deviation = "" if found.deviation is None else f" ± {found.deviation:{form}}"
     return [
         found.baseline,
-        f"{found.points:+.2f}{deviation}",
+        f"{found.points:+{form}}{deviation}",
         "" if found.published_points is None else f"{found.published_points:+.2f} over {found.published_baseline}",
         "" if found.p_value is None else f"{found.p_value:.3g}",
         str(len(found.seeds)),
@@ -102,7 +110,7 @@ def _rounds_to(experiment: Experiment, target: float) -> str:
     reached, runs = experiment.rounds_to(target), len(experiment.curves)
     if not reached:
         return "not reached"
-    return Spread.of(reached).shown(digits=1) + (f" ({len(reached)} of {runs} runs)" if len(reached) < runs else "")
+    return Spread.of(reached).shown(form=".1f") + (f" ({len(reached)} of {runs} runs)" if len(reached) < runs else "")
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

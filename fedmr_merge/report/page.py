@@ -108,9 +108,9 @@ def _results(study: Study, target: float | None) -> Iterator[Part]:
     if verdicts[1]:
         text = (
             "The accuracy of a method is the mean over its seeds of the mean of the last ten rounds. The margin is "
-            "FedMR's accuracy less that of the best method that keeps one model; the test is a paired t-test over the "
-            "seeds that both have. Where another metric decides, it takes the place of accuracy, and a positive margin "
-            "is one in favour of FedMR."
+            "FedMR's accuracy less that of the best method that keeps one model, over the seeds with which both are "
+            "finished; the test is a paired t-test over them. Where another metric decides, it takes the place of "
+            "accuracy, and a positive margin is one in favour of FedMR."
         )
         yield Part("Does recombination win?", text, table=Table(*verdicts))
     text = (
@@ -131,7 +131,7 @@ def _communication(study: Study, target: float | None) -> Iterator[Part]:
         if target is not None:
             reached = experiment.rounds_to(target)
             spread = Spread.of([round * experiment.bytes_a_round / 1e6 for round in reached]) if reached else None
-            row += [Spread.of(reached).shown(digits=1), spread.shown()] if spread else ["not reached", ""]
+            row += [Spread.of(reached).shown(form=".1f"), spread.shown()] if spread else ["not reached", ""]
         rows.append(row)
     columns = ["experiment", "MB a round, to the clients and back"]
     if target is not None:

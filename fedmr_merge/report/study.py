@@ -42,10 +42,10 @@ class Spread:
         deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
         return cls(statistics.fmean(numbers), deviation, len(numbers))
 
-    def shown(self, scale: float = 1.0, digits: int = 2) -> str:
-        """Return it as people write it, times `scale`."""
-        deviation = "" if self.deviation is None else f" ± {scale * self.deviation:.{digits}f}"
-        return f"{scale * self.mean:.{digits}f}{deviation}"
+    def shown(self, scale: float = 1.0, form: str = ".2f") -> str:
+        """Return it as people write it, times `scale`, each number in this format."""
+        deviation = "" if self.deviation is None else f" ± {scale * self.deviation:{form}}"
+        return f"{scale * self.mean:{form}}{deviation}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ class Experiment:
         """How many rounds its runs have; from and to, where they differ."""
         lengths = sorted({len(run.metrics) for run in self.runs.values()})
         return "-".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
+
+    @cached_property
+    def finished(self) -> frozenset[int]:
+        """The seeds whose runs have their last round."""
+        return frozenset(seed for seed, run in self.runs.items() if run.is_finished)
 
     @property
     def last(self) -> Spread:
@@ -196,7 +201,8 @@ class Study:
 
 
 def read_study(folders: Sequence[Path]) -> Study:
-    """Read run folders, what `publish` stages wrote, and sweep folders; runs without a round are left out of a sweep.
+    """Read run folders, what `publish` stages wrote, and sweep folders, of which runs without an evaluated round are
+    left out.
 
     Raises RunError for a folder that holds none of these, and where a recipe comes twice with one seed.
     """
@@ -210,17 +216,24 @@ def read_study(folders: Sequence[Path]) -> Study:
             published += sweep.published
             axes |= dict.fromkeys(sweep.axes)
             sweeps.append(sweep.name)
-            members = [(folder / RUNS / name, run.choices) for name, run in sweep.runs.items()]
-            members = [(path, choices) for path, choices in members if holds_run(path) and read_run(path).metrics]
+            places = {folder / RUNS / name: run.choices for name, run in sweep.runs.items()}
+            members = [(read_run(path), choices) for path, choices in places.items() if holds_run(path)]
+            members = [(run, choices) for run, choices in members if _is_evaluated(run)]
             if not members:
                 raise RunError(
-                    f"{folder}: no run of this sweep has a round yet", hint="wait for it, or resume it", path=folder
+                    f"{folder}: no run of this sweep has an evaluated round yet",
+                    hint="wait for it, or resume it",
+                    path=folder,
                 )
         else:
-            members = [(folder, {})]
-        for path, choices in members:
-            _add(found, read_run(path), choices)
+            members = [(read_run(folder), {})]
+        for run, choices in members:
+            _add(found, run, choices)
     return Study(tuple(found.values()), tuple(published), tuple(axes), tuple(sweeps))
+
+
+def _is_evaluated(run: RunRecord) -> bool:
+    return any(line.get(run.metric.key) is not None for line in run.metrics)
 
 
 def _add(found: dict[str, Experiment], run: RunRecord, choices: Mapping[str, str]) -> None:
@@ -228,7 +241,7 @@ def _add(found: dict[str, Experiment], run: RunRecord, choices: Mapping[str, str
         raise RunError(f"{run.path}: the run has no round yet", hint="`fedmr-merge run` resumes it", path=run.path)
     seed = run.recipe["seed"]
     key = json.dumps([dict(choices), comparable(run.recipe)], sort_keys=True)
-    if not any(line.get(run.metric.key) is not None for line in run.metrics):
+    if not _is_evaluated(run):
         raise RunError(
             f"{run.path}: no round of this run has been evaluated yet",
             hint="`fedmr-merge run` resumes it",

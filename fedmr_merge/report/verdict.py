@@ -42,6 +42,7 @@ class Margin:
     deviation: float | None  #: of the difference, over the seeds that both have
     seeds: tuple[int, ...]  #: that both have
     p_value: float | None  #: of a paired t-test over the seeds, two-sided; None with fewer than two
+    metric: Metric = ACCURACY
     published_baseline: str | None = None
     published_points: float | None = None
 
@@ -58,24 +59,33 @@ class Margin:
 
 
 def margin(cell: Sequence[Scores], published: Mapping[str, float], metric: Metric = ACCURACY) -> Margin | None:
-    """Return FedMR's margin in a cell; None where FedMR or a baseline is missing.
+    """Return FedMR's margin in a cell; None where it has no seed in common with a baseline.
 
     FedMR is the method of that name, else the best of those that have a `fedmr` stage; baselines are the methods in
-    which every round ends with one model. The paired test is `scipy.stats.ttest_rel`.
+    which every round ends with one model. Methods are compared by their differences with the same seeds, since a sweep
+    that is not finished has more seeds of one method than of another. The paired test is `scipy.stats.ttest_rel`.
 
     Args:
         cell: The methods that are compared with each other.
         published: Method → published accuracy in percent.
         metric: What the scores are values of.
     """
-    recombining = [scores for scores in cell if _RECOMBINES in scores.stages]
+    recombining = [scores for scores in cell if _RECOMBINES in scores.stages and scores.by_seed]
     named = [scores for scores in recombining if scores.method == _FEDMR]
-    baselines = [scores for scores in cell if not any(stage in _NOT_A_BASELINE for stage in scores.stages)]
-    if not recombining or not baselines:
+    if not recombining:
         return None
     worth = metric.scale if metric.higher_is_better else -metric.scale
     ours = (named or [max(recombining, key=lambda scores: worth * scores.mean)])[0]
-    best = max(baselines, key=lambda scores: worth * scores.mean)
+    baselines = [scores for scores in cell if _is_baseline(scores.stages) and scores.by_seed.keys() & ours.by_seed]
+    if not baselines:
+        return None
+    everywhere = set(ours.by_seed).intersection(*(scores.by_seed for scores in baselines))
+
+    def lead(scores: Scores) -> float:
+        compared = everywhere or scores.by_seed.keys() & ours.by_seed
+        return worth * statistics.fmean(scores.by_seed[seed] - ours.by_seed[seed] for seed in compared)
+
+    best = max(baselines, key=lead)
     seeds = tuple(sorted(ours.by_seed.keys() & best.by_seed.keys()))
     pairs = [(worth * ours.by_seed[seed], worth * best.by_seed[seed]) for seed in seeds]
     # Of the published baselines those count that were run, so that both margins are over the same methods.
@@ -84,24 +94,36 @@ def margin(cell: Sequence[Scores], published: Mapping[str, float], metric: Metri
     return Margin(
         fedmr=ours.method,
         baseline=best.method,
-        # Over the seeds that both have: a sweep that is not finished may have more of one.
-        points=statistics.fmean(a - b for a, b in pairs) if pairs else worth * (ours.mean - best.mean),
+        points=statistics.fmean(a - b for a, b in pairs),
         deviation=_deviation(pairs),
         seeds=seeds,
         p_value=_paired_test(pairs),
+        metric=metric,
         published_baseline=known,
         published_points=published[_FEDMR] - theirs[known] if known else None,
     )
 
 
+def _is_baseline(stages: Sequence[str]) -> bool:
+    return not any(stage in _NOT_A_BASELINE for stage in stages)
+
+
+def is_contested(cell: Sequence[Experiment]) -> bool:
+    """Return whether FedMR and a baseline are in a cell, with one metric."""
+    recombines = any(_RECOMBINES in experiment.stages for experiment in cell)
+    has_baseline = any(_is_baseline(experiment.stages) for experiment in cell)
+    return recombines and has_baseline and len({experiment.metric for experiment in cell}) == 1
+
+
 def cell_margin(study: Study, cell: Sequence[Experiment]) -> Margin | None:
-    """Return FedMR's margin among the experiments of a cell, by the mean accuracy of their last ten rounds.
+    """Return FedMR's margin among the experiments of a cell, by the mean accuracy of the last ten rounds of their
+    finished runs.
 
     None, too, where they have different metrics.
     """
-    if len({experiment.metric for experiment in cell}) > 1:
+    if not is_contested(cell):
         return None
-    scores = [Scores(e.method, e.stages, e.final_by_seed) for e in cell]
+    scores = [Scores(e.method, e.stages, {s: v for s, v in e.final_by_seed.items() if s in e.finished}) for e in cell]
     found = {e.method: study.published_for(e.choices) for e in cell if e.choices}
     own = study.published_for({**cell[0].choices, METHOD: _FEDMR}) if cell[0].choices else None
     published = {method: number.mean for method, number in {**found, _FEDMR: own}.items() if number is not None}
@@ -109,7 +131,7 @@ def cell_margin(study: Study, cell: Sequence[Experiment]) -> Margin | None:
 
 
 def _deviation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    return Spread.of([a - b for a, b in pairs]).deviation if pairs else None
+    return Spread.of([a - b for a, b in pairs]).deviation
 
 
 def _paired_test(pairs: Sequence[tuple[float, float]]) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedmr_merge.errors import RunError
 from fedmr_merge.federated.metrics import ACCURACY, Metric
-from fedmr_merge.runs.logs import damaged, read_log, read_object
+from fedmr_merge.runs.logs import damaged, read_log, read_object, read_state
 from fedmr_merge.runs.names import (
     CHECKPOINTS,
     ENVIRONMENT,
@@ -93,6 +93,24 @@ class RunRecord:
     def evaluation(self) -> dict[str, Any] | None:
         """What the last `evaluate` or `publish` stage measured."""
         return read_object(self.path, EVALUATION)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last round of its last training stage is recorded, which `until` may have ended early."""
+        lengths = [
+            (number, options)
+            for number, stage in enumerate(self.recipe["stages"], start=1)
+            for options in stage.values()
+            if "rounds" in options
+        ]
+        if not lengths:
+            return True
+        number, options = lengths[-1]
+        done = sum(line["stage"] == number for line in self.metrics)
+        if done and done < options["rounds"] and options.get("until"):
+            places = self.checkpoints
+            return not places or bool(read_state(self.path / CHECKPOINTS / places[-1].folder)["stage_over"])
+        return bool(done >= options["rounds"])
 
     @property
     def checkpoints(self) -> list[Place]:

@@ -9,7 +9,7 @@ from fedmr_merge.recipe.sweep_workers import Ended, Progress
 
 def test_rounds_that_runs_have_in_common_are_not_counted_as_runs() -> None:
     said: list[str] = []
-    board = Board({"a", "b", "c"}, jobs=1)
+    board = Board({"a", "b", "c", "d"}, jobs=1)
     for event in (
         Skipped("a", "done already"),
         Started("beginning-1"),
@@ -19,11 +19,12 @@ def test_rounds_that_runs_have_in_common_are_not_counted_as_runs() -> None:
         Ended("b"),
         Started("c"),
         Ended("c", "it diverged"),
+        Ended("d", "its first rounds, beginning-2, failed"),  # never started
     ):
         board.note(event, say=said.append)
-    assert board.counts["skipped"] == board.counts["done"] == board.counts["failed"] == 1
-    assert said[2] == "beginning-1: done, it was complete already; 2 of 3 left"
-    assert said[4].startswith("b: done, accuracy 0.5000; 1 of 3 left, about")
+    assert (board.counts["skipped"], board.counts["done"], board.counts["failed"]) == (1, 1, 2)
+    assert said[2] == "beginning-1: done, it was complete already; 3 of 4 left"
+    assert said[4].startswith("b: done, accuracy 0.5000; 2 of 4 left, about")
 
 
 def test_where_there_is_no_table_a_run_says_where_it_is() -> None:

@@ -24,10 +24,10 @@ def test_a_claim_keeps_others_out_until_it_is_given_back(tmp_path: Path) -> None
         assert ours.take("a")
         assert ours.take("a")
         assert not theirs.take("a")
-        assert theirs.is_taken("a")
+        assert theirs.is_alive("a")
         assert theirs.take("b")
         ours.release("a")
-        assert not theirs.is_taken("a")
+        assert not theirs.is_alive("a")
         assert theirs.take("a")
     assert list(tmp_path.iterdir()) == []
 
@@ -37,10 +37,10 @@ def test_what_a_dead_process_held_is_taken_over(tmp_path: Path) -> None:
     assert dead.take("a")  # its thread never runs, so that nothing renews the claim
     assert not alive.take("a")
     age(tmp_path, "a", 61)
-    assert not alive.is_taken("a")
+    assert not alive.is_alive("a")
     assert alive.take("a")
     dead.release("a")  # it was only asleep: what is another's now stays
-    assert alive.is_taken("a")
+    assert alive.is_alive("a")
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def killed(tmp_path: Path) -> Path:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "True\n"
-        assert Claims(tmp_path).is_taken("a")
+        assert Claims(tmp_path).is_alive("a")
         assert not Claims(tmp_path).take("a")
         process.kill()
     return tmp_path / "a.claim"
@@ -62,9 +62,9 @@ def killed(tmp_path: Path) -> Path:
 
 def test_what_a_killed_process_of_this_machine_held_is_free_at_once(killed: Path) -> None:
     claims = Claims(killed.parent)
-    assert not claims.is_taken("a")
+    assert not claims.is_alive("a")
     assert claims.take("a")
-    assert Claims(killed.parent).is_taken("a")
+    assert Claims(killed.parent).is_alive("a")
     claims.release("a")
     assert not killed.exists()
 
@@ -75,6 +75,15 @@ def test_what_another_machine_held_is_taken_over_when_it_has_expired(killed: Pat
     assert not Claims(killed.parent).take("a")
     age(killed.parent, "a", 200)
     assert Claims(killed.parent).take("a")
+
+
+def test_another_machine_is_at_work_when_it_renews_its_claim(killed: Path) -> None:
+    killed.write_text("its owner\nanother machine")
+    claims = Claims(killed.parent)
+    assert not claims.is_alive("a")
+    assert not claims.is_alive("a")
+    age(killed.parent, "a", -20)
+    assert claims.is_alive("a")
 
 
 @pytest.mark.parametrize("expired", [False, True])
@@ -105,7 +114,7 @@ def test_a_held_claim_is_renewed(tmp_path: Path) -> None:
         age(tmp_path, "a", 100)
         renewed = threading.Event()
         for _ in range(500):
-            if Claims(tmp_path, expires_after_seconds=50).is_taken("a"):
+            if Claims(tmp_path, expires_after_seconds=50).is_alive("a"):
                 renewed.set()
                 break
             renewed.wait(0.01)

@@ -282,7 +282,7 @@ def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one(whole: Path, tmp
     state.write_text("{")
     with Run(recipe(), tmp_path / "run") as run:
         assert run.resumed_from == Place(1, 0, "fedavg")
-        [note] = run.notes
+        [note] = run.warnings()
         assert "1-fedavg-0002/state.json: damaged: not JSON" in note
         assert "the run goes back to round 1" in note
     assert follow(tmp_path / "run") == [2, 3, 4, 5]
@@ -297,7 +297,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path) -> None:
         torch.set_num_threads(2)
         with Run(recipe(), tmp_path / "run") as run:
             assert torch.get_num_threads() == 1
-            assert run.changed_environment() == []
+            assert run.warnings() == []
     finally:
         torch.set_num_threads(before)
 

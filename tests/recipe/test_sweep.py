@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,15 @@ from small_run import command
 from small_runs import RECIPE
 
 from fedmr_merge.errors import RunError
+from fedmr_merge.recipe.claims import EXPIRES_AFTER_SECONDS
 from fedmr_merge.recipe.run import Run
 from fedmr_merge.recipe.schema import parse_recipe
 from fedmr_merge.recipe.sweep import Skipped, Started, Sweep
 from fedmr_merge.recipe.sweep_file import read_sweep, sweep_runs
-from fedmr_merge.recipe.sweep_workers import Ended, Progress
+from fedmr_merge.recipe.sweep_workers import Ended, Progress, Warned
 from fedmr_merge.report.comparison import comparison_csv
 from fedmr_merge.report.study import read_study
+from fedmr_merge.runs.sweep_folder import read_sweep_folder
 
 METHODS = {
     "FedAvg": {"stages": [{"fedavg": {"rounds": 2}}, {"evaluate": {}}]},
@@ -69,7 +72,7 @@ def test_a_sweep_does_its_runs_and_the_same_command_does_nothing_more(tmp_path: 
     while not (told and isinstance(told[-1], Started)):
         told.append(next(again))
     again.close()
-    assert [e.name for e in told if isinstance(e, Skipped)][1:] == ["FedAvg_seed0", "FedMR_seed0"]
+    assert [e.name for e in told if isinstance(e, Skipped)] == ["FedAvg_seed0", "FedMR_seed0"]
     assert told[-1].name.startswith("beginning-")  # what failed is tried again, from its beginning
 
     columns = comparison_csv(read_study([out])).splitlines()[0].split(",")
@@ -106,9 +109,24 @@ def test_rounds_in_common_are_run_once_and_give_the_same_bytes(tmp_path: Path) -
             list(plain.execute())
         shared = tmp_path / "out" / "runs" / run.name
         assert models(shared) == models(alone)
+        assert (shared / "task.json").read_bytes() == (alone / "task.json").read_bytes()
         for log in ("metrics.jsonl", "lineage.jsonl"):
             assert [entry(line) for line in (shared / log).open()] == [entry(line) for line in (alone / log).open()]
     assert len(read_study([tmp_path / "out"]).experiments) == 4
+
+
+def test_rounds_whose_number_is_not_known_beforehand_are_not_shared(tmp_path: Path) -> None:
+    until = {"until": {"plateau": {"patience": 1}}}
+    methods = {
+        "FedAvg": {"stages": [{"fedavg": {"rounds": 5}}]},
+        "early": {"stages": [{"fedavg": {"rounds": 5, **until}}, {"fedmr": {"rounds": 1}}]},
+        "early too": {"stages": [{"fedavg": {"rounds": 5, **until}}, {"fedprox": {"rounds": 1}}]},
+        "later": {"stages": [{"fedavg": {"rounds": 2}}, {"fedmr": {"rounds": 3, **until}}]},
+    }
+    begins = {name: task.beginning for name, task in opened(write(tmp_path, methods, [0]), tmp_path).tasks.items()}
+    assert begins["early_seed0"] is begins["early-too_seed0"] is None
+    assert begins["FedAvg_seed0"] == begins["later_seed0"] is not None
+    assert begins["later_seed0"].round == 2
 
 
 def models(run: Path) -> dict[str, bytes]:
@@ -142,6 +160,71 @@ def test_what_another_process_works_on_is_left_to_it(tmp_path: Path) -> None:
     with Claims(tmp_path / "out" / "claims") as others:
         assert all(others.take(name) for name in sweep.tasks)
         assert list(sweep.execute(1)) == [Skipped(name, "another process works on it") for name in sweep.tasks]
+
+
+def test_what_a_dead_process_of_another_machine_claimed_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmr_merge.recipe.sweep._POLL_SECONDS", 0.05)
+    sweep = opened(write(tmp_path, {"FedAvg": METHODS["FedAvg"]}, [0]), tmp_path / "out")
+    sweep.prepare()
+    claim = tmp_path / "out" / "claims" / "FedAvg_seed0.claim"
+    claim.write_text("its owner\nanother machine")
+    nearly_expired = claim.stat().st_mtime - EXPIRES_AFTER_SECONDS + 0.5
+    os.utime(claim, (nearly_expired, nearly_expired))
+    ended = [event for event in sweep.execute(1) if isinstance(event, Ended)]
+    assert ended == [Ended("FedAvg_seed0")]
+
+
+def test_only_runs_that_are_still_to_begin_need_their_beginning(tmp_path: Path) -> None:
+    """One run is done already, and one was stopped before its first round, when they were asked for without others."""
+    file, out = write(tmp_path, METHODS, [0]), tmp_path / "out"
+    for method in METHODS:
+        definition = read_sweep(file)
+        alone = Sweep(definition, sweep_runs(definition, only=[method]), out)
+        alone.prepare()
+        [run] = alone.runs
+        if method == "FedAvg":
+            list(alone.execute(1))
+        else:
+            with Run(parse_recipe(run.recipe, run.name), out / "runs" / run.name):
+                pass
+    sweep = opened(file, out)
+    assert sum(task.beginning is not None for task in sweep.tasks.values()) == 2
+    sweep.prepare()
+    told = list(sweep.execute(1))
+    assert told[0] == Skipped("FedAvg_seed0", "done already")
+    assert {event.name for event in told[1:]} == {"FedMR_seed0"}
+    assert told[-1] == Ended("FedMR_seed0")
+
+
+def test_processes_that_begin_at_the_same_time_describe_all_runs(tmp_path: Path) -> None:
+    file, out = write(tmp_path, METHODS, [0]), tmp_path / "out"
+    definition, names = read_sweep(file), set[str]()
+    sweeps = [Sweep(definition, sweep_runs(definition, seeds=[seed]), out) for seed in range(8)]
+    for sweep in sweeps:
+        names |= {run.name for run in sweep.runs if sweep.tasks}
+    (out / "claims").mkdir(parents=True)  # a process was killed when it had come so far
+    with ThreadPoolExecutor(len(sweeps)) as pool:
+        for done in [pool.submit(sweep.prepare) for sweep in sweeps]:
+            done.result()
+    assert set(read_sweep_folder(out).runs) == names
+
+
+def test_what_a_user_should_know_of_a_run_is_reported_and_kept(tmp_path: Path) -> None:
+    sweep = opened(write(tmp_path, {"FedAvg": METHODS["FedAvg"]}, [0]), tmp_path / "out")
+    sweep.prepare()
+    [run] = sweep.runs
+    folder = tmp_path / "out" / "runs" / run.name
+    with Run(parse_recipe(run.recipe, run.name), folder) as begun:
+        next(begun.execute())
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["packages"]["torch"] = "1.0"
+    (folder / "environment.json").write_text(json.dumps(environment))
+    [warned] = [event for event in sweep.execute(1) if isinstance(event, Warned)]
+    assert warned.message.startswith("not as when the run began: torch: 1.0 → ")
+    outcome = json.loads((tmp_path / "out" / "outcomes" / f"{run.name}.json").read_text())
+    assert (outcome["done"], outcome["warnings"]) == (True, [warned.message])
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def test_a_sweep_is_every_combination_seed_by_seed(tmp_path: Path) -> None:
     assert runs[0].recipe["stages"] == [{"fedavg": {"rounds": 10}}]
 
 
+def test_no_folder_has_a_name_that_is_hidden_or_looks_like_an_option(tmp_path: Path) -> None:
+    axes = {"method": {"-momentum": {}, "..": {}}}
+    runs = sweep_runs(read_sweep(write(tmp_path, axes=axes)), seeds=[0, 0])
+    assert [run.name for run in runs] == ["momentum_seed0", "small_seed0"]
+
+
 def test_the_order_of_settings_is_base_command_line_choices_when(tmp_path: Path) -> None:
     when = [{"if": {"method": "FedAvg"}, "set": {"training.lr": 0.3}}]
     definition = read_sweep(write(tmp_path, when=when))
@@ -120,6 +126,9 @@ def test_names_with_commas_can_be_chosen(tmp_path: Path, text: str, choices: lis
         ({"seeds": []}, "seeds"),
         ({"axes": {"method": {}}}, "axes.method: has no choices"),
         ({"axes": {"a": {"x": {}}, "b": {"x": {}}}}, "the axis a has a choice of this name, too"),
+        ({"axes": {"training.lr": [1, 2], "stages[0].fedmr.lr": [3]}}, "another axis is called 'lr': give this one"),
+        ({"axes": {"method": {"a (1)": {}, "a [1]": {}}}}, "'a (1)' and 'a [1]' would have the same folder"),
+        ({"axes": {"method": {"α": {}, "β": {}}}}, "'α' and 'β' would have the same folder"),
         ({"when": [{"if": {"method": "FedAgv"}, "set": {}}]}, "unknown choice 'FedAgv', did you mean FedAvg?"),
         ({"exclude": [{"method": ["FedAvg"]}]}, "exclude[0].method: expected the name of a choice, found"),
         ({"exclude": [{"methods": "FedAvg"}]}, "unknown axis, did you mean method?"),

@@ -15,7 +15,7 @@ from small_run import write_run
 
 from fedmr_merge.report.comparison import comparison_table, verdict_table
 from fedmr_merge.report.study import Study, read_study
-from fedmr_merge.report.verdict import cell_margin
+from fedmr_merge.report.verdict import Scores, cell_margin, margin
 
 STAGES = {
     "FedAvg": [{"fedavg": {"rounds": 4}}],
@@ -25,7 +25,7 @@ STAGES = {
 }
 
 
-def study(folder: Path, accuracies: dict[str, list[float]], published: dict[str, float], *, rounds: int = 2) -> Study:
+def study(folder: Path, accuracies: dict[str, list[float]], published: dict[str, float], *, rounds: int = 4) -> Study:
     """Write a sweep with one cell: method → the accuracy of each seed, in percent."""
     runs = {}
     for method, found in accuracies.items():
@@ -77,6 +77,42 @@ def test_the_verdict(fedmr: float, published: dict[str, float], verdict: str, tm
     columns, [row] = verdict_table(found)
     assert dict(zip(columns, row, strict=True))["verdict"].startswith(verdict)
     assert dict(zip(columns, row, strict=True))["p (paired t-test)"] == ""  # one seed tests nothing
+
+
+def test_a_run_that_is_not_finished_is_not_compared(tmp_path: Path) -> None:
+    """It is behind because it is at its beginning."""
+    found = study(tmp_path, {"FedAvg": [50.0, 51.0], "FedMR": [55.0, 57.0]}, {})
+    log = tmp_path / "runs" / "FedMR_seed1" / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0].replace("0.57", "0.1"))
+    columns, [row] = verdict_table(read_study([tmp_path]))
+    told = dict(zip(columns, row, strict=True))
+    assert (told["points"], told["seeds"]) == ("+5.00", "1")
+    [experiment] = [e for e in found.experiments if e.method == "FedMR"]
+    assert experiment.finished == {0, 1}
+
+    log = tmp_path / "runs" / "FedMR_seed0" / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    columns, [row] = verdict_table(read_study([tmp_path]))
+    assert row[-1] == "none yet: FedMR and a baseline have no finished runs with the same seed"
+
+
+def test_the_best_baseline_is_found_over_the_seeds_that_all_have() -> None:
+    """SCAFFOLD was run with the easy seed alone, with which FedAvg is better than it."""
+    cell = [
+        Scores("FedAvg", ("fedavg",), {0: 0.50, 1: 0.60, 2: 0.61}),
+        Scores("SCAFFOLD", ("scaffold",), {2: 0.58}),
+        Scores("FedMR", ("fedmr",), {0: 0.55, 1: 0.62, 2: 0.63}),
+    ]
+    found = margin(cell, {"FedMR": 60.0, "FedAvg": 50.0})
+    assert found is not None
+    assert (found.baseline, found.seeds) == ("FedAvg", (0, 1, 2))
+    assert found.points == pytest.approx(3.0)
+    # Without such a seed, each is compared with FedMR over those that it shares with it.
+    cell[0] = Scores("FedAvg", ("fedavg",), {0: 0.50, 1: 0.60})
+    found = margin(cell, {})
+    assert found is not None
+    assert (found.baseline, found.seeds) == ("FedAvg", (0, 1))
+    assert margin([cell[0], Scores("FedMR", ("fedmr",), {2: 0.6})], {}) is None
 
 
 def test_a_cell_without_a_baseline_has_no_verdict(tmp_path: Path) -> None:

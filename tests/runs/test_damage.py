@@ -208,7 +208,7 @@ def test_a_damaged_line_after_the_last_checkpoint_is_reported(
     with (folder / name).open("a") as stream:
         stream.write('{"round": 3, "st')  # cut off, as a kill leaves it
     with small_runs.Run(small_runs.recipe(), folder) as resumed:
-        assert resumed.notes == [f"{folder / name}: its last line is cut off: the rounds after 2 are run again"]
+        assert resumed.warnings() == [f"{folder / name}: its last line is cut off: the rounds after 2 are run again"]
     with (folder / name).open("a") as stream:
         stream.write("\n")
     assert run(folder, interrupted) == 0

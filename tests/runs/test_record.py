@@ -43,6 +43,27 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path, torn: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("stages", "done", "is_finished"),
+    [
+        ("[{fedmr: {rounds: 2}}, {evaluate: {}}]", [1, 0], False),
+        ("[{fedmr: {rounds: 2}}, {evaluate: {}}]", [2, 0], True),
+        ("[{fedavg: {rounds: 2}}, {fedmr: {rounds: 2}}]", [2, 1], False),
+        ("[{fedavg: {rounds: 9, until: {plateau: {}}}}, {fedmr: {rounds: 2}}]", [2, 2], True),
+        ("[{fedavg: {rounds: 9, until: {plateau: {}}}}, {fedmr: {rounds: 2}}]", [2, 0], False),
+        ("[{fedavg: {rounds: 2}}, {fedmr: {rounds: 9, until: {plateau: {}}}}]", [2, 0], False),
+        ("[{fedavg: {rounds: 2}}, {fedmr: {rounds: 9, until: {plateau: {}}}}]", [2, 9], True),
+    ],
+)
+def test_a_run_is_finished_with_the_last_round_of_its_last_training_stage(
+    tmp_path: Path, stages: str, done: list[int], is_finished: bool
+) -> None:
+    recorded = [stage for stage, rounds in enumerate(done, start=1) for _ in range(rounds)]
+    folder = write_run(tmp_path / "run", "".join(line(i, stage=stage) for i, stage in enumerate(recorded, start=1)))
+    (folder / "recipe.yaml").write_text(RECIPE.replace("[{fedmr: {rounds: 3}}]", stages))
+    assert read_run(folder).is_finished is is_finished
+
+
+@pytest.mark.parametrize(
     ("metrics", "message"),
     [
         (line(1) + "5\n" + line(3), r"metrics\.jsonl: damaged: line 2: Input should be a valid dictionary.*found 5"),
