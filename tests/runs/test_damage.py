@@ -196,7 +196,7 @@ def test_a_run_goes_back_to_what_is_whole(
     with small_runs.Run(small_runs.recipe(), folder) as resumed:
         assert resumed.resumed_from is not None
         assert resumed.resumed_from.round == 1
-        [note] = resumed.notes
+        [note] = resumed.warnings()
         assert message in note
         assert note.endswith(": the run goes back to round 1")
 
