@@ -268,11 +268,14 @@ def _for_task(architecture: Architecture, data: Data, task: Task) -> Architectur
 
 
 def _initialise(architecture: Architecture, data: Data, task: Task, seed: int) -> nn.Module:
-    """Build the module. Raises TrainingError when it is of another kind."""
+    """Build the module, with contiguous parameters. Raises TrainingError when it is of another kind."""
     module = architecture.initialise(data.example_shape, task.outputs(data), seed)
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
         raise TrainingError(f"model {architecture.name} builds a {kind}, which is not a torch module", hint=_HINT)
+    for parameter in module.parameters():
+        # The kernels of the optimisers read a parameter and its gradient in the order of memory.
+        parameter.data = parameter.data.contiguous()
     return module
 
 

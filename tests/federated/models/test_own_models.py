@@ -106,6 +106,31 @@ def test_a_tied_weight_is_one_tensor_for_both_engines_and_moves_as_one():
     assert loop[-1].state.global_weights["first.weight"].ne(federation.module.first.weight).any()
 
 
+class OtherStrides(Plain):
+    """Its parameters are laid out in memory in other orders than those of their dimensions."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.conv.weight = nn.Parameter(torch.randn(3, 3, 1, 4).permute(3, 2, 0, 1))
+        self.last.weight = nn.Parameter(torch.randn(64, num_classes).t())
+
+    def forward(self, x):
+        return self.last(self.conv(x).relu().flatten(1))
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "adam", "momentum": 0.0}])
+def test_a_model_whose_parameters_are_not_contiguous_trains_as_one_whose_are(optimizer):
+    def contiguous():
+        module = OtherStrides(3)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        return module
+
+    expected = run(contiguous, engine="loop", **optimizer)
+    assert digest(run(OtherStrides, engine="loop", **optimizer)[-1].state) == digest(expected[-1].state)
+    assert_alike(run(OtherStrides, engine="vmap", **optimizer), expected)
+
+
 def test_what_a_model_draws_follows_the_seed_and_not_the_global_generator():
     torch.manual_seed(1)
     first = digest(run(Dropping)[-1].state)
