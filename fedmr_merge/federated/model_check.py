@@ -19,6 +19,7 @@ from fedmr_merge.errors import TrainingError, shown
 from fedmr_merge.federated.cohort import Weights, weights_of
 from fedmr_merge.federated.data.examples import Inputs
 from fedmr_merge.federated.models.base import Classifier
+from fedmr_merge.federated.training.forward import Forward
 from fedmr_merge.own_code import explained, is_import_path
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def require_trainable(federation: Federation) -> None:
         with torch.no_grad(), explained(f"{model} cannot take a batch of {_described(inputs)}", TrainingError):
             outputs = federation.evaluation_forward(weights, inputs)
         _require_outputs(federation, outputs, targets)
-        step = grad(_loss(federation))
+        forward = federation.new_training_forward()
+        _require_its_own_tensors(forward, model, inputs)
+        step = grad(_loss(forward))
         with explained(f"{model} cannot be trained", TrainingError):
             step(*_split(federation, weights), inputs, targets)
         if federation.engine == "vmap":
@@ -73,6 +76,20 @@ def _require_outputs(federation: Federation, outputs: object, targets: Tensor) -
         f"{federation.task.name} needs float32 {list(expected)}",
         hint=f"a parameter of the model that is named num_outputs gets the number of outputs, {count}",
     )
+
+
+def _require_its_own_tensors(forward: Forward, model: str, inputs: Inputs) -> None:
+    """Raise TrainingError when the module has other tensors after a call: what a client trains is read from the tensors
+    that it had before, and the others would be passed on to the next client.
+    """
+    with torch.no_grad(), explained(f"{model} cannot be trained", TrainingError):
+        forward(forward.own, inputs)
+    if replaced := forward.replaced():
+        attribute = replaced[0].rpartition(".")[2]
+        raise TrainingError(
+            f"{model} replaces its tensor {shown(replaced[0])!r} by another one when it is called",
+            hint=f"register it when the module is built, and write into it: self.{shown(attribute)}.copy_(…)",
+        )
 
 
 def require_parts(federation: Federation, method: str) -> None:
@@ -118,9 +135,8 @@ def _no_draws(federation: Federation) -> Iterator[None]:
         yield
 
 
-def _loss(federation: Federation) -> Loss:
+def _loss(forward: Forward) -> Loss:
     """Return the loss in training mode, as a function of what `_split` returns and a batch."""
-    forward = federation.new_training_forward()
 
     def loss(trained: Weights, others: Weights, inputs: Inputs, targets: Tensor) -> Tensor:
         return forward.loss(forward({**trained, **others}, inputs), targets)

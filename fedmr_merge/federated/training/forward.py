@@ -61,6 +61,11 @@ class Forward:
             return inputs.contiguous(memory_format=torch.channels_last)
         return inputs
 
+    def replaced(self) -> list[str]:
+        """Return the names of the module's own tensors that a call has added, removed or replaced by other tensors."""
+        now = weights_of(self._module)
+        return [name for name in {**self.own, **now} if now.get(name) is not self.own.get(name)]
+
     @property
     def frozen(self) -> Forward:
         """The model in evaluation mode, for weights that are only looked at: it changes no statistics."""

@@ -131,6 +131,48 @@ def test_a_model_whose_parameters_are_not_contiguous_trains_as_one_whose_are(opt
     assert_alike(run(OtherStrides, engine="vmap", **optimizer), expected)
 
 
+class Centred(Plain):
+    """Keeps a moving mean of what it has seen."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("center", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.keep(0.9 * self.center + 0.1 * x.mean())
+        return super().forward(x - self.center)
+
+    def keep(self, center):
+        self.center.copy_(center)
+
+
+class Replacing(Centred):
+    def keep(self, center):
+        self.center = center
+
+
+class Late(Centred):
+    """Has no mean before it has seen anything."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.center = None
+
+    def forward(self, x):
+        self.center = x.mean(0)
+        return super().forward(x)
+
+
+def test_a_buffer_that_is_written_into_is_trained_and_one_that_is_replaced_is_refused():
+    assert_alike(run(Centred, engine="vmap"), run(Centred, engine="loop"))
+    for model in (Replacing, Late):
+        reason = rf"^model python:{model.__name__} replaces its tensor 'center' by another one when it is called$"
+        with pytest.raises(TrainingError, match=reason) as caught:
+            make_federation(given_model(model))
+        assert "self.center.copy_(…)" in caught.value.hint
+
+
 def test_what_a_model_draws_follows_the_seed_and_not_the_global_generator():
     torch.manual_seed(1)
     first = digest(run(Dropping)[-1].state)
