@@ -24,7 +24,9 @@ def uniform(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
 
 def by_size(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
     """Select K of the clients one after the other, each with a probability in proportion to its number of examples."""
-    return _by_size(federation, federation.slots, federation.generator("client selection", round))
+    rng = federation.generator("client selection", round)
+    # In random order: those with many examples are likely to be drawn first.
+    return tuple(rng.permutation(_by_size(federation, federation.slots, rng)).tolist())
 
 
 def round_robin(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:

@@ -33,6 +33,14 @@ def test_by_size_selects_in_proportion_to_size():
     assert counts / counts.sum() == pytest.approx(np.array(SIZES) / sum(SIZES), abs=0.03)
 
 
+def test_by_size_sends_a_client_to_every_slot_as_often():
+    federation = make_federation()
+    algorithm, state = FedAvg(selection="by_size"), initial_state(federation)
+    selected = np.array([algorithm.select(federation, state, round) for round in range(1, 2001)])
+    in_slots = (selected == np.argmax(SIZES)).sum(axis=0)
+    assert in_slots / in_slots.sum() == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+
+
 def test_round_robin_gives_every_client_its_turn():
     algorithm, federation = FedAvg(selection="round_robin"), make_federation(clients_per_round=4)
     state = initial_state(federation)
