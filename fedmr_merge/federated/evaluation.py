@@ -125,7 +125,7 @@ def recalibrate(module: nn.Module, weights: Weights, batches: Iterable[Inputs]) 
     result = dict(weights)
     if not names:
         return result
-    training = _whole_momentum(module)
+    estimating = _whole_momentum(module)
     totals = {name: torch.zeros_like(weights[name], dtype=torch.float64) for name in names}
     count = 0
     with torch.inference_mode(), float32_products():
@@ -133,9 +133,9 @@ def recalibrate(module: nn.Module, weights: Weights, batches: Iterable[Inputs]) 
             # With a momentum of 1 a batch's statistics replace those before, so that each batch counts alike.
             passed = {name: tensor.clone() for name, tensor in weights.items()}
             if isinstance(inputs, Tensor):
-                torch.func.functional_call(training, passed, (inputs,))
+                torch.func.functional_call(estimating, passed, (inputs,))
             else:
-                torch.func.functional_call(training, passed, (), dict(inputs))
+                torch.func.functional_call(estimating, passed, (), dict(inputs))
             for name in names:
                 totals[name] += passed[name]
             count += 1
@@ -147,8 +147,10 @@ def recalibrate(module: nn.Module, weights: Weights, batches: Iterable[Inputs]) 
 
 
 def _whole_momentum(module: nn.Module) -> nn.Module:
-    training = deepcopy(module).train()
-    for part in training.modules():
+    """Return a copy whose batch normalisations alone are in training mode, with a momentum of 1: nothing is dropped."""
+    copy = deepcopy(module).eval()
+    for part in copy.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.train()
             part.momentum = 1.0
-    return training
+    return copy

@@ -91,6 +91,16 @@ class TestRecalibration:
                 assert torch.equal(found[name], tensor), name
         assert not found["norm.running_mean"].is_inference()
 
+    def test_nothing_is_dropped_out(self):
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(8)]
+        module, batches = torch.nn.Sequential(*layers), [torch.randn(6, 4) for _ in range(2)]
+        before = torch.get_rng_state()
+        found = recalibrate(module, module.state_dict(), batches)
+        means = torch.stack([layers[0](inputs).mean(0) for inputs in batches]).mean(0)
+        torch.testing.assert_close(found["2.running_mean"], means)
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_batches_are_different_examples_of_the_clients_always_the_same(self):
         federation = make_federation()
         first, again = (torch.cat(list(recalibration_batches(federation, 10))) for _ in range(2))
