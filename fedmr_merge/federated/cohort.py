@@ -129,10 +129,11 @@ class Cohort:
             for start in range(0, rows.shape[1], COMPARED_AT_ONCE):
                 yield rows[:, start : start + COMPARED_AT_ONCE].float().contiguous()
 
-    def similarity(self, names: Iterable[str]) -> float:
-        """Return the mean cosine over all pairs of two different slots; there must be two."""
-        cosines = self.similarities(names)
-        return float((cosines.sum() - cosines.trace()) / (self.slots * (self.slots - 1)))
+    def similarity(self, names: Iterable[str], slots: Sequence[int] | None = None) -> float:
+        """Return the mean cosine over all pairs of two different slots, of all or of these; there must be two."""
+        rows = torch.arange(self.slots) if slots is None else torch.tensor(slots)
+        cosines = self.similarities(names).index_select(0, rows).index_select(1, rows)
+        return float((cosines.sum() - cosines.trace()) / (len(rows) * (len(rows) - 1)))
 
     def to(self, device: torch.device) -> Cohort:
         """Return the cohort on a device."""

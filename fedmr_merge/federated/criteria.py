@@ -63,7 +63,8 @@ class Similarity:
     def reached(self, history: History) -> str | None:
         """Return the reason to end the stage, or None."""
         for metrics in history:
-            # A round that ends with one model, since the others diverged or its cluster has one client, has none.
+            # A round has none in which fewer than two clients trained: the others diverged or did not answer, or the
+            # round's cluster has one client.
             if metrics.get("similarity", -1.0) > self.above:
                 return f"the models' mean cosine similarity is {metrics['similarity']:.4f}, above {self.above}"
         return None

@@ -49,9 +49,8 @@ class RoundResult:
     `metrics` holds `train_loss` (mean over examples, without diverged clients; absent where no client took a step),
     the metrics of the task (of the global model; for classification these are `test_accuracy` and `test_loss`), `lr`
     (where it follows a schedule), `bytes_down` and `bytes_up` (sent to all clients, and sent back by them),
-    `similarity` (mean pairwise cosine of the trained models; with two clients or more, unless the server sees their
-    mean alone) and, with `training.privacy`,
-    `epsilon` (spent since the run began).
+    `similarity` (mean pairwise cosine of the models of the clients that took a step; with two of them or more, unless
+    the server sees their mean alone) and, with `training.privacy`, `epsilon` (spent since the run began).
     """
 
     round: int
@@ -204,8 +203,9 @@ def _run_round(
     if rates.schedule is not None:
         metrics["lr"] = task.learning_rate
     metrics |= {"bytes_down": traffic.down, "bytes_up": traffic.up}
-    if trained.cohort.slots > 1 and not federation.training.shows_the_mean_alone:
-        metrics["similarity"] = trained.cohort.similarity(federation.trainable)
+    moved = [slot for slot, steps in enumerate(trained.steps) if steps]
+    if len(moved) > 1 and not federation.training.shows_the_mean_alone:
+        metrics["similarity"] = trained.cohort.similarity(federation.trainable, moved)
     if federation.training.privacy is not None:
         spent, metrics["epsilon"] = _account(federation, algorithm, before, selected, round)
         state = replace(state, facts={**state.facts, **spent})

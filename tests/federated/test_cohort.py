@@ -83,6 +83,7 @@ def test_similarity_is_the_mean_cosine_of_all_pairs():
         cosines, torch.tensor([[1, 0, 0.5**0.5], [0, 1, 0.5**0.5], [0.5**0.5, 0.5**0.5, 1]], dtype=torch.float64)
     )
     assert cohort.similarity(("a", "b")) == pytest.approx(2 * 0.5**0.5 / 3)
+    assert cohort.similarity(("a", "b"), [0, 2]) == pytest.approx(0.5**0.5)
 
 
 def test_similarity_is_the_same_in_one_piece_and_in_many(monkeypatch):

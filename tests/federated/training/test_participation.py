@@ -66,6 +66,19 @@ def test_a_slot_without_an_answer_keeps_what_was_dispatched():
     assert seen
 
 
+@pytest.mark.parametrize("algorithm", [FedAvg(), Independent()])
+def test_the_similarity_of_a_round_is_that_of_the_models_that_were_trained(algorithm):
+    federation, counts = make_federation(availability=0.4), set()
+    for result in run(federation, algorithm, 10):
+        trained = [slot for slot, client in enumerate(result.clients) if client not in result.absent]
+        counts.add(len(trained))
+        assert ("similarity" in result.metrics) == (len(trained) > 1)
+        if len(trained) > 1 and result.state.cohort.slots > 1:
+            expected = result.state.cohort.similarity(federation.trainable, trained)
+            assert result.metrics["similarity"] == expected
+    assert counts >= {0, 1, 2}
+
+
 def test_stragglers_take_their_first_steps():
     """Clients of 9, 4 and 12 examples in batches of 4 take 6, 2 and 6 steps in two epochs, a straggler 2."""
     federation, plain = make_federation(stragglers=Stragglers(0.67, 2)), make_federation()
