@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmr_merge.errors import DataError, listed, shown
+from fedmr_merge.federated.data.class_names import renumbered
 from fedmr_merge.federated.data.datasets._images import measured
 from fedmr_merge.federated.data.examples import Data, Inputs, Part
 from fedmr_merge.federated.data.features import FeatureData, Scale
@@ -201,7 +202,10 @@ def _targets(
             name: _numbers(t.to(torch.float32), f"the targets of the {name} part") for name, t in numbers.items()
         }, ()
     classes = {name: targets.to(torch.int64) for name, targets in numbers.items()}
-    names = tuple(class_names) if class_names is not None else parts["training"].class_names
+    known, own = parts["training"].class_names, parts["test"].class_names
+    if known is not None and own is not None:
+        classes["test"] = torch.from_numpy(renumbered(classes["test"].numpy(), own, known, "the test part"))
+    names = tuple(class_names) if class_names is not None else known
     count = len(names) if names is not None else int(max(targets.max() for targets in classes.values())) + 1
     for name, targets in classes.items():
         low, high = int(targets.min()), int(targets.max())

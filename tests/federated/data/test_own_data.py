@@ -93,6 +93,31 @@ def test_a_torch_data_set_with_names_of_classes():
     assert data.targets("train").tolist() == [0, 1, 2, 0, 1, 2]
 
 
+class Animals(Named):
+    """Names its classes as a folder for each would be, of which some parts have others."""
+
+    def __init__(self, classes, labels):
+        super().__init__(len(labels))
+        self.classes, self.labels = classes, labels
+
+    def __getitem__(self, number):
+        return torch.zeros(2), self.labels[number]
+
+
+def test_classes_of_one_name_are_one_class_in_both_parts():
+    train = Animals(["cat", "dog", "owl"], [0, 1, 2])
+    data = as_data(train, Animals(["cat", "owl", "zebra"], [1, 0, 1]))
+    assert data.class_names == ("cat", "dog", "owl")
+    assert data.targets("test").tolist() == [2, 0, 2]
+    renamed = as_data(train, Animals(["cat", "owl"], [1, 0]), class_names=["Katze", "Hund", "Eule"])
+    assert [renamed.class_names[label] for label in renamed.targets("test")] == ["Eule", "Katze"]
+    with pytest.raises(DataError, match="the test part has the class 'zebra', which the training part does not have"):
+        as_data(train, Animals(["cat", "owl", "zebra"], [0, 2]))
+    for label in (-1, 2):
+        with pytest.raises(DataError, match=f"the test part has the class {label}, and there are 2 classes"):
+            as_data(train, Animals(["cat", "owl"], [0, label]))
+
+
 def test_a_torch_data_set_of_pillow_images_and_mappings():
     from PIL import Image
 

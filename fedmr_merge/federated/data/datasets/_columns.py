@@ -10,6 +10,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 
 from fedmr_merge.errors import DataError
+from fedmr_merge.federated.data.class_names import renumbered
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Numbers, Part, numbered
 from fedmr_merge.federated.data.datasets._table import begins_grey, class_names, decode, in_words, values
@@ -55,14 +56,16 @@ class TableDataSet(ImageDataSet):
         images = decode(table, self.image_column, size=self.size)
         if images.shape[1] == 3 and begins_grey(table, self.image_column):
             notes += ("the first image is grey and others have colour: all are read in colour",)
-        train = Part(images, _labels(table, self.label_column, names), clients)
+        are_numbers = _are_numbers(table, self.label_column)
+        train = Part(images, _labels(table, self.label_column, names, are_numbers=are_numbers), clients)
         if self.test_share is not None:
             groups = train.labels if clients is None else clients
             held_out = hold_out(groups, self.test_share, "held-out part", carry_remainders=clients is not None)
             return self.assemble(_rows(train, ~held_out), _rows(train, held_out), names, notes)
         table = self.read(str(self.test_split), columns)
         images = decode(table, self.image_column, size=self.size, colour=images.shape[1] == 3)
-        return self.assemble(train, Part(images, _labels(table, self.label_column, names)), names, notes)
+        labels = _labels(table, self.label_column, names, are_numbers=are_numbers)
+        return self.assemble(train, Part(images, labels), names, notes)
 
 
 def _rows(part: Part, chosen: np.ndarray) -> Part:
@@ -89,10 +92,14 @@ def _is_missing(label: Any) -> bool:
     return isinstance(label, np.integer) and bool(label < 0)
 
 
+def _are_numbers(table: pa.Table, column: str) -> bool:
+    """Whether the labels are numbers, which the table does not name."""
+    return class_names(table, column) is None and values(table, column).dtype.kind in "iu"
+
+
 def _notes(table: pa.Table, column: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return what was decided about the labels, where people could expect something else."""
-    found = values(table, column)
-    if class_names(table, column) is not None or found.dtype.kind not in "iu":
+    if not _are_numbers(table, column):
         return ()
     if names == tuple(str(label) for label in range(len(names))):
         return ()
@@ -100,11 +107,14 @@ def _notes(table: pa.Table, column: str, names: tuple[str, ...]) -> tuple[str, .
     return (f"the labels {shown} are not 0 to {len(names) - 1}: they are numbered anew, and keep their names",)
 
 
-def _labels(table: pa.Table, column: str, names: tuple[str, ...]) -> Numbers:
-    """Return the class of every example, by number. Raises DataError for a label that is not one of the classes."""
-    found = values(table, column)
-    if found.dtype.kind in "iu" and class_names(table, column) is not None:
-        return found.astype(np.int64)
+def _labels(table: pa.Table, column: str, names: tuple[str, ...], *, are_numbers: bool) -> Numbers:
+    """Return the class of every example, by its number in the training part, whose labels may be numbers without names.
+
+    Raises DataError for a label that is not one of the classes.
+    """
+    found, own = values(table, column), class_names(table, column)
+    if found.dtype.kind in "iu" and own is not None and not are_numbers:
+        return renumbered(found, own, names, in_words(table, column))
     different, numbers = np.unique(found, return_inverse=True)
     place = {name: label for label, name in enumerate(names)}
     place |= {str(label): int(label) for label in different if _is_missing(label)}

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
 from fedmr_merge.errors import DataError, shown
+from fedmr_merge.federated.data.class_names import renumbered
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import numbered
 from fedmr_merge.federated.data.datasets._rows import Rows, read_hub_rows, read_rows
@@ -97,8 +98,8 @@ def _at_most(rows: Rows, most: int | None, part: str) -> Rows:
 def read_labels(train: Rows, test: Rows, column: str) -> Labels:
     """Return the classes of a column: those that it names itself, else the different values of the training part.
 
-    Numbers are sorted as such, also where they are written in a CSV file. Raises DataError for a label that the
-    training part does not have.
+    Numbers are sorted as such, also where they are written in a CSV file. Where both parts name their classes, those of
+    one name are one class. Raises DataError for a label that the training part does not have.
     """
     names = train.names.get(column)
     if names is None:
@@ -111,7 +112,10 @@ def read_labels(train: Rows, test: Rows, column: str) -> Labels:
         place = {str(label): label for label in range(len(names))}
     parts = []
     for rows in (train, test):
-        values = [str(value) for value in rows.column(column)]
+        labels, own = rows.column(column), rows.names.get(column)
+        if column in train.names and own is not None and labels.dtype.kind in "iu":
+            labels = renumbered(labels, own, names, f"{rows.source}: column {shown(column)!r}")
+        values = [str(value) for value in labels]
         unknown = next((value for value in values if value not in place), None)
         if unknown is not None:
             reason = f"has the class {shown(unknown)!r}, which the training part does not have"

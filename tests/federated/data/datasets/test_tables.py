@@ -319,6 +319,25 @@ def test_labels_with_gaps_are_numbered_anew_and_keep_their_names(tmp_path):
     assert data.notes == ("the labels 1, 5, 9 are not 0 to 2: they are numbered anew, and keep their names",)
 
 
+def test_classes_of_one_name_are_one_class_in_both_splits(tmp_path):
+    def write(split, labels, names):
+        columns = {"image": pictures(len(labels)), "label": labels}
+        write_parquet(tmp_path / f"{split}.parquet", columns, {"label": names} if names else None)
+
+    write("train", [0, 1, 2], ("cat", "dog", "owl"))
+    write("test", [0, 1], ("owl", "cat"))
+    data = Parquet(path=str(tmp_path)).load()
+    assert (data.class_names, data.test_labels.tolist()) == (("cat", "dog", "owl"), [2, 0])
+    write("train", ["dog", "cat", "owl"], None)
+    assert Parquet(path=str(tmp_path)).load().test_labels.tolist() == [2, 0]
+    # Numbers without names stay numbers.
+    write("train", [0, 1, 2], None)
+    assert Parquet(path=str(tmp_path)).load().test_labels.tolist() == [0, 1]
+    write("train", [0, 1, 2], ("cat", "dog", "fox"))
+    with pytest.raises(DataError, match=r"/test.parquet: column 'label' has the class 'owl', which the training part"):
+        Parquet(path=str(tmp_path)).load()
+
+
 def test_a_huge_label_takes_no_memory_and_whole_labels_have_no_note(tmp_path):
     write_parquet(tmp_path / "train.parquet", {"image": pictures(3), "label": [0, 7, 10**15]})
     write_parquet(tmp_path / "test.parquet", {"image": pictures(3), "label": [0, 7, 7]})

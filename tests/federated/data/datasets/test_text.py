@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from data_layouts import write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,6 +185,14 @@ def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path):
     data = Text(path=str(tmp_path), label_column="label").load()
     assert data.class_names == ("-1", "9", "10")
     assert data.targets("train").tolist() == [2, 1, 0]
+
+
+def test_classes_of_one_name_are_one_class_in_both_parts(tmp_path):
+    for split, names in (("train", ("cat", "dog", "owl")), ("test", ("owl", "cat"))):
+        write_parquet(tmp_path / f"{split}.parquet", {"text": ["a", "b"], "label": [0, 1]}, {"label": names})
+    data = Text(path=str(tmp_path), label_column="label").load()
+    assert data.class_names == ("cat", "dog", "owl")
+    assert (data.targets("train").tolist(), data.targets("test").tolist()) == ([0, 1], [2, 0])
 
 
 @given(
