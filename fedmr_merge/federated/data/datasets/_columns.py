@@ -59,6 +59,7 @@ class TableDataSet(ImageDataSet):
         are_numbers = _are_numbers(table, self.label_column)
         train = Part(images, _labels(table, self.label_column, names, are_numbers=are_numbers), clients)
         if self.test_share is not None:
+            self.require_classes("training", train, names)
             groups = train.labels if clients is None else clients
             held_out = hold_out(groups, self.test_share, "held-out part", carry_remainders=clients is not None)
             return self.assemble(_rows(train, ~held_out), _rows(train, held_out), names, notes)

@@ -53,15 +53,7 @@ class ImageDataSet(DataSet):
         Raises DataError when a part is empty, or when a label has no class.
         """
         for name, part in (("training", train), ("test", test)):
-            if not len(part.labels):
-                raise DataError(f"{self.name}: the {name} part has no examples")
-            low, high = int(part.labels.min()), int(part.labels.max())
-            if low < 0 or high >= len(class_names):
-                wrong = low if low < 0 else high
-                raise DataError(
-                    f"{self.name}: the {name} part has the label {wrong}, but there are {len(class_names)} classes",
-                    hint="-1 stands for examples without a label" if wrong < 0 else None,
-                )
+            self.require_classes(name, part, class_names)
         mean, std = self._statistics(train.images)
         return ImageData(
             train_images=torch.from_numpy(train.images),
@@ -76,6 +68,18 @@ class ImageDataSet(DataSet):
             notes=tuple(notes),
             measured=self.normalisation == "measured",
         )
+
+    def require_classes(self, name: str, part: Part, class_names: Sequence[str]) -> None:
+        """Raise DataError when a part is empty, or when a label has no class; `name` is what the message calls it."""
+        if not len(part.labels):
+            raise DataError(f"{self.name}: the {name} part has no examples")
+        low, high = int(part.labels.min()), int(part.labels.max())
+        if low < 0 or high >= len(class_names):
+            wrong = low if low < 0 else high
+            raise DataError(
+                f"{self.name}: the {name} part has the label {wrong}, but there are {len(class_names)} classes",
+                hint="-1 stands for examples without a label" if wrong < 0 else None,
+            )
 
     def _statistics(self, images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
         channels = images.shape[1]
@@ -110,6 +114,12 @@ def measured(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def numbered(values: NDArray[Any]) -> tuple[Numbers, NDArray[Any]]:
-    """Number the different values from 0 in sorted order; return the number of every entry, and the values."""
-    different, numbers = np.unique(values, return_inverse=True)
+    """Number the different values from 0 in sorted order; return the number of every entry, and the values.
+
+    Where strings are among numbers, as JSON lines may have them, all are compared as strings.
+    """
+    try:
+        different, numbers = np.unique(values, return_inverse=True)
+    except TypeError:
+        different, numbers = np.unique(values.astype(str), return_inverse=True)
     return numbers.astype(np.int64), different

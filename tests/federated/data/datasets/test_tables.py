@@ -224,6 +224,12 @@ class TestFaults:
         ):
             Parquet(path=str(tmp_path)).load()
 
+    def test_an_example_without_a_label_where_a_share_is_held_out(self, tmp_path):
+        columns = {"image": pictures(4), "label": [0, 1, -1, 1]}
+        write_parquet(tmp_path / "train.parquet", columns, {"label": ("a", "b")})
+        with pytest.raises(DataError, match="the training part has the label -1"):
+            Parquet(path=str(tmp_path), test_split=None, test_share=0.5).load()
+
     @pytest.mark.parametrize("options", [{"test_split": None}, {"test_share": 0.1}])
     def test_two_ways_to_hold_out(self, tmp_path, options):
         with pytest.raises(DataError, match="either test_split or test_share"):

@@ -195,6 +195,17 @@ def test_classes_of_one_name_are_one_class_in_both_parts(tmp_path):
     assert (data.targets("train").tolist(), data.targets("test").tolist()) == ([0, 1], [2, 0])
 
 
+def test_strings_and_numbers_in_one_column_are_compared_as_strings(tmp_path):
+    rows = [{"text": "a", "label": label, "who": who} for label in (1, "1", "x") for who in (7, "y")]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"path": str(tmp_path / "all.jsonl"), "test_split": None, "label_column": "label"}
+    data = Text(**options, test_share=0.5).load()
+    assert data.class_names == ("1", "x")
+    assert data.targets("test").tolist() == [0, 0, 1]
+    data = Text(**options, test_share=0.34, client_column="who").load()
+    assert sorted(data.train_clients.tolist()) == [0, 0, 1, 1]
+
+
 @given(
     texts=st.lists(st.lists(st.integers(0, 255), max_size=9), min_size=1, max_size=8),
     length=st.integers(2, 7),
