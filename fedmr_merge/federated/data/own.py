@@ -73,8 +73,9 @@ def as_data(
     partition `natural`.
 
     Inputs that are uint8 [examples, channels, height, width] (or without channels) are images: they are divided by 255
-    and normalised by mean and deviation of the training part before a model sees them. Anything else is given to the
-    model as it is, with floating-point numbers as float32. Targets that are whole numbers or strings are classes;
+    and normalised by mean and deviation of the training part before a model sees them. Their targets are classes: to
+    predict numbers from images, give them as floating-point numbers, e.g. `x.float() / 255`. Anything else is given to
+    the model as it is, with floating-point numbers as float32. Targets that are whole numbers or strings are classes;
     floating-point targets are numbers to predict.
 
     Args:
@@ -242,6 +243,12 @@ def _data(
 ) -> Data:
     """Return the data of the kind that the inputs are of."""
     train, test = inputs["training"], inputs["test"]
+    if isinstance(train, Tensor) and train.dtype == torch.uint8 and train.dim() in (3, 4) and not names:
+        raise DataError(
+            f"uint8 inputs of the shape {list(train.shape)} are images, whose targets must be classes, and these are "
+            "numbers to predict",
+            hint="give the model floating-point numbers, which it gets as they are: x.float() / 255 for images",
+        )
     if isinstance(train, Tensor) and isinstance(test, Tensor) and names and train.dtype == torch.uint8:
         images = [_as_images(tensor) for tensor in (train, test)]
         mean, std = measured(images[0].numpy())
