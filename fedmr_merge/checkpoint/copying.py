@@ -10,16 +10,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmr_merge.checkpoint.header import FileIdentity, file_identity
+from fedmr_merge.checkpoint.header import FileIdentity, file_identity, reading
 from fedmr_merge.checkpoint.open import Checkpoint
-from fedmr_merge.checkpoint.writer import Progress, write_all
+from fedmr_merge.checkpoint.writer import NO_SPACE, Progress, write_all
 from fedmr_merge.errors import CheckpointError
 
 #: This fits a core's own cache, so that a byte is hashed and written from there after it was read.
 BUFFER_BYTES = 1 << 18
 _PIECE_BYTES = 64 << 20  # between two reports of progress
 _MAX_OPEN = 64  # of one thread: a store can have more shards than a process may have open files
-_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,13 @@ def assemble(
             _copy_range(sources.descriptor(piece.path), stream.fileno(), piece)
             if progress:
                 progress(piece.end - piece.start)
+
+
+def copy_file(source: Path, target: Path, watch: SourceWatch) -> None:
+    """Write a copy of a file, whatever its size. Raises CheckpointError when the source cannot be read."""
+    with reading(source):
+        nbytes = source.stat().st_size
+    assemble(target, b"", [Segment(source, 0, nbytes)], watch)
 
 
 def assemble_hashed(
@@ -78,13 +84,26 @@ def assemble_hashed(
 def read_range(path: Path, descriptor: int, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
     """Yield a file's bytes from `start` to `end`, one full buffer after the other.
 
-    Raises CheckpointError when the file ends before that.
+    Raises CheckpointError when the file ends before that or cannot be read.
     """
     while start < end:
-        count = os.preadv(descriptor, [buffer[: end - start]], start)
+        piece = buffer[: end - start]
+        read_exactly(path, descriptor, start, piece)
+        yield piece
+        start += len(piece)
+
+
+def read_exactly(path: Path, descriptor: int, start: int, out: memoryview) -> None:
+    """Fill `out` with the bytes of an open file from `start` on, however little each read gives.
+
+    Raises CheckpointError when the file ends before that or cannot be read.
+    """
+    end = start + len(out)
+    while start < end:
+        with reading(path):
+            count = os.preadv(descriptor, [out[start - end :]], start)
         if count == 0:
             raise CheckpointError(path, f"truncated while it was read: it ends before byte {end}")
-        yield buffer[:count]
         start += count
 
 
@@ -140,19 +159,23 @@ def _pieces(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 def _copy_range(source: int, target: int, piece: Segment) -> None:
-    """Append a source's bytes to the target: copy_file_range, else sendfile, else through a bounded buffer."""
+    """Append a source's bytes to the target: copy_file_range, else sendfile, else through a bounded buffer.
+
+    The kernel does not copy between all files, and each system refuses with errors of its own. Where a disk fails, it
+    does not say which of the two files is at fault; reading and writing does.
+    """
     position = piece.start
-    for copy in (_copy_file_range, _sendfile, _read_write):
+    for copy in (_copy_file_range, _sendfile):
         try:
-            while position < piece.end:
-                copied = copy(source, target, position, piece.end - position)
-                if copied == 0:
-                    raise CheckpointError(piece.path, f"truncated while it was read: it ends before byte {piece.end}")
+            while position < piece.end and (copied := copy(source, target, position, piece.end - position)):
                 position += copied
-            return
         except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
+            if error.errno in NO_SPACE:
                 raise
+    if position < piece.end:
+        buffer = memoryview(bytearray(min(BUFFER_BYTES, piece.end - position)))
+        for content in read_range(piece.path, source, position, piece.end, buffer):
+            write_all(target, content)
 
 
 def _copy_file_range(source: int, target: int, start: int, count: int) -> int:
@@ -163,12 +186,6 @@ def _copy_file_range(source: int, target: int, start: int, count: int) -> int:
 
 def _sendfile(source: int, target: int, start: int, count: int) -> int:
     return os.sendfile(target, source, start, count)
-
-
-def _read_write(source: int, target: int, start: int, count: int) -> int:
-    content = os.pread(source, min(count, BUFFER_BYTES), start)
-    write_all(target, content)
-    return len(content)
 
 
 class SourceWatch:
@@ -185,10 +202,8 @@ class SourceWatch:
 
         Raises CheckpointError when the file cannot be opened or has changed.
         """
-        try:
+        with reading(path):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
         try:
             self._compare(path, file_identity(os.fstat(descriptor)))
         except BaseException:

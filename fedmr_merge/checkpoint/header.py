@@ -11,13 +11,14 @@ dtypes that are written as another kind of JSON value than every writer uses.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -101,18 +102,24 @@ def open_regular(path: Path) -> FileIO:
     return stream
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise CheckpointError, which names the file, where the system fails in a block that reads it."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of a file. No tensor is read.
 
     Raises CheckpointError with the file and the reason when the file cannot be opened or is not valid safetensors.
     """
-    try:
-        with open_regular(path) as stream:
-            stat = os.fstat(stream.fileno())
-            length = header_length(stream.read(8), path, stat.st_size)
-            header = parse_header(os.pread(stream.fileno(), 8 + length, 0), path, stat.st_size)
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    with reading(path), open_regular(path) as stream:
+        stat = os.fstat(stream.fileno())
+        length = header_length(stream.read(8), path, stat.st_size)
+        header = parse_header(os.pread(stream.fileno(), 8 + length, 0), path, stat.st_size)
     return replace(header, identity=file_identity(stat))
 
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
+from fedmr_merge.checkpoint.copying import Segment, SourceWatch, copy_file
 from fedmr_merge.checkpoint.folder import STANDARD_NAMES
-from fedmr_merge.checkpoint.header import Header, new_header
+from fedmr_merge.checkpoint.header import Header, new_header, reading
 from fedmr_merge.checkpoint.metadata import HASHES_KEY, shared_metadata
 from fedmr_merge.checkpoint.open import Checkpoint, WeightFile
 from fedmr_merge.checkpoint.selection import MODULES, component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
 from fedmr_merge.checkpoint.writer import write_json
-from fedmr_merge.errors import CheckpointError, PlanError
+from fedmr_merge.errors import PlanError
 
 Sources = Mapping[str, TensorEntry]
 #: Where a config.json, or a part of it, states the dtype of the weights; only these characters are replaced.
@@ -112,15 +112,12 @@ def copy_sidecars(donor: Checkpoint, target: Path, *, indexes: bool = True, torc
     watch = SourceWatch([])
     for name in others:
         source = donor.path / name
-        try:
-            nbytes = source.stat().st_size
-            content = source.read_bytes() if torch_dtype and name.rpartition("/")[2] == "config.json" else None
-        except OSError as error:
-            raise CheckpointError(source, f"cannot be read: {error.strerror}") from error
-        if torch_dtype and content is not None:
+        if torch_dtype and name.rpartition("/")[2] == "config.json":
+            with reading(source):
+                content = source.read_bytes()
             (target / name).write_bytes(_STATED_DTYPE.sub(rb'\1"%s"' % torch_dtype.encode(), content))
-        else:  # it may be of any size
-            assemble(target / name, b"", [Segment(source, 0, nbytes)], watch)
+        else:
+            copy_file(source, target / name, watch)
 
 
 def lay_out(

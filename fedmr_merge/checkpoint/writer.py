@@ -17,6 +17,8 @@ from fedmr_merge.errors import OutputError, shown
 
 _LOG = logging.getLogger(__name__)
 
+#: The errors of the system where a disk, a quota or the largest size of a file is used up.
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: Called with the number of bytes just written.
 Progress = Callable[[int], None]
 
@@ -150,8 +152,9 @@ def _lock(room: Path) -> int:
 
 
 def _hint(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return f"{'free some space or ' if full else ''}choose another place with -o; nothing was written"
+    return (
+        f"{'free some space or ' if error.errno in NO_SPACE else ''}choose another place with -o; nothing was written"
+    )
 
 
 def _sync_tree(path: Path) -> None:

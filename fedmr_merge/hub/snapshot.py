@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.folder import read_json
-from fedmr_merge.checkpoint.header import header_length
+from fedmr_merge.checkpoint.header import header_length, reading
 from fedmr_merge.checkpoint.selection import Selection, select
 from fedmr_merge.errors import CheckpointError, HubError
 from fedmr_merge.hub.listing import (
@@ -190,7 +190,9 @@ def _fetch_file(hub: Hub, snapshot: HubSnapshot, file: str) -> Path:
     for anew in (False, True):
         with hub.traffic.at_most(known.size):
             path = Path(hub.ask(subject, partial(hub.download, snapshot.repo_id, snapshot.commit, file, anew=anew)))
-        if known.matches(path):
+        with reading(path):
+            is_sound = known.matches(path)
+        if is_sound:
             if path.name == "config.json":
                 _refuse_code(path, subject)
             return path

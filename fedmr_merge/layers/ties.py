@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedmr_merge.checkpoint.header import reading
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 
@@ -189,9 +190,11 @@ class _Bytes(ExitStack):
             if len(self._descriptors) >= _MAX_OPEN_FILES:
                 self.close()
                 self._descriptors.clear()
-            descriptor = self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+            with reading(entry.file):
+                descriptor = self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
             self.callback(os.close, descriptor)
-        return os.pread(descriptor, min(length, entry.nbytes - start), entry.start + start)
+        with reading(entry.file):
+            return os.pread(descriptor, min(length, entry.nbytes - start), entry.start + start)
 
 
 def _by_content(pieces: Iterable[tuple[str, bytes]]) -> list[Tie]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.checkpoint.hashing import file_hash
-from fedmr_merge.checkpoint.header import Header, pack, parse_header, unpack
+from fedmr_merge.checkpoint.header import Header, pack, parse_header, reading, unpack
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.selection import component_prefix
 from fedmr_merge.checkpoint.tensor_table import JoinedTables, TensorEntry
@@ -128,10 +128,8 @@ def _real_place(path: Path) -> Path:
 
 
 def _pack_file(path: Path) -> str:
-    try:
+    with reading(path):
         return _as_text(pack(path.read_bytes()))
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
 
 
 def _as_text(packed: bytes) -> str:
@@ -140,10 +138,8 @@ def _as_text(packed: bytes) -> str:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file. Raises CheckpointError when it cannot be read."""
-    try:
+    with reading(path):
         return file_hash(path, hashlib.sha256())
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
 
 
 class Unpacking:

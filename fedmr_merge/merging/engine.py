@@ -6,7 +6,6 @@ memory, in what precision, and what is reported of numbers that are not finite.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmr_merge.checkpoint.copying import OpenFiles, SourceWatch
+from fedmr_merge.checkpoint.copying import OpenFiles, SourceWatch, read_exactly
 from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.output import OutputFile
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.errors import CheckpointError
 from fedmr_merge.merging.mean import mean_of_large_numbers, weighted_mean
 from fedmr_merge.merging.number_formats import LARGEST, Array, Buffers, accumulator, decode, encode
 from fedmr_merge.merging.options import KEPT, MeanOptions, MeanOutcome, NotFinite, out_dtype
@@ -165,12 +163,8 @@ class _Worker:
         source = piece.sources[slot]
         size = DTYPE_BITS[source.dtype] // 8
         raw = self.buffers.take(purpose, np.dtype(np.uint8), piece.count * size)
-        descriptor, at = self.files.descriptor(source.file), 0
-        while at < raw.nbytes:
-            count = os.preadv(descriptor, [raw.data[at:]], source.start + piece.first * size + at)
-            if count == 0:
-                raise CheckpointError(source.file, f"truncated while it was read, in tensor {piece.name!r}")
-            at += count
+        descriptor = self.files.descriptor(source.file)
+        read_exactly(source.file, descriptor, source.start + piece.first * size, raw.data)
         return raw
 
     def _is_finite(self, numbers: Array) -> bool:

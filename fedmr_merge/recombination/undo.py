@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
+from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble, copy_file
 from fedmr_merge.checkpoint.folder import leads_out, without_index
 from fedmr_merge.checkpoint.header import unpack
 from fedmr_merge.checkpoint.open import Checkpoint
@@ -96,7 +95,7 @@ def _restore_sidecars(sidecars: Mapping[str, str], donors: Sequence[Checkpoint],
             lost.append(name)
         else:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(place, path / name)
+            copy_file(place, path / name, SourceWatch([]))
     return lost
 
 

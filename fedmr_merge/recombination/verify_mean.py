@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from fedmr_merge.checkpoint.copying import SourceWatch
 from fedmr_merge.checkpoint.hashing import Digests, hash_tensors
+from fedmr_merge.checkpoint.header import reading
 from fedmr_merge.checkpoint.matching import tensor_differences
-from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint, WeightFile, open_checkpoint
 from fedmr_merge.checkpoint.output import OutputFile
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress
@@ -83,12 +84,12 @@ def check_average(
         return None
     try:
         inputs = open_inputs(places, progress=progress)
+        wrong = _other_tensors(lineage, inputs) or _average_difference(lineage, mean, inputs)
     except FedmrMergeError as error:
         if not is_recorded:
             raise
         report.warnings.append(f"the inputs have changed since: {error}; the mean is what was written")
         return None
-    wrong = _other_tensors(lineage, inputs) or _average_difference(lineage, mean, inputs)
     if wrong is None:
         report.proved.append(f"it is {_meaning(lineage, mean, 'inputs')}")
         return hash_tensors(mean.tensors, SourceWatch([mean])) if is_recorded is None else None
@@ -196,12 +197,15 @@ def _first_difference(lineage: Lineage, mean: Checkpoint, entries: Entries, mode
     watch = SourceWatch(models)
     for file in mean.files:
         expected = OutputFile(file.name, file.header, entries[0])
-        descriptor = os.open(file.path, os.O_RDONLY)
+        with reading(file.path):
+            descriptor = os.open(file.path, os.O_RDONLY)
         try:
 
-            def compare(position: int, raw: Array, descriptor: int = descriptor, name: str = file.name) -> None:
-                if os.pread(descriptor, raw.nbytes, position) != raw.tobytes():
-                    wrong.append(f"{name}, byte {position} or after")
+            def compare(position: int, raw: Array, descriptor: int = descriptor, file: WeightFile = file) -> None:
+                with reading(file.path):
+                    written = os.pread(descriptor, raw.nbytes, position)
+                if written != raw.tobytes():
+                    wrong.append(f"{file.name}, byte {position} or after")
 
             for_each_piece(expected, entries, _mean_options(lineage), watch, compare)
         finally:

@@ -66,18 +66,20 @@ def some_then_refuse(original: Callable[..., int]) -> Callable[..., int]:
     return copy
 
 
-@pytest.mark.parametrize("way", ["sendfile", "buffer", "half way", "absent"])
+@pytest.mark.parametrize("way", ["sendfile", "buffer", "half way", "absent", "macOS", "nothing copied"])
 def test_other_ways_of_copying(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "source"
     path.write_bytes(os.urandom(BUFFER_BYTES + 100))
-    if way == "absent":
+    if way in ("absent", "macOS"):
         monkeypatch.delattr(os, "copy_file_range")
     elif way == "half way":
         monkeypatch.setattr(os, "copy_file_range", some_then_refuse(os.copy_file_range))
     else:
         monkeypatch.setattr(os, "copy_file_range", refuse(errno.EXDEV))
-    if way == "buffer":
-        monkeypatch.setattr(os, "sendfile", refuse(errno.EINVAL))
+    if way in ("buffer", "macOS"):
+        monkeypatch.setattr(os, "sendfile", refuse(errno.EINVAL if way == "buffer" else errno.ENOTSOCK))
+    if way == "nothing copied":  # as some file systems do in place of an error
+        monkeypatch.setattr(os, "copy_file_range", lambda *_, **__: 0)
     assemble(tmp_path / "out", b"x", [Segment(path, 5, BUFFER_BYTES + 90)], SourceWatch([]))
     assert (tmp_path / "out").read_bytes() == b"x" + path.read_bytes()[5 : BUFFER_BYTES + 90]
 
@@ -87,6 +89,18 @@ def test_a_full_disk_is_no_reason_to_try_another_way(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "copy_file_range", refuse(errno.ENOSPC))
     with pytest.raises(OSError, match="refused"):
         assemble(tmp_path / "out", b"", [Segment(path, 0, 50)], SourceWatch([]))
+
+
+@pytest.mark.parametrize("name", ["preadv", "write"])
+def test_an_error_of_the_disk_says_which_of_the_two_files_it_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = sources(tmp_path, 1)
+    for way in ("copy_file_range", "sendfile", name):
+        monkeypatch.setattr(os, way, refuse(errno.EIO))
+    with pytest.raises(CheckpointError if name == "preadv" else OSError, match="refused") as caught:
+        assemble(tmp_path / "out", b"", [Segment(path, 0, 50)], SourceWatch([]))
+    assert ("source-0: cannot be read" in str(caught.value)) == (name == "preadv")
 
 
 @pytest.mark.parametrize("copy", [assemble, assemble_hashed])

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_checkpoints import LINEAR, file_bytes, model, tree, write, write_sharded
@@ -222,6 +223,70 @@ def test_a_source_that_changes_while_it_is_read(step: str, tmp_path: Path, monke
     with pytest.raises(CheckpointError, match=r"2\.safetensors: changed while it was read"):
         WHILE_READ[step](sources, tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir() if p.suffix != ".safetensors"} <= {".fedmr-merge-store"}
+
+
+def break_disk_under(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all that is read of a file beyond its header fail, as on a disk with bad blocks."""
+
+    def fails(name: str, position: int) -> None:
+        original = getattr(os, name)
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            is_header = name == "pread" and arguments[2] == 0
+            if not is_header and Path(f"/proc/self/fd/{arguments[position]}").readlink() == path:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return original(*arguments, **more)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name, position in {"copy_file_range": 0, "sendfile": 1, "pread": 0, "preadv": 0}.items():
+        fails(name, position)
+
+
+READING: Mapping[str, Callable[[list[Path], Path], object]] = {
+    "recombine": lambda paths, out: recombine(paths, out, output=OutputOptions(mean=None)),
+    "recombine --no-hash": lambda paths, out: recombine(paths, out, output=OutputOptions(mean=None, hash=False)),
+    "recombine --layout store": lambda paths, out: recombine(
+        paths, out, output=OutputOptions(mean=None, layout=StoreLayout())
+    ),
+    "average": average,
+}
+
+
+@pytest.mark.parametrize("command", READING)
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_input_that_cannot_be_read_is_named(
+    tied: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tensors of some size are looked at before a byte is written: they could be tied.
+    layout = {name: ("F32", (16, 16) if tied else (3, 4)) for name in LINEAR}
+    paths = [write(tmp_path / f"{i}.safetensors", model(i, layout)) for i in range(3)]
+    break_disk_under(paths[1], monkeypatch)
+    with pytest.raises(CheckpointError, match=r"/1\.safetensors: cannot be read: Input/output error"):
+        READING[command](paths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_cannot_be_read_is_no_fault_of_outputs_with_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", model(i, LINEAR)) for i in range(3)]
+    recombine(paths, tmp_path / "out")
+    average(paths, tmp_path / "mean")
+    with monkeypatch.context() as broken:
+        break_disk_under(paths[1], broken)
+        report = verify(tmp_path / "out")
+        assert report.ok
+        assert report.warnings == [f"source {paths[1]} has changed since; the outputs hold what it was"]
+        report = verify(tmp_path / "mean")
+        assert report.ok
+        (warning,) = report.warnings
+        assert f"{paths[1]}: cannot be read: Input/output error; the mean is what was written" in warning
+    for path in (tmp_path / "out" / "slot-01.safetensors", tmp_path / "out" / "global" / "model.safetensors"):
+        with monkeypatch.context() as broken:
+            break_disk_under(path, broken)
+            with pytest.raises(CheckpointError, match=f"{path}: cannot be read: Input/output error"):
+                verify(tmp_path / "out")
 
 
 DAMAGE = {

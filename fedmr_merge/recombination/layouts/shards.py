@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble
+from fedmr_merge.checkpoint.copying import Segment, SourceWatch, assemble, copy_file
 from fedmr_merge.checkpoint.hashing import hash_tensors
 from fedmr_merge.checkpoint.header import build_header, read_header
 from fedmr_merge.checkpoint.metadata import HASHES_KEY, LAYERS_KEY, read_hashes
@@ -250,7 +250,7 @@ class ShardWriter:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            shutil.copyfile(source, target)
+            copy_file(source, target, self.watch)
             target.chmod(0o444)  # a later round may link to it
             self.report.copied_instead += 1
             self.report.reason = error.strerror
