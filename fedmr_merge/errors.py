@@ -99,14 +99,15 @@ class CheckpointError(FedmrMergeError):
 
 @dataclass(frozen=True)
 class Difference:
-    """One way in which the model of a slot differs from the model of slot 0."""
+    """One way in which the model of a slot differs from the model of slot 0, or of another slot."""
 
     slot: int
     subject: str  #: a tensor's name, or `config.json: key`
-    expected: str  #: what slot 0 has, e.g. `F32 [64, 3, 7, 7]`, or `absent`
+    expected: str  #: what slot 0, or `reference`, has, e.g. `F32 [64, 3, 7, 7]`, or `absent`
     found: str
     is_config: bool = False
     prefixes: tuple[str, str] | None = None  #: how the names of many tensors begin, where that is what differs
+    reference: int = 0  #: the slot that it differs from: another than 0 where slot 0 has no configuration to compare
 
     @property
     def kind(self) -> str:
@@ -121,7 +122,8 @@ class Difference:
         return "in shape" if len(shapes) > 1 else "in dtype"
 
     def __str__(self) -> str:
-        return f"slot {self.slot}: {shown(self.subject)}: expected {self.expected}, found {self.found}"
+        expected = self.expected + (f" as in slot {self.reference}" if self.reference else "")
+        return f"slot {self.slot}: {shown(self.subject)}: expected {expected}, found {self.found}"
 
 
 _SAME = "merge checkpoints of one architecture and dtype; `fedmr-merge inspect CKPT` shows a checkpoint's tensors"
@@ -143,7 +145,7 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 
 
 class LayerMismatchError(FedmrMergeError):
-    """The models to merge differ; `differences` holds every difference from slot 0, `paths` the models.
+    """The models to merge differ; `differences` holds every difference, `paths` the models.
 
     The message shows the first ten of every kind.
     """
@@ -162,8 +164,9 @@ class LayerMismatchError(FedmrMergeError):
         ignoring = "; --ignore-config KEY lets a key of the configuration differ"
         alone = len(lines) == 1
         count = "1 difference" if alone else f"{len(differences):,} differences"
+        first = "" if any(d.reference for d in differences) else " from slot 0"
         super().__init__(
-            f"the models do not have one architecture, {count} from slot 0:{' ' + lines[0] if alone else ''}",
+            f"the models do not have one architecture, {count}{first}:{' ' + lines[0] if alone else ''}",
             details=() if alone else lines,
             hint=(self._renaming() or self._saving_again() or _SAME)
             + (ignoring if any(d.is_config for d in self.differences) else ""),

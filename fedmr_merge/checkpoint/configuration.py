@@ -184,22 +184,25 @@ def _is_named(key: str, names: Collection[str]) -> bool:
 
 
 def config_differences(
-    slot: int, first: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]
+    slot: int, first: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]], reference: int = 0
 ) -> list[Difference]:
-    """Return where the configuration of a slot differs from slot 0's; both are as `read_configuration` returns them."""
+    """Return where the configuration of a slot differs from the first one, that of the slot `reference`.
+
+    Both are as `read_configuration` returns them.
+    """
     found = []
     for sidecar in sorted(first.keys() | other.keys()):
         here, there = first.get(sidecar), other.get(sidecar)
         if sidecar.rpartition("/")[2] == _ADAPTER and (here is None or there is None):
             # It alone says by what the adapter is scaled.
             words = ("absent", "present") if here is None else ("present", "absent")
-            found.append(Difference(slot, sidecar, *words, is_config=True))
+            found.append(Difference(slot, sidecar, *words, is_config=True, reference=reference))
             continue
         if not first or not other:  # a bare weight file beside a folder says nothing that could differ
             continue
         here, there = here or {}, there or {}
         found += [
-            Difference(slot, f"{sidecar}: {key}", _shown(here, key), _shown(there, key), is_config=True)
+            Difference(slot, f"{sidecar}: {key}", _shown(here, key), _shown(there, key), True, reference=reference)
             for key in sorted(here.keys() | there.keys())
             if _differ(here, there, key)
         ]

@@ -22,7 +22,8 @@ def match_checkpoints(
     """Check that the models have the same tensors, dtypes, shapes and configuration, whatever their order and sharding.
 
     `require_equal` names further JSON sidecars and the keys in them that must agree, `ignore_config` keys that need
-    not. Raises PlanError for fewer than two models and LayerMismatchError with every difference from slot 0.
+    not. Raises PlanError for fewer than two models and LayerMismatchError with every difference from slot 0; where
+    that has no configuration, as a bare weight file, the configuration is compared with the first one that there is.
     """
     if len(checkpoints) < 2:
         raise PlanError(
@@ -31,10 +32,11 @@ def match_checkpoints(
         )
     first = checkpoints[0]
     configs = [read_configuration(checkpoint, require_equal or {}, ignore_config) for checkpoint in checkpoints]
+    described = next((slot for slot, config in enumerate(configs) if config), 0)
     differences: list[Difference] = []
-    for slot, other in enumerate(checkpoints[1:], start=1):
-        differences += _renamed_differences(slot, first.tensors, other.tensors)
-        differences += config_differences(slot, configs[0], configs[slot])
+    for slot, other in enumerate(checkpoints):
+        differences += _renamed_differences(slot, first.tensors, other.tensors) if slot else ()
+        differences += config_differences(slot, configs[described], configs[slot], described)
     if differences:
         raise LayerMismatchError(differences, [checkpoint.location for checkpoint in checkpoints])
 

@@ -26,6 +26,30 @@ def differences(tmp_path: Path, *configs: dict[str, Any]) -> set[str]:
     return {difference.subject for difference in caught.value.differences}
 
 
+def test_models_beside_a_bare_file_are_compared_with_each_other(tmp_path: Path) -> None:
+    bare = open_checkpoint(write(tmp_path / "bare.safetensors", model(9, LINEAR)))
+    models = [
+        open_checkpoint(write_folder(tmp_path / f"m{i}", model(i, LINEAR), {"config.json": f'{{"heads": {heads}}}'}))
+        for i, heads in enumerate((32, 32, 16))
+    ]
+    match_checkpoints([bare, *models[:2]])
+    match_checkpoints([bare, bare, models[0]])
+    with pytest.raises(LayerMismatchError) as caught:
+        match_checkpoints([bare, *models])
+    assert caught.value.message == (
+        "the models do not have one architecture, 1 difference: slot 3: config.json: heads: expected 32 as in slot 1, "
+        f"found 16 ({models[2].path})"
+    )
+
+
+def test_an_adapter_without_its_configuration_is_the_one_that_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", model(0, LINEAR), {"adapter_config.json": "{}"})
+    models = [open_checkpoint(write(tmp_path / "bare.safetensors", model(1, LINEAR))), open_checkpoint(folder)]
+    for slots, expected in ((models, "expected present as in slot 1"), (models[::-1], "expected present")):
+        with pytest.raises(LayerMismatchError, match=rf"adapter_config\.json: {expected}, found absent \(.*bare"):
+            match_checkpoints(slots)
+
+
 LLAMA_4 = {
     "rope_theta": 5e5,
     "rope_scaling": None,

@@ -259,7 +259,7 @@ def test_an_input_that_cannot_be_read_is_named(
     tied: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Tensors of some size are looked at before a byte is written: they could be tied.
-    layout = {name: ("F32", (16, 16) if tied else (3, 4)) for name in LINEAR}
+    layout = dict.fromkeys(LINEAR, ("F32", (16, 16) if tied else (3, 4)))
     paths = [write(tmp_path / f"{i}.safetensors", model(i, layout)) for i in range(3)]
     break_disk_under(paths[1], monkeypatch)
     with pytest.raises(CheckpointError, match=r"/1\.safetensors: cannot be read: Input/output error"):
