@@ -56,12 +56,8 @@ def verify(out: str | Path, against: Inputs | None = None, *, progress: Progress
         (True, [])
     """
     lineage = read_lineage(out)
-    if against is not None and len(against) != len(lineage.parents):
-        raise VerificationError(
-            f"{len(against)} inputs were given, the {'average' if lineage.operation == AVERAGE else 'recombination'} "
-            f"had {len(lineage.parents)}",
-            hint="name them in slot order",
-        )
+    if against is not None:
+        against = _open_named(lineage, against, progress)
     remove_leftovers(lineage.folder)
     report = Verification()
     if lineage.operation == AVERAGE:
@@ -84,6 +80,26 @@ def verify(out: str | Path, against: Inputs | None = None, *, progress: Progress
         else:
             report.nothing_vouches(lineage.folder, _missing(lineage)[0])
     return report
+
+
+def _open_named(lineage: Lineage, against: Inputs, progress: Progress | None) -> tuple[Checkpoint, ...]:
+    """Open the inputs that `against` names. Raises VerificationError, before any is fetched, where they are not one for
+    each slot.
+    """
+    slots = len(lineage.parents)
+
+    def check(inputs: Sequence[Checkpoint]) -> None:
+        if len(inputs) != slots:
+            count = "1 input was" if len(inputs) == 1 else f"{len(inputs)} inputs were"
+            operation = "average" if lineage.operation == AVERAGE else "recombination"
+            raise VerificationError(
+                f"{count} given, the {operation} had {slots}",
+                hint=f"name all {slots} with --against, in the order of their slots",
+            )
+
+    inputs = open_inputs(against, check, progress=progress)
+    check(inputs)
+    return inputs
 
 
 def check_outputs(lineage: Lineage, progress: Progress | None = None) -> dict[int, Checkpoint]:
@@ -236,7 +252,7 @@ def _places(lineage: Lineage) -> list[Path]:
 def _missing(lineage: Lineage) -> list[str]:
     """Return a sentence on each input that is not where it should be."""
     return [
-        f"{parent.path} is not in this machine's cache of the Hub; `--against {parent.path}` fetches it"
+        f"{parent.path} is not in this machine's cache of the Hub; it is fetched where `--against` names all inputs"
         if parent.hub is not None
         else f"{parent.place(lineage.folder)} is not there"
         for parent in lineage.parents

@@ -11,9 +11,10 @@ from hub_server import HubServer
 from small_checkpoints import LINEAR, file_bytes, model, read, tree, write, write_folder, write_sharded, write_sidecars
 
 from fedmr_merge.checkpoint.open import open_checkpoint
-from fedmr_merge.errors import CheckpointError, HubError, LayerMismatchError
+from fedmr_merge.errors import CheckpointError, HubError, LayerMismatchError, VerificationError
 from fedmr_merge.hub.inputs import open_inputs
 from fedmr_merge.lineage.trace import trace
+from fedmr_merge.merging.average import average
 from fedmr_merge.recombination.options import OutputOptions
 from fedmr_merge.recombination.recombine import recombine
 from fedmr_merge.recombination.undo import undo
@@ -219,8 +220,22 @@ def test_the_inputs_to_verify_against_may_be_on_the_hub(run: HubServer, tmp_path
     recombine(["alice/run/slot-*"], tmp_path / "out", output=OutputOptions(mean=None))
     shutil.rmtree(tmp_path / "hf")
     assert verify(tmp_path / "out").skipped, "the lineage alone does not make anything be fetched"
-    result = verify(tmp_path / "out", ["alice/run/slot-00", "alice/run/slot-01"])
-    assert (result.faults, result.skipped) == ([], [])
+    with pytest.raises(VerificationError, match="1 input was given, the recombination had 2") as caught:
+        verify(tmp_path / "out", ["alice/run/slot-00"])
+    assert caught.value.hint == "name all 2 with --against, in the order of their slots"
+    with pytest.raises(VerificationError, match="3 inputs were given"):
+        verify(tmp_path / "out", ["alice/run/slot-00", "alice/run/slot-*"])
+    assert not list((tmp_path / "hf").rglob("*.safetensors")), "that is found before gigabytes are fetched"
+    for against in (["alice/run/slot-00", "alice/run/slot-01"], ["alice/run/slot-*"]):
+        result = verify(tmp_path / "out", against)
+        assert (result.faults, result.skipped) == ([], [])
+
+
+def test_the_inputs_of_an_average_to_verify_against_may_be_a_glob(run: HubServer, tmp_path: Path) -> None:
+    average(["alice/run/slot-*"], tmp_path / "mean")
+    with pytest.raises(VerificationError, match="4 inputs were given, the average had 2"):
+        verify(tmp_path / "mean", ["alice/run/slot-*", "alice/run/slot-*"])
+    assert "it is the mean of the inputs, byte for byte" in verify(tmp_path / "mean", ["alice/run/slot-*"]).proved
 
 
 @pytest.mark.parametrize("hashed", [True, False])
@@ -238,7 +253,7 @@ def test_inputs_of_the_hub_are_looked_for_in_the_cache_and_nowhere_else(
     (cached,) = (tmp_path / "hf").glob("**/snapshots/*/slot-01/model.safetensors")
     cached.unlink()
     name = f"alice/run@{run.repos['alice/run'].history()[0].oid}/{part.replace('*', '01')}"
-    words = f"{name} is not in this machine's cache of the Hub; `--against {name}` fetches it"
+    words = f"{name} is not in this machine's cache of the Hub; it is fetched where `--against` names all inputs"
     if hashed:
         assert verify(tmp_path / "out").skipped == [f"comparison with the inputs: {words}"]
     else:
