@@ -19,7 +19,7 @@ from fedmr_merge.checkpoint.hashing import hash_tensors
 from fedmr_merge.checkpoint.header import new_header
 from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.matching import match_checkpoints
-from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.checkpoint.open import Checkpoint, WeightFile
 from fedmr_merge.checkpoint.output import OutputFile, OutputModel, lay_out
 from fedmr_merge.checkpoint.quantisation import ALWAYS_CODES, find_scales
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
@@ -199,15 +199,15 @@ def _refuse_codes(tensors: Mapping[str, TensorEntry]) -> None:
 
 
 def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | None = None) -> OutputModel:
-    """Lay the mean out like a model, with the headers that its dtypes need."""
-    model = lay_out(donor, donor.tensors, max_shard_bytes=max_shard_bytes)
+    """Lay the mean out like a model, with the headers that its dtypes need; shards are measured in these dtypes."""
     if options.out_dtype is None:
-        return model
-    files = tuple(_in_dtype(file, options) for file in model.files)
-    return replace(model, files=files, torch_dtype=TORCH_NAMES[options.out_dtype])
+        return lay_out(donor, donor.tensors, max_shard_bytes=max_shard_bytes)
+    written = replace(donor, files=tuple(_in_dtype(file, options) for file in donor.files))
+    model = lay_out(written, donor.tensors, max_shard_bytes=max_shard_bytes)
+    return replace(model, torch_dtype=TORCH_NAMES[options.out_dtype])
 
 
-def _in_dtype(file: OutputFile, options: MeanOptions) -> OutputFile:
+def _in_dtype(file: WeightFile, options: MeanOptions) -> WeightFile:
     tensors = []
     for name, entry in file.header.tensors.items():
         dtype = out_dtype(entry, options)

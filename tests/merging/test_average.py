@@ -140,6 +140,19 @@ def test_a_folder_is_written_like_slot_0(tmp_path: Path) -> None:
     assert tree(tmp_path / "file").keys() == {"model.safetensors", "lineage.json"}
 
 
+@pytest.mark.parametrize(("dtype", "shards"), [("F32", 5), ("F8_E4M3", 1), (None, 2)])
+def test_shards_are_measured_in_the_dtype_that_they_are_written_in(
+    dtype: str | None, shards: int, tmp_path: Path
+) -> None:
+    layout = {f"layer{i}.weight": ("BF16", (50,)) for i in range(10)}
+    sources = [write_folder(tmp_path / str(i), model(i, layout)) for i in range(2)]
+    average(sources, tmp_path / "out", max_shard_bytes=500, options=MeanOptions(out_dtype=dtype))
+    written = open_checkpoint(tmp_path / "out")
+    sizes = [sum(entry.nbytes for entry in file.header.tensors.values()) for file in written.files]
+    assert (len(sizes), max(sizes) <= 500) == (shards, True)
+    assert {entry.dtype for entry in written.tensors.values()} == {dtype or "BF16"}
+
+
 def test_a_mean_in_one_file_of_folders(tmp_path: Path) -> None:
     sources = [write_folder(tmp_path / str(i), model(i), {"config.json": "{}"}) for i in range(2)]
     out = tmp_path / "out.safetensors"
