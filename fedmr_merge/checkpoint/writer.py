@@ -116,6 +116,23 @@ def _unwritable(target: Path, error: OSError, option: str = "-o") -> OutputError
     return OutputError(target, f"cannot be written: {error.strerror}", hint=f"choose another place with {option}")
 
 
+def refuse_without_space(target: Path, nbytes: int) -> None:
+    """Raise OutputError when the file system that an output would be on has not as many free bytes."""
+    free = free_bytes(target)
+    if nbytes > free:
+        raise OutputError(
+            target, f"needs {nbytes:,} bytes, {free:,} are free", hint="free some space or choose another place with -o"
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system that a path is, or would be, on."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
 def remove_leftovers(target: Path) -> None:
     """Remove what processes that were killed while they wrote this target had staged."""
     for staged in target.parent.glob(f"{glob.escape(_staging_prefix(target))}*"):

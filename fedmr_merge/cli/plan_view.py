@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmr_merge.checkpoint.writer import dumps, staged_output
+from fedmr_merge.checkpoint.writer import dumps, free_bytes, staged_output
 from fedmr_merge.cli import console
 from fedmr_merge.cli.groups import perhaps_tied, show_ties
 from fedmr_merge.errors import PlanError
 from fedmr_merge.hub.inputs import refuse_inside
-from fedmr_merge.recombination.layouts.files import free_bytes
 from fedmr_merge.recombination.prepare import PreparedRecombination
 
 

@@ -23,7 +23,7 @@ from fedmr_merge.checkpoint.open import Checkpoint, WeightFile
 from fedmr_merge.checkpoint.output import OutputFile, OutputModel, lay_out
 from fedmr_merge.checkpoint.quantisation import ALWAYS_CODES, find_scales
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable, staged_output, write_all
+from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable, refuse_without_space, staged_output, write_all
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside
 from fedmr_merge.lineage.model import HERE, LINEAGE_FILE
@@ -156,7 +156,9 @@ def plan_mean(
         for checkpoint in checkpoints:
             recorded_place(checkpoint, out)  # refuses what a lineage could not name
     model = mean_layout(checkpoints[0], options, max_shard_bytes)
-    return _one_file(model, out) if out.suffix == WEIGHTS else model
+    model = _one_file(model, out) if out.suffix == WEIGHTS else model
+    refuse_without_space(out, model.nbytes + model.sidecar_bytes)
+    return model
 
 
 def _one_file(model: OutputModel, out: Path) -> OutputModel:

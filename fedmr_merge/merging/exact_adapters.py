@@ -25,7 +25,14 @@ from fedmr_merge.checkpoint.header_json import DTYPE_BITS
 from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.checkpoint.output import ADAPTER, copy_sidecars
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, refuse_unwritable, staged_output, write_all, write_json
+from fedmr_merge.checkpoint.writer import (
+    Progress,
+    refuse_unwritable,
+    refuse_without_space,
+    staged_output,
+    write_all,
+    write_json,
+)
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError
 from fedmr_merge.hub.inputs import open_inputs, refuse_inside
 from fedmr_merge.lineage.model import HERE, LINEAGE_FILE
@@ -89,6 +96,7 @@ def plan_exact(
     refuse_inside(out, checkpoints, "-o")
     for checkpoint in checkpoints:
         recorded_place(checkpoint, out)  # refuses what a lineage could not name
+    refuse_without_space(out, sum(map(_nbytes, work.entries.values())) + checkpoints[0].sidecar_bytes)
     return work
 
 
@@ -179,10 +187,7 @@ class AdapterMean:
     def write(self, path: Path, files: OpenFiles, progress: Progress | None = None) -> float:
         """Write the weights, module by module, and return the share of the norm that was lost."""
         header = new_header(
-            (
-                (name, entry.dtype, entry.shape, entry.parameters * DTYPE_BITS[entry.dtype] // 8)
-                for name, entry in self.entries.items()
-            ),
+            ((name, entry.dtype, entry.shape, _nbytes(entry)) for name, entry in self.entries.items()),
             self.adapters[0].checkpoint.files[0].header.metadata,
             path,
         )
@@ -217,6 +222,11 @@ class AdapterMean:
             norm = square * (product_norm(a, b) ** 2 + lost)
             yield name_a, a, (square * lost, norm)
             yield name_b, b, (0.0, 0.0)
+
+
+def _nbytes(entry: TensorEntry) -> int:
+    """Return the bytes of a tensor of the mean, whose place is that of slot 0's of another shape."""
+    return entry.parameters * DTYPE_BITS[entry.dtype] // 8
 
 
 def nearest(a: Array, b: Array, rank: int) -> tuple[Array, Array, float]:

@@ -11,7 +11,7 @@ from fedmr_merge.checkpoint.folder import leads_out, without_index
 from fedmr_merge.checkpoint.header import unpack
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress, refuse_existing, staged_output
+from fedmr_merge.checkpoint.writer import Progress, refuse_existing, refuse_without_space, staged_output
 from fedmr_merge.errors import OutputError, VerificationError
 from fedmr_merge.hub.inputs import lies_in
 from fedmr_merge.lineage.model import AVERAGE
@@ -45,7 +45,7 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
     Raises:
         VerificationError: there is no lineage, it is damaged, not every slot was written, or an output is not what
             was written.
-        OutputError: `target` exists, is inside `out`, or cannot be written.
+        OutputError: `target` exists, is inside `out`, cannot be written, or does not fit on the disk.
 
     Examples:
         >>> from fedmr_merge import undo
@@ -69,6 +69,7 @@ def undo(out: str | Path, target: str | Path, *, progress: Progress | None = Non
             f"{lineage.folder}: only some slots were written; undo needs all {lineage.plan.slots}",
             hint="leave out --slots",
         )
+    refuse_without_space(target, sum(file.header.file_bytes for parent in lineage.parents for file in parent.files))
     models = check_outputs(lineage, progress)
     names = _names(lineage.parents)
     watch = SourceWatch(models.values())

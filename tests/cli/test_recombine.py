@@ -134,9 +134,7 @@ def test_dry_run_refuses_the_outputs_that_are_refused(run: Run, tmp_path: Path) 
 def test_dry_run_refuses_a_disk_that_is_too_small(
     run: Run, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedmr_merge.recombination.layouts import files as module
-
-    monkeypatch.setattr(module, "free_bytes", lambda path: 100)
+    monkeypatch.setattr("fedmr_merge.checkpoint.writer.free_bytes", lambda path: 100)
     before = tree(tmp_path)
     for command in (["recombine", *sources], ["recombine", *sources, "--dry-run"]):
         code, out, errors = run(*command)

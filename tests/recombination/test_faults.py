@@ -20,12 +20,13 @@ import pytest
 from small_checkpoints import LINEAR, file_bytes, model, tree, write, write_sharded
 
 from fedmr_merge.checkpoint.header import build_header
-from fedmr_merge.errors import CheckpointError, FedmrMergeError
+from fedmr_merge.errors import CheckpointError, OutputError
 from fedmr_merge.merging.average import average
 from fedmr_merge.recombination.layouts.store import StoreLayout
 from fedmr_merge.recombination.options import OutputOptions
 from fedmr_merge.recombination.prepare import prepare_recombination
 from fedmr_merge.recombination.recombine import recombine, write_recombination
+from fedmr_merge.recombination.undo import undo
 from fedmr_merge.recombination.verify import verify
 
 COMMAND = [sys.executable, "-m", "fedmr_merge"]
@@ -139,12 +140,24 @@ def limit_file_size(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def test_too_little_space_is_told_before_anything_is_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedmr_merge.recombination.layouts import files as module
-
-    monkeypatch.setattr(module, "free_bytes", lambda path: 100)
-    with pytest.raises(FedmrMergeError, match=r"out: needs .* bytes, 100 are free"):
-        recombine(big(place, 2, 1), place / "out")
+def test_too_little_space_is_reported_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", model(i, LINEAR)) for i in range(2)]
+    nbytes = paths[0].stat().st_size
+    recombine(paths, tmp_path / "done")
+    before = tree(tmp_path)
+    monkeypatch.setattr("fedmr_merge.checkpoint.writer.free_bytes", lambda path: 100)
+    in_store = OutputOptions(layout=StoreLayout())
+    for count, command in (
+        (3, lambda: recombine(paths, tmp_path / "out")),
+        (1, lambda: recombine(paths, tmp_path / "out", output=in_store)),
+        (1, lambda: average(paths, tmp_path / "out")),
+        (2, lambda: undo(tmp_path / "done", tmp_path / "out")),
+    ):
+        with pytest.raises(OutputError, match=rf"out: needs {count * nbytes:,} bytes, 100 are free"):
+            command()
+        assert tree(tmp_path) == before
 
 
 #: Everything is imported first: whoever may read the interpreter's files, nobody may not.

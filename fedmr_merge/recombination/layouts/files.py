@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -16,8 +15,7 @@ from fedmr_merge.checkpoint.hashing import Digests
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.output import OutputFile, OutputModel, lay_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress
-from fedmr_merge.errors import OutputError
+from fedmr_merge.checkpoint.writer import Progress, refuse_without_space
 from fedmr_merge.recombination.layouts.base import Forecast, Layout, Written
 
 if TYPE_CHECKING:
@@ -40,13 +38,7 @@ class FilesLayout(Layout):
 
     def check(self, work: PreparedRecombination) -> None:
         """Raise OutputError when the disk does not have the room."""
-        free = free_bytes(work.out)
-        if work.bytes_to_write > free:
-            raise OutputError(
-                work.out,
-                f"needs {work.bytes_to_write:,} bytes, {free:,} are free",
-                hint="free some space or choose another place with -o",
-            )
+        refuse_without_space(work.out, work.bytes_to_write)
 
     def forecast(self, work: PreparedRecombination) -> Forecast:
         """Return the bytes of everything that will be written."""
@@ -87,11 +79,3 @@ class FilesLayout(Layout):
                 stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         return Written(digests)
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the file system that a path is, or would be, on."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

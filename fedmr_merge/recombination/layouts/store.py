@@ -12,7 +12,7 @@ from fedmr_merge.checkpoint.hashing import Digests
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.output import OutputFile, OutputModel, base_name, copy_sidecars, loaded_whole, write_index
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
-from fedmr_merge.checkpoint.writer import Progress
+from fedmr_merge.checkpoint.writer import Progress, refuse_without_space
 from fedmr_merge.errors import OutputError, PlanError
 from fedmr_merge.hub.inputs import lies_in, refuse_inside
 from fedmr_merge.layers.plan import LayerGroup
@@ -59,12 +59,15 @@ class StoreLayout(Layout):
         return OutputModel(files, True, sidecars_from)
 
     def check(self, work: PreparedRecombination) -> None:
-        """Raise OutputError where the store would be in an input or in the output, or cannot become a store."""
+        """Raise OutputError where the store would be in an input or in the output, or cannot become a store, or where
+        the disk does not have the room for what is never linked: the mean, and everything that is not weights.
+        """
         store = self.folder(work.out)
         refuse_inside(store, work.parents, "--store")
         if lies_in(store, work.out):
             raise OutputError(store, f"lies in the output, {work.out}", hint="choose another place with --store")
         check_store(store)
+        refuse_without_space(work.out, (work.mean.nbytes if work.mean else 0) + work.sidecar_bytes)
 
     def forecast(self, work: PreparedRecombination) -> Forecast:
         """Return how many shards will be linked, and how many of them no input holds as they are needed."""
