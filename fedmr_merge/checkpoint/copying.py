@@ -13,6 +13,7 @@ from pathlib import Path
 from fedmr_merge.checkpoint.header import FileIdentity, file_identity, reading
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.writer import NO_SPACE, Progress, write_all
+from fedmr_merge.cores import usable_cores
 from fedmr_merge.errors import CheckpointError
 
 #: This fits a core's own cache, so that a byte is hashed and written from there after it was read.
@@ -114,7 +115,7 @@ class OpenFiles:
         self._watch = watch
         self._open: dict[Path, int] = {}  # in the order of their last use
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        share = allowed // 2 // (os.cpu_count() or 1)
+        share = allowed // 2 // usable_cores()
         self._limit = _MAX_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(_MAX_OPEN, share))
 
     def __enter__(self) -> OpenFiles:

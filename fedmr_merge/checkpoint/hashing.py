@@ -13,6 +13,7 @@ from typing import Any
 from fedmr_merge.checkpoint.copying import BUFFER_BYTES, SourceWatch, read_range
 from fedmr_merge.checkpoint.tensor_table import TensorEntry, positions
 from fedmr_merge.checkpoint.writer import Progress
+from fedmr_merge.cores import usable_cores
 
 _UNIT_BYTES = 32 << 20  # that a thread hashes before it takes more work
 _DIGEST_BYTES = 32
@@ -54,7 +55,7 @@ class Digests(Mapping[str, str]):
 
 
 def hash_tensors(entries: Mapping[str, TensorEntry], watch: SourceWatch, progress: Progress | None = None) -> Digests:
-    """Return the SHA-256 of every tensor, in as many threads as there are cores.
+    """Return the SHA-256 of every tensor, in as many threads as there are cores to use.
 
     Raises CheckpointError when a file ends before one of its tensors does, or changes.
     """
@@ -76,7 +77,7 @@ def hash_tensors(entries: Mapping[str, TensorEntry], watch: SourceWatch, progres
         finally:
             os.close(descriptor)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in pool.map(work, _units(entries)):
             pass
     return digests

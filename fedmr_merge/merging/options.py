@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
+from fedmr_merge.cores import usable_cores
 from fedmr_merge.errors import PlanError
 
 #: The dtypes that a mean can be taken of, and their names in torch and in a config.json.
@@ -29,6 +29,8 @@ KEPT = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
 #: The buffers of a piece still fit the processor's caches; with smaller pieces the calls around them cost more.
 _PIECE_ELEMENTS = 1 << 18
 _MIN_PIECE_ELEMENTS = 1 << 12
+#: By default: with more, disks and memory are what a mean waits for, and each holds buffers of its own.
+_MOST_THREADS = 16
 #: The most that one thread holds per element: the bytes of one source, two accumulators, and the steps of encoding, or
 #: those of a sum that overflows.
 _BYTES_PER_ELEMENT = 80
@@ -44,7 +46,8 @@ class MeanOptions:
         weights: one for each slot, divided by their sum; equal if None.
         double: whether the numbers are added up in float64; in float32 otherwise, but float64 tensors in float64.
         out_dtype: the dtype that the mean's floats are written in, as safetensors calls it; that of slot 0 if None.
-        threads: the number of threads; one for each core if None. The bytes are the same for any number.
+        threads: the number of threads; one for each core that the process may use, at most 16, if None. The bytes are
+            the same for any number.
         max_memory_bytes: a bound on the memory that the process takes; none if None.
 
     Example:
@@ -87,7 +90,7 @@ class MeanOptions:
 
         Raises PlanError when no numbers do.
         """
-        threads = self.threads or os.cpu_count() or 1
+        threads = self.threads or min(usable_cores(), _MOST_THREADS)
         if self.max_memory_bytes is None:
             return threads, _PIECE_ELEMENTS
         room = self.max_memory_bytes - _BASE_BYTES

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedmr_merge.cores import usable_cores
 from fedmr_merge.errors import FedmrMergeError, RunInUseError
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         gpus = visible_gpus()
-        threads = max(1, (os.cpu_count() or 1) // count)
+        threads = max(1, usable_cores() // count)
         self._environments = [_environment(threads, gpus[slot % len(gpus)] if gpus else None) for slot in range(count)]
         self._idle = list(range(count))
         self._processes: dict[int, tuple[Any, Connection]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -16,6 +15,7 @@ from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.output import OutputFile, OutputModel, lay_out
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.checkpoint.writer import Progress, refuse_without_space
+from fedmr_merge.cores import usable_cores
 from fedmr_merge.recombination.layouts.base import Forecast, Layout, Written
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class FilesLayout(Layout):
                 assemble(path, file.header.raw, file.segments, watch, report)
 
         # Two cores copy twice as fast as one, and hashing does not hold the interpreter's lock.
-        with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(jobs), usable_cores())) as pool:
             try:
                 for done in as_completed([pool.submit(write, job) for job in jobs]):
                     done.result()
