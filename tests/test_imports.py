@@ -9,18 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedmr_merge"
 FOUNDATION = (
-    *(
-        "errors",
-        "seeds",
-        "options",
-        "option_docs",
-        "plugins",
-        "own_code",
-        "cores",
-        "resources",
-        "yaml_reader",
-        "__init__",
-    ),
+    *("errors", "seeds", "options", "option_docs", "plugins"),
+    *("own_code", "cores", "resources", "yaml_reader", "__init__"),
 )
 LAYERS = (
     *("checkpoint", "hub", "layers", "lineage", "merging", "recombination"),

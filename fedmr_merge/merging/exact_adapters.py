@@ -8,7 +8,6 @@ decomposition of it gives the nearest adapter of a smaller rank.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmr_merge.checkpoint.copying import OpenFiles, SourceWatch
+from fedmr_merge.checkpoint.copying import OpenFiles, SourceWatch, read_exactly
 from fedmr_merge.checkpoint.folder import WEIGHTS
 from fedmr_merge.checkpoint.hashing import hash_tensors
 from fedmr_merge.checkpoint.header import new_header
@@ -49,6 +48,8 @@ from fedmr_merge.merging.adapters import (
 from fedmr_merge.merging.number_formats import Array, decode, encode
 from fedmr_merge.merging.options import FLOATS, MeanOptions, MeanOutcome
 from fedmr_merge.merging.record import average_facts, mean_facts
+
+_PIECE_ELEMENTS = 1 << 20  # of a tensor beside the factors, at a time: 8 MB in float64
 
 
 def average_adapters(
@@ -202,17 +203,26 @@ class AdapterMean:
                     progress(raw.nbytes)
         return math.sqrt(lost / norm) if lost else 0.0
 
-    def other(self, name: str, files: OpenFiles) -> Array:
-        """Return the mean of a tensor beside the factors."""
-        total = np.zeros(self.entries[name].shape)
-        for adapter, share in zip(self.adapters, self.shares, strict=True):
-            total += read_numbers(adapter.checkpoint.tensors[name], files) * share
-        return total
+    def other(self, name: str, files: OpenFiles) -> Iterator[tuple[int, Array]]:
+        """Yield the mean of a tensor beside the factors in pieces, each with the index of its first number.
+
+        It can be as large as a tensor of the model, such as an embedding.
+        """
+        parameters = self.entries[name].parameters
+        for first in range(0, parameters, _PIECE_ELEMENTS):
+            count = min(_PIECE_ELEMENTS, parameters - first)
+            total = np.zeros(count)
+            for adapter, share in zip(self.adapters, self.shares, strict=True):
+                total += _read_piece(adapter.checkpoint.tensors[name], files, first, count) * share
+            yield first, total
 
     def _tensors(self, files: OpenFiles) -> Iterator[tuple[str, Array, tuple[float, float]]]:
-        """Yield every tensor to write, with what it adds to the squared norms of the loss and of the mean."""
+        """Yield every tensor to write, or one piece of it after the other, with what it adds to the squared norms of
+        the loss and of the mean.
+        """
         for name in self.adapters[0].others:
-            yield name, self.other(name, files), (0.0, 0.0)
+            for _, numbers in self.other(name, files):
+                yield name, numbers, (0.0, 0.0)
         for module, (name_a, name_b) in self.adapters[0].modules.items():
             a, b = self.stacked(module, files)
             lost = 0.0
@@ -249,11 +259,23 @@ def product_norm(a: Array, b: Array) -> float:
 
 def read_numbers(entry: TensorEntry, files: OpenFiles) -> Array:
     """Return a tensor's numbers in float64. Raises CheckpointError when it is cut off or holds NaN or infinity."""
-    raw = os.pread(files.descriptor(entry.file), entry.nbytes, entry.start)
-    if len(raw) != entry.nbytes:
-        raise CheckpointError(entry.file, "truncated while it was read")
-    numbers = np.empty(entry.parameters)
-    decode(np.frombuffer(raw, np.uint8), entry.dtype, numbers)
+    return _read_piece(entry, files, 0, entry.parameters).reshape(entry.shape)
+
+
+def _read_piece(entry: TensorEntry, files: OpenFiles, first: int, count: int) -> Array:
+    raw, numbers = read_bytes(entry, files, first, count), np.empty(count)
+    decode(raw, entry.dtype, numbers)
     if not np.isfinite(numbers).all():
         raise CheckpointError(entry.file, "holds NaN or infinite numbers, of which no exact mean is taken")
-    return numbers.reshape(entry.shape)
+    return numbers
+
+
+def read_bytes(entry: TensorEntry, files: OpenFiles, first: int, count: int) -> Array:
+    """Return the bytes (uint8) of `count` numbers of a tensor from the one with the index `first` on.
+
+    Raises CheckpointError when the file is cut off or cannot be read.
+    """
+    size = DTYPE_BITS[entry.dtype] // 8
+    raw = np.empty(count * size, np.uint8)
+    read_exactly(entry.file, files.descriptor(entry.file), entry.start + first * size, raw.data)
+    return raw

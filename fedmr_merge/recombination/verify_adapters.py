@@ -6,7 +6,6 @@ decomposition is not), so that its distance from the exact mean is compared with
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,14 @@ from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.lineage.model import Lineage
 from fedmr_merge.merging.adapters import factor_of, read_config
-from fedmr_merge.merging.exact_adapters import AdapterMean, nearest, plan_adapters, product_norm, read_numbers
+from fedmr_merge.merging.exact_adapters import (
+    AdapterMean,
+    nearest,
+    plan_adapters,
+    product_norm,
+    read_bytes,
+    read_numbers,
+)
 from fedmr_merge.merging.number_formats import Array, encode
 from fedmr_merge.merging.options import MeanOptions
 
@@ -44,7 +50,7 @@ def first_difference(
             return f"adapter_config.json sets {key} to {written.get(key)!r:.60}, it must be {expected.get(key)!r:.60}"
     with OpenFiles(SourceWatch((mean, *inputs))) as files:
         for name in work.adapters[0].others:
-            if not _is(work.other(name, files), mean.tensors[name], files):
+            if not all(_is(piece, mean.tensors[name], files, first) for first, piece in work.other(name, files)):
                 return f"tensor {name!r} is not the mean of its copies"
         for module in work.modules:
             if difference := _module_difference(work, mean, module, files):
@@ -72,6 +78,7 @@ def _module_difference(work: AdapterMean, mean: Checkpoint, module: str, files: 
     return None
 
 
-def _is(numbers: Array, entry: TensorEntry, files: OpenFiles) -> bool:
+def _is(numbers: Array, entry: TensorEntry, files: OpenFiles, first: int = 0) -> bool:
+    """Return whether these are the numbers of a tensor from the one with the index `first` on, as they are written."""
     expected = encode(np.ascontiguousarray(numbers).ravel(), entry.dtype)
-    return os.pread(files.descriptor(entry.file), entry.nbytes, entry.start) == expected.tobytes()
+    return np.array_equal(read_bytes(entry, files, first, numbers.size), expected)

@@ -5,6 +5,7 @@ proves it.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from small_checkpoints import floats, read, tree, write
 
 from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import CheckpointError, OutputError, PlanError, VerificationError
+from fedmr_merge.merging import exact_adapters
 from fedmr_merge.merging.average import average
 from fedmr_merge.merging.options import MeanOptions
 from fedmr_merge.recombination.options import PlanOptions
@@ -98,6 +100,35 @@ def test_whole_modules_beside_the_factors_are_averaged(tmp_path: Path) -> None:
     average(paths, tmp_path / "out", options=MeanOptions((1, 3)), exact=True)
     raw = read(tmp_path / "out" / "adapter_model.safetensors")["base_model.model.score.weight"][2]
     assert np.frombuffer(raw, "<f4").tolist() == [1.5, 1.0]
+
+
+def test_tensors_are_read_in_pieces_however_little_a_read_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((2, 5, 4))
+    extra = "base_model.model.embed.weight"
+    paths = [adapter(tmp_path / str(i), i, extra={extra: floats(rows[i].tolist())}) for i in range(2)]
+    average(paths, tmp_path / "whole", exact=True)
+    monkeypatch.setattr(exact_adapters, "_PIECE_ELEMENTS", 3)
+    original, pread = os.preadv, os.pread  # a read gives 2 GiB at most
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, start: original(file, [buffers[0][:5]], start))
+    monkeypatch.setattr(os, "pread", lambda file, count, start: pread(file, min(count, 5) if start else count, start))
+    average(paths, tmp_path / "pieces", exact=True)
+    assert tree(tmp_path / "pieces") == tree(tmp_path / "whole")
+    path = tmp_path / "pieces" / "adapter_model.safetensors"
+    mean = np.frombuffer(read(path)[extra][2], "<f4").reshape(5, 4)
+    np.testing.assert_array_equal(mean, rows.astype("<f4").astype(float).mean(0).astype("<f4"))
+    assert verify(tmp_path / "pieces").ok
+    lineage = json.loads((tmp_path / "pieces" / "lineage.json").read_text())
+    (tmp_path / "pieces" / "lineage.json").write_text(
+        json.dumps(lineage | {"global": lineage["global"] | {"sha256": None}})
+    )
+    entry = open_checkpoint(path).tensors[extra]
+    content = bytearray(path.read_bytes())
+    content[entry.end - 1] ^= 1
+    path.write_bytes(content)
+    (fault,) = verify(tmp_path / "pieces").faults
+    assert f"tensor {extra!r} is not the mean of its copies" in fault
 
 
 @pytest.mark.parametrize(
