@@ -38,6 +38,20 @@ def test_folders_of_shards_are_rebuilt_with_their_indexes(tmp_path: Path) -> Non
     assert not rebuilt.proved  # no hashes were recorded
 
 
+@pytest.mark.parametrize(("hashed", "passes"), [(False, 1), (True, 2)])
+def test_outputs_are_read_once_more_only_where_there_is_something_to_compare(
+    hashed: bool, passes: int, tmp_path: Path
+) -> None:
+    recombine(files(tmp_path), tmp_path / "out", output=OutputOptions(hash=hashed, mean=None))
+    passed: list[int] = []
+    undo(tmp_path / "out", tmp_path / "back", progress=passed.append)
+    assert sum(passed) == passes * 3 * sum(len(raw) for _, _, raw in model(0).values())
+    other = model(9) | {"head.bias": ("F32", (9,), bytes(36))}
+    write(tmp_path / "out" / "slot-01.safetensors", other)
+    with pytest.raises(VerificationError, match=r"slot-01.*'head.bias' must be F32 \[10\], found F32 \[9\]"):
+        undo(tmp_path / "out", tmp_path / "again")
+
+
 def test_sources_of_one_name_are_rebuilt_by_their_slot(tmp_path: Path) -> None:
     sources = [write(tmp_path / str(i) / "model.safetensors", model(i)) for i in range(2)]
     recombine(sources, tmp_path / "out")
