@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmr_merge.checkpoint.header import FileIdentity, file_identity, reading
+from fedmr_merge.checkpoint.header import FileIdentity, file_identity, reading, unreadable
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.writer import NO_SPACE, Progress, write_all
 from fedmr_merge.cores import usable_cores
@@ -101,8 +101,10 @@ def read_exactly(path: Path, descriptor: int, start: int, out: memoryview) -> No
     """
     end = start + len(out)
     while start < end:
-        with reading(path):
+        try:  # not `reading`, which would take longer than a small tensor
             count = os.preadv(descriptor, [out[start - end :]], start)
+        except OSError as error:
+            raise unreadable(path, error) from error
         if count == 0:
             raise CheckpointError(path, f"truncated while it was read: it ends before byte {end}")
         start += count

@@ -108,7 +108,12 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Return the error to raise where the system fails to read a file."""
+    return CheckpointError(path, f"cannot be read: {error.strerror}")
 
 
 def read_header(path: Path) -> Header:

@@ -143,7 +143,7 @@ def read_remote_header(hub: Hub, snapshot: HubSnapshot, file: str) -> bytes:
     cached = hub.snapshot_folder(repo_id, commit) / file
 
     def read(start: int, end: int) -> bytes:
-        if cached.is_file() and cached.stat().st_size == size:  # its hash is checked before a tensor is read
+        if cached.is_file() and cached.stat().st_size == size:  # a hash is checked before a tensor is read
             with cached.open("rb") as stream:
                 stream.seek(start)
                 return stream.read(end - start)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fedmr_merge.checkpoint.header import reading
+from fedmr_merge.checkpoint.header import reading, unreadable
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 
@@ -193,8 +193,10 @@ class _Bytes(ExitStack):
             with reading(entry.file):
                 descriptor = self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
             self.callback(os.close, descriptor)
-        with reading(entry.file):
+        try:  # not `reading`, which would take longer than a sample
             return os.pread(descriptor, min(length, entry.nbytes - start), entry.start + start)
+        except OSError as error:
+            raise unreadable(entry.file, error) from error
 
 
 def _by_content(pieces: Iterable[tuple[str, bytes]]) -> list[Tie]:
