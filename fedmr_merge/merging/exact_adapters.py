@@ -235,7 +235,7 @@ class AdapterMean:
 
 
 def _nbytes(entry: TensorEntry) -> int:
-    """Return the bytes of a tensor of the mean, whose place is that of slot 0's of another shape."""
+    """Return the number of bytes of a tensor of the mean; its place, and so its `nbytes`, are those of slot 0's."""
     return entry.parameters * DTYPE_BITS[entry.dtype] // 8
 
 
