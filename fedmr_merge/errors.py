@@ -28,8 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LISTED = 10
-"""How many entries of a long list a message shows."""
+LISTED = 10  #: how many entries of a long list a message shows
 
 _LONGEST_NAME = 250
 _LONG_WORD = re.compile(r"\S{1001,}")  #: a path that no file can have, mostly
