@@ -18,6 +18,7 @@ from fedmr_merge.errors import FedmrMergeError, HubError
 from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.hub.listing import parse_hub
 from fedmr_merge.own_code import is_import_path
+from fedmr_merge.publish.reproduction import why_not_repeatable
 from fedmr_merge.runs.record import read_run
 
 TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")
@@ -78,6 +79,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "partition": _partition_facts(partition) if partition is not None else None,
             "lineage": lineage_facts([line for line in run.lineage if line["round"] <= round]),
             "environment": run.environment,
+            "node_rounds": _node_rounds(run.environment or {}, metrics),
+            "not_repeatable": why_not_repeatable(recipe, run.environment or {}),
         }
     except OSError as error:
         raise HubError(f"{error.filename}: cannot be read: {error.strerror}", hint=_HINT) from error
@@ -179,6 +182,13 @@ def lineage_facts(lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
             }
         )
     return {"round": last["round"], "first": rounds[0]["round"], "clients": last["clients"], "groups": rows}
+
+
+def _node_rounds(environment: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> int:
+    """Return in how many rounds the clients were nodes of Flower."""
+    if "nodes" in environment:
+        return int(environment["nodes"]["rounds"])
+    return len(metrics) if "flwr" in environment.get("packages", {}) else 0
 
 
 def _parents(recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:

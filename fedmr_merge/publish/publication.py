@@ -29,9 +29,9 @@ from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.facts import SLOTS_FILE
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.recombination.prepare import slot_name
-from fedmr_merge.runs.names import ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION, RECIPE, TASK
+from fedmr_merge.runs.names import DEPLOYMENT, ENVIRONMENT, EVALUATION, LINEAGE, METRICS, PARTITION, RECIPE, TASK
 from fedmr_merge.runs.public import published_metrics, published_partition, published_recipe
-from fedmr_merge.runs.record import read_run
+from fedmr_merge.runs.record import RunRecord, read_run
 
 What = Literal["global", "cohort", "both"]
 
@@ -110,7 +110,8 @@ def _copy_facts(run: Path, folder: Path, *, client_information: bool) -> None:
     record = read_run(run)
     text = yaml.safe_dump(published_recipe(record.recipe), sort_keys=False, allow_unicode=True, width=120)
     (folder / RECIPE).write_text(text, encoding="utf-8")
-    for name in (ENVIRONMENT, TASK, *((LINEAGE,) if client_information else ())):
+    write_json(folder / ENVIRONMENT, {**(record.environment or {}), **_nodes(run, record)})
+    for name in (TASK, *((LINEAGE,) if client_information else ())):
         if name != TASK or record.task is not None:
             shutil.copyfile(run / name, folder / name)
     lines = published_metrics(record.metrics, private=record.recipe["training"].get("privacy") is not None)
@@ -118,3 +119,15 @@ def _copy_facts(run: Path, folder: Path, *, client_information: bool) -> None:
     (folder / METRICS).write_text(text, encoding="utf-8")
     if client_information and record.partition is not None:
         write_json(folder / PARTITION, published_partition(record.partition))
+
+
+def _nodes(run: Path, record: RunRecord) -> dict[str, Any]:
+    """Return in how many rounds the clients were nodes, and in how many of these not all of them answered.
+
+    A run may be begun in one process and resumed over nodes, so that what it recorded at its beginning does not say it.
+    """
+    log = run / DEPLOYMENT
+    if not log.exists():
+        return {}
+    missing = sum("missing" in line for line in record.metrics)
+    return {"nodes": {"rounds": log.read_bytes().count(b"\n"), "rounds_with_missing": missing}}

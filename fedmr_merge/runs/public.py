@@ -50,6 +50,11 @@ def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_own_code(catalogue: Catalogue[Any], name: str) -> bool:
+    """Return whether a name in a recipe is the import path of the user's own code, and not that of a plug-in."""
+    return is_import_path(name) and name not in catalogue
+
+
 def _published_data(options: Mapping[str, Any]) -> dict[str, Any]:
     data = _of_own_code(DATA_SETS, options["name"], options)
     if data.get("path") and data["name"] in DATA_SETS:
@@ -87,7 +92,7 @@ def _published_stage(name: str, options: Mapping[str, Any]) -> dict[str, dict[st
 
 def _of_own_code(catalogue: Catalogue[Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a plug-in; those of the user's own code hold no absolute path, but its last part."""
-    is_own = is_import_path(name) and name not in catalogue
+    is_own = is_own_code(catalogue, name)
     return {key: _last_parts(value) if is_own else value for key, value in options.items()}
 
 

@@ -216,6 +216,9 @@ def test_card_says_where_the_clients_were(run: Path) -> None:
     assert "The clients were nodes of Flower, among which one data set was divided" in text
     assert "| flwr | 1.42.0 |" in text
     assert "simulated" not in text
+    environment["nodes"] = {"rounds": 2, "rounds_with_missing": 0}  # it was begun in one process
+    (folder / "environment.json").write_text(json.dumps(environment))
+    assert "In 2 of the 3 rounds the clients were nodes of Flower" in write_card(folder).read_text()
 
 
 def test_push_names_the_place_in_the_card_that_is_sent_only(trained: Path) -> None:
