@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.errors import FedmrMergeError, HubError
 from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.hub.listing import parse_hub
-from fedmr_merge.own_code import is_import_path
 from fedmr_merge.publish.reproduction import why_not_repeatable
 from fedmr_merge.runs.record import read_run
 
@@ -40,6 +40,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
         config = read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json")
         model = _model(folder, slots)
         slot_results = read_json(folder / SLOTS_FILE)
+        about, data_id = _describe_data(recipe["data"])
         publish = _publish_options(recipe["stages"], run.evaluation or slot_results or {})
         evaluated = [line for line in metrics if line.get(run.metric.key) is not None]
         round = (run.evaluation or slot_results or metrics[-1])["round"]
@@ -49,8 +50,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "recipe": recipe,
             "recipe_text": run.recipe_text.rstrip(),
             "data": recipe["data"]["name"],
-            "data_about": _describe_data(str(recipe["data"]["name"])),
-            "data_id": None if is_import_path(recipe["data"]["name"]) else recipe["data"]["name"].removeprefix("hub:"),
+            "data_about": about,
+            "data_id": data_id,
             "license": publish.get("license"),
             "tags": list(dict.fromkeys([*TAGS, *publish.get("tags", ())])),
             "config": config,
@@ -97,17 +98,24 @@ def tool_address() -> str | None:
     return next((address.split(",", 1)[1].strip() for address in found if "," in address), None)
 
 
-def _describe_data(name: str) -> str | None:
-    """Return the first line of what the plug-in of a data set says about it; None for one that is not known here."""
-    from fedmr_merge.federated.catalogue import DATA_SETS  # imports torch
+def _describe_data(options: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return what the plug-in of a data set says about it, and the name of the data set on the Hub.
 
-    if is_import_path(name):
-        return "data of whoever trained the model, which do not come with it"
+    What is not known here is None.
+    """
+    from fedmr_merge.federated.catalogue import DATA_SETS  # imports torch
+    from fedmr_merge.runs.public import is_own_code
+
+    name = str(options["name"])
+    if is_own_code(DATA_SETS, name):
+        return "data of whoever trained the model, which do not come with it", None
     try:
-        lines = (DATA_SETS.find(name).__doc__ or "").strip().splitlines()
-    except (KeyError, FedmrMergeError, ImportError):
-        return None
-    return lines[0].strip() if lines and not name.startswith("hub:") else None
+        plugin: Any = DATA_SETS.find(name)
+        found = plugin(**{field.name: options[field.name] for field in fields(plugin) if field.name in options})
+    except (KeyError, TypeError, ValueError, FedmrMergeError, ImportError):
+        return None, None
+    about = " ".join((plugin.__doc__ or "").partition("\n\n")[0].split())
+    return None if name.startswith("hub:") else about or None, found.hub_id
 
 
 def _publish_options(stages: Sequence[Mapping[str, Any]], written: Mapping[str, Any]) -> dict[str, Any]:

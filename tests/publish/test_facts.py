@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from fedmr_merge.errors import FedmrMergeError
-from fedmr_merge.publish.facts import lineage_facts, run_facts, stage_table
+from fedmr_merge.publish.facts import _describe_data, lineage_facts, run_facts, stage_table
+from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.runs.public import published_recipe
 
 
@@ -79,6 +80,40 @@ def test_facts_that_no_file_states_are_left_out(run: Path) -> None:
     facts = run_facts(folder)
     assert [facts[key] for key in ("partition", "lineage", "result", "environment")] == [None] * 4
     assert facts["privacy"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"name": "cifar10", "path": None}, "uoft-cs/cifar10"),
+        ({"name": "cifar100", "path": "cifar-100-binary"}, "uoft-cs/cifar100"),
+        ({"name": "femnist"}, "flwrlabs/femnist"),
+        ({"name": "hub:org/name"}, "org/name"),
+        ({"name": "text", "repo": "org/texts"}, "org/texts"),
+        ({"name": "text", "path": "letters.csv", "repo": None}, None),
+        ({"name": "tabular", "path": "patients.csv", "target": "ill"}, None),
+        ({"name": "parquet", "path": "flowers"}, None),
+        ({"name": "digits"}, None),
+        ({"name": "diabetes"}, None),
+        ({"name": "my_data:load", "repo": "org/name"}, None),
+        ({"name": "of-a-package-that-is-not-here"}, None),
+    ],
+)
+def test_data_are_named_as_the_hub_names_them_or_not_at_all(options: dict[str, Any], name: str | None) -> None:
+    """The Hub takes the names in a card's metadata for those of its own data sets."""
+    assert _describe_data(options)[1] == name
+
+
+def test_what_the_card_says_of_data_is_whole_sentences() -> None:
+    about = _describe_data({"name": "text"})[0] or ""
+    assert about.startswith("Texts of CSV, JSON lines")
+    assert about.endswith(".")
+
+
+def test_a_data_set_that_is_not_on_the_hub_is_not_in_the_metadata(run: Path) -> None:
+    card = write_card(run / "global").read_text()
+    assert "datasets" not in card.split("---")[1]
+    assert 'type: "own-data"' in card.split("---")[1]
 
 
 def test_privacy_is_told_as_it_was_measured(run: Path) -> None:

@@ -47,6 +47,11 @@ class Cifar(ImageDataSet):
         """What decodes the images."""
         return ("pillow",)
 
+    @property
+    def hub_id(self) -> str | None:
+        """Return the name that it has on the Hub, wherever it was read from."""
+        return self.repo
+
     def label_column(self) -> str:
         """Return the column of the labels in the Hub's data set."""
         raise NotImplementedError

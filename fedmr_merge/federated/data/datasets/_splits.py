@@ -44,6 +44,11 @@ class RowsDataSet(DataSet):
     max_train_rows: Annotated[int, Ge(1)] | None = None  #: so many rows, drawn at random, the same ones for every seed
     max_test_rows: Annotated[int, Ge(1)] | None = None  #: the same of the test part
 
+    @property
+    def hub_id(self) -> str | None:
+        """Return the name of the data set that the rows come from; None where they are files."""
+        return self.repo
+
     def read(self, columns: list[str], groups: str | None) -> tuple[Rows, Rows]:
         """Return the rows of the training part and of the test part.
 

@@ -18,6 +18,11 @@ class DataSet(Plugin):
         """The name of the task that a run has with these data, unless its recipe says otherwise."""
         return "image-classification"
 
+    @property
+    def hub_id(self) -> str | None:
+        """Return the name of the data set on the Hub, ORG/NAME; None for one that is not there."""
+        return None
+
     def with_options(self, changes: Mapping[str, Any]) -> DataSet:
         """Return the same data set with other values of some options."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]

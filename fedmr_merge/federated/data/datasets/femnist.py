@@ -42,6 +42,11 @@ class Femnist(ImageDataSet):
     """Share of every writer's examples that is held out; `null` for LEAF's own division, or a tenth."""
     padding: Annotated[int, Ge(0)] = 0  #: white pixels added on every side; 2 make the 32x32 that vgg16 needs
 
+    @property
+    def hub_id(self) -> str | None:
+        """Return the name that it has on the Hub, wherever it was read from."""
+        return _REPO
+
     def load(self) -> ImageData:
         """Return the data; the natural client of an example is its writer."""
         folder = None if self.path is None else local_folder(self.path)

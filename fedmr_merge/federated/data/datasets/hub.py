@@ -19,6 +19,11 @@ class Hub(TableDataSet):
     config: str | None = None  #: the Hub's name of one of the data set's configurations
     path: str | None = None  #: a folder with its parquet files; nothing is downloaded then
 
+    @property
+    def hub_id(self) -> str | None:
+        """Return the argument of its name."""
+        return self.argument
+
     def read(self, split: str, columns: list[str]) -> pa.Table:
         """Read columns of a split."""
         if self.path is not None:
