@@ -36,9 +36,6 @@ def run_facts(folder: Path) -> dict[str, Any]:
     try:
         run = read_run(folder)
         recipe, metrics, partition = run.recipe, run.metrics, run.partition
-        slots = sorted(path.parent.name for path in folder.glob(f"{_SLOT}/*{WEIGHTS}"))
-        config = read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json")
-        model = _model(folder, slots)
         slot_results = read_json(folder / SLOTS_FILE)
         about, data_id = _describe_data(recipe["data"])
         publish = _publish_options(recipe["stages"], run.evaluation or slot_results or {})
@@ -54,18 +51,15 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "data_id": data_id,
             "license": publish.get("license"),
             "tags": list(dict.fromkeys([*TAGS, *publish.get("tags", ())])),
-            "config": config,
-            "slots": slots,
-            "model_bytes": model.nbytes,
-            "parameters": _parameters(model.shapes),
+            **_model_facts(folder, recipe),
             "slot_results": slot_results,
             "tool": tool_address(),
             "result": run.evaluation,
             "parents": _parents(recipe, run.environment or {}),
-            "adapter": recipe["model"].get("adapter"),
             "last": metrics[-1],
             "round": round,
             "value": published[run.metric.key],
+            "value_round": published["round"],
             "metric": run.metric,
             "task_metrics": run.metrics_of_task,
             "task": run.task or {"name": _IMAGES, "pipeline_tag": _IMAGES},
@@ -78,6 +72,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "seconds": sum(line["seconds"] for line in metrics),
             "privacy": _privacy(recipe, metrics[-1]),
             "partition": _partition_facts(partition) if partition is not None else None,
+            "all_trained": _all_trained(recipe, run.environment or {}, run.lineage),
             "lineage": lineage_facts([line for line in run.lineage if line["round"] <= round]),
             "environment": run.environment,
             "node_rounds": _node_rounds(run.environment or {}, metrics),
@@ -163,15 +158,16 @@ def stage_table(metrics: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY)
 def lineage_facts(lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return what the last recombination did, None where no round recombined.
 
-    `groups` holds a row for every layer group: `trained`, the client that trained it last, for each of the K models
-    as they are after that recombination; `met`, how many clients have trained that copy since the models went separate
-    ways, which is where their stage began.
+    `groups` holds a row for every layer group: `trained`, the client that trained it in that round, for each of the K
+    models as they are after that recombination, and None where that client did not answer or diverged; `met`, how many
+    clients have trained that copy since the models went separate ways, which is where their stage began.
 
     A copy trained in slot s in round r came, by the plan of round r - 1, from slot `plan[group][s]`.
     """
     if not lineage or not lineage[-1]["plan"]:
         return None
     last = lineage[-1]
+    last_trained = _who_trained(last)
     rounds = [line for line in lineage if line["stage"] == last["stage"]]
     rows = []
     for group, permutation in last["plan"]["permutations"].items():
@@ -180,16 +176,39 @@ def lineage_facts(lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         for line in reversed(rounds):
             sources = line["plan"]["permutations"].get(group) if line["plan"] else None
             place = [sources[slot] for slot in place] if sources else place
+            who = _who_trained(line)
             for copy, slot in enumerate(place):
-                met[copy].add(line["clients"][slot])
+                if (client := who[slot]) is not None:
+                    met[copy].add(client)
         rows.append(
             {
                 "group": group,
-                "trained": [last["clients"][source] for source in permutation],
+                "trained": [last_trained[source] for source in permutation],
                 "met": [len(clients) for clients in met],
             }
         )
-    return {"round": last["round"], "first": rounds[0]["round"], "clients": last["clients"], "groups": rows}
+    clients = [one for one in last_trained if one is not None]
+    head = {"round": last["round"], "first": rounds[0]["round"], "slots": len(last_trained), "clients": clients}
+    return {**head, "groups": rows}
+
+
+def _who_trained(line: Mapping[str, Any]) -> list[int | None]:
+    """Return which client trained the model of each slot in a round; None where what it sent was not used."""
+    failed = {*line.get("absent", ()), *map(int, line.get("diverged", ()))}
+    return [None if client in failed else client for client in line["clients"]]
+
+
+def _all_trained(
+    recipe: Mapping[str, Any], environment: Mapping[str, Any], lineage: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Return whether it is known that in every round all clients that were asked trained a model that was used."""
+    training = recipe["training"]
+    if training.get("availability", 1) < 1 or (environment.get("nodes") or {}).get("rounds_with_missing"):
+        return False
+    # What diverged is in the lineage, which need not be published.
+    return all(None not in _who_trained(line) for line in lineage) and (
+        bool(lineage) or training.get("on_divergence", "fail") == "fail"
+    )
 
 
 def _node_rounds(environment: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> int:
@@ -211,9 +230,28 @@ def _privacy(recipe: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, An
     return {"kind": "local", **options, "epsilon": last["epsilon"]} if options and "epsilon" in last else None
 
 
-def _model(folder: Path, slots: Sequence[str]) -> Checkpoint:
-    """Open one of the models, by its headers alone; all of them have the same tensors."""
-    return open_checkpoint(folder if not slots or (folder / "config.json").exists() else folder / slots[0])
+def _model_facts(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the configuration and the headers of the published models say; all of these have the same tensors."""
+    slots = sorted(path.parent.name for path in folder.glob(f"{_SLOT}/*{WEIGHTS}"))
+    model = open_checkpoint(folder if not slots or (folder / "config.json").exists() else folder / slots[0])
+    return {
+        "config": read_json(folder / "config.json") or read_json(folder / slots[0] / "config.json"),
+        "adapter": recipe["model"].get("adapter"),
+        "slots": slots,
+        "model_bytes": model.nbytes,
+        "trained_bytes": _trained_bytes(folder, slots, recipe, model),
+        "parameters": _parameters(model.shapes),
+    }
+
+
+def _trained_bytes(folder: Path, slots: Sequence[str], recipe: Mapping[str, Any], model: Checkpoint) -> int | None:
+    """Return the size of the model that a client trains; None where that is not published.
+
+    The exact mean of adapters has another rank than each of them.
+    """
+    if slots:
+        return open_checkpoint(folder / slots[0]).nbytes
+    return None if (recipe["model"].get("adapter") or {}).get("mean", "factors") == "exact" else model.nbytes
 
 
 def _parameters(shapes: Mapping[str, Sequence[int]]) -> int:

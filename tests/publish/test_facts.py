@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
+from fedmr_merge.checkpoint.open import open_checkpoint
 from fedmr_merge.errors import FedmrMergeError
-from fedmr_merge.publish.facts import _describe_data, lineage_facts, run_facts, stage_table
+from fedmr_merge.publish.facts import (
+    _all_trained,
+    _describe_data,
+    _trained_bytes,
+    lineage_facts,
+    run_facts,
+    stage_table,
+)
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.runs.public import published_recipe
 
@@ -33,12 +41,88 @@ def test_who_trained_each_copy_last_and_how_many_have() -> None:
     assert lineage_facts(lineage) == {
         "round": 4,
         "first": 2,
+        "slots": 2,
         "clients": [40, 20],
         "groups": [
             {"group": "a", "trained": [40, 20], "met": [2, 2]},
             {"group": "b", "trained": [20, 40], "met": [2, 3]},
         ],
     }
+
+
+def test_clients_whose_training_was_not_used_have_trained_nothing() -> None:
+    moves = {"a": [0, 1], "b": [1, 0]}
+    lineage = [
+        line(1, [1, 2], moves) | {"diverged": {"2": "its training loss is nan"}},
+        line(2, [3, 5], moves) | {"absent": [5]},
+    ]
+    facts = lineage_facts(lineage)
+    assert facts is not None
+    assert (facts["slots"], facts["clients"]) == (2, [3])
+    # Slot 0 of b after round 2 was slot 1 in round 2 (5, absent) and slot 0 in round 1 (client 1).
+    assert facts["groups"] == [
+        {"group": "a", "trained": [3, None], "met": [2, 0]},
+        {"group": "b", "trained": [None, 3], "met": [1, 1]},
+    ]
+
+
+def test_the_card_counts_only_the_clients_that_trained(run: Path) -> None:
+    folder = run / "global"
+    card = write_card(folder).read_text()
+    assert "In every round 3 clients train a model of 0.76 MB each." in card
+    assert "3 of them train in each round" in card
+    lines = [json.loads(text) for text in (folder / "lineage.jsonl").read_text().splitlines()]
+    gone = lines[-1]["clients"][1]
+    lines[-1]["absent"] = [gone]
+    (folder / "lineage.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    card = write_card(folder).read_text()
+    assert "In every round up to 3 clients train a model" in card
+    assert "Up to 3 of them train in each round" in card
+    others = [client for client in lines[-1]["clients"] if client != gone]
+    assert f"In round 3 these were the clients {others[0]}, {others[1]}." in card
+    row = next(text for text in card.splitlines() if text.startswith("| `conv1`"))
+    assert "–" in row.split("|")[2].split()
+
+
+@pytest.mark.parametrize(
+    ("training", "lineage", "known"),
+    [
+        ({}, [], True),
+        ({"availability": 0.5}, [], False),
+        ({"on_divergence": "drop"}, [], False),
+        ({"on_divergence": "drop"}, [line(1, [1, 2], None)], True),
+        ({"on_divergence": "drop"}, [line(1, [1, 2], None) | {"diverged": {"2": "nan"}}], False),
+    ],
+)
+def test_it_is_known_that_all_clients_trained(
+    training: dict[str, Any], lineage: list[dict[str, Any]], known: bool
+) -> None:
+    assert _all_trained({"training": training}, {}, lineage) is known
+    assert not _all_trained({"training": training}, {"nodes": {"rounds_with_missing": 1}}, lineage)
+
+
+def test_the_size_of_an_adapter_is_not_that_of_their_exact_mean(run: Path) -> None:
+    """The mean has the sum of their ranks; the models of the cohort are as the clients train them."""
+    folder = run / "global"
+    slot = open_checkpoint(folder / "slot-00")
+    exact = {"model": {"adapter": {"mean": "exact"}}}
+    assert _trained_bytes(folder, ["slot-00"], exact, slot) == slot.nbytes
+    assert _trained_bytes(folder, [], exact, slot) is None
+    assert _trained_bytes(folder, [], {"model": {"adapter": {"mean": "factors"}}}, slot) == slot.nbytes
+    assert _trained_bytes(folder, [], {"model": {"adapter": None}}, slot) == slot.nbytes
+
+
+def test_what_clients_reached_is_that_of_the_published_round(run: Path) -> None:
+    """With `keep: best` it is not the last one that was evaluated."""
+    folder = run / "global"
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    for number, entry in enumerate(lines, start=1):
+        entry |= {f"client_accuracy_{key}": number / 8 for key in ("mean", "deviation", "worst_decile")}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps(evaluation | {"round": 2}))
+    card = " ".join(write_card(folder).read_text().split())
+    assert "the accuracy after round 2 is 25.00 % on average" in card
 
 
 def test_rounds_that_did_not_recombine_leave_every_copy_where_it_is() -> None:
