@@ -96,7 +96,7 @@ class Push:
         self._refuse(remote)
         remote = self._make_room(remote)
         changed, stale = self._difference(remote.files)
-        landed = self._waiting(user) if options.create_pr and changed else None
+        landed = self._waiting(user) if options.create_pr and (changed or stale) else None
         unchanged = landed is not None or not (changed or stale)
         if landed is None:
             landed = self._at_commit(remote.head) if unchanged else self._commit(user, remote, changed, stale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,16 @@ def test_pull_request_leaves_main_alone_and_is_opened_once(hub: HubServer, model
     assert (again.unchanged, again.url, again.commit) == (True, first.url, first.commit)
     hub.repos[REPO].pull_requests[0]["status"] = "closed"
     assert push(hub, model, create_pr=True).url.endswith("/discussions/2")
+
+
+def test_pull_request_that_only_deletes_weights_is_opened_once(hub: HubServer, tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort"
+    push(hub, write_cohort(cohort, 3))
+    shutil.rmtree(cohort / "slot-02")
+    first = push(hub, cohort, create_pr=True)
+    assert first.deleted == ("slot-02/model.safetensors",)
+    again = push(hub, cohort, create_pr=True)
+    assert (again.unchanged, again.url) == (True, first.url)
 
 
 def test_pull_request_of_somebody_else_and_a_push_to_it(hub: HubServer, model: Path) -> None:
