@@ -24,7 +24,7 @@ from fedmr_merge.errors import HubError
 from fedmr_merge.hub.listing import HubFile, git_blob_digest
 from fedmr_merge.lineage.model import LINEAGE_FILE
 from fedmr_merge.publish.card import CARD_FILE
-from fedmr_merge.runs.names import CHECKPOINTS, EVALUATION, PARTITION, PUBLISHED, RECIPE
+from fedmr_merge.runs.names import CHECKPOINTS, EVALUATION, GLOBAL, PARTITION, PUBLISHED, RECIPE, STATE
 
 _PICKLES = (*PICKLE_SUFFIXES, ".joblib", ".dill", ".npz")
 #: Files that version 0.1.0 staged under such names as `.lineage.json.ab12cd_x`; `.env.template` is not one of them.
@@ -80,7 +80,7 @@ class Staging:
 def pushed_folder(path: Path) -> Path:
     """Return the folder whose files are sent: of a run, what its `publish` stage wrote; else the folder itself.
 
-    Raises HubError when there is no such folder, or when it holds no weights.
+    Raises HubError when there is no such folder, when it holds no weights, or when it is a checkpoint, or holds some.
     """
     folder = path
     if (path / RECIPE).is_file() and any((path / name).is_dir() for name in (*PUBLISHED, CHECKPOINTS)):
@@ -91,6 +91,12 @@ def pushed_folder(path: Path) -> Path:
     if not folder.is_dir():
         reason = "is a file" if folder.exists() else "there is no such folder"
         raise HubError(f"{path}: {reason}", hint="name a run folder, its global/, or a folder with safetensors")
+    checkpoint = next((name.parent for name in (*folder.glob(STATE), *folder.glob(f"*/{STATE}"))), None)
+    if checkpoint is not None and (checkpoint / GLOBAL).is_dir():
+        raise HubError(
+            f"{checkpoint}: is a checkpoint of a run, which may hold what a method keeps of each client",
+            hint=f"name a model in it, {GLOBAL} or slot-00",
+        )
     if not any(folder.rglob(f"*{WEIGHTS}")):
         raise HubError(f"{folder}: holds no safetensors", hint="a run writes them to its global/ when it ends")
     return folder

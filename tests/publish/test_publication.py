@@ -243,6 +243,17 @@ def test_run_without_a_publication_is_not_pushed_whole(run: Path) -> None:
         pushed_folder(run)
 
 
+def test_a_checkpoint_is_not_pushed_whole(run: Path) -> None:
+    """It may hold what a method keeps of each client, such as control variates."""
+    checkpoint = run / "checkpoints" / "2-fedmr-0003"
+    for folder in (checkpoint, checkpoint.parent):
+        with pytest.raises(HubError, match=r"2-fedmr-0003|1-fedavg-0001: is a checkpoint of a run") as caught:
+            pushed_folder(folder)
+        assert caught.value.hint == "name a model in it, global or slot-00"
+    for model in ("global", "slot-01"):
+        assert pushed_folder(checkpoint / model) == checkpoint / model
+
+
 def test_names_that_are_markup_do_no_harm(run: Path) -> None:
     folder = run / "global"
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
