@@ -18,7 +18,7 @@ from fedmr_merge.checkpoint.open import Checkpoint, open_checkpoint
 from fedmr_merge.errors import FedmrMergeError, HubError
 from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.hub.listing import parse_hub
-from fedmr_merge.publish.reproduction import why_not_repeatable
+from fedmr_merge.publish.repeatable import why_not_repeatable
 from fedmr_merge.runs.record import read_run
 
 TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")

@@ -11,7 +11,7 @@ import yaml
 from small_run import RECIPE, write_run
 
 from fedmr_merge.publish.publication import _nodes
-from fedmr_merge.publish.reproduction import why_not_repeatable
+from fedmr_merge.publish.repeatable import why_not_repeatable
 from fedmr_merge.publish.write_card import write_card
 from fedmr_merge.runs.record import read_run
 
