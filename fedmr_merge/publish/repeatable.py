@@ -46,11 +46,18 @@ def _lacking(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 def _own_code(recipe: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of the user's own code that a recipe calls."""
-    from fedmr_merge.federated.catalogue import ALGORITHMS, ARCHITECTURES, DATA_SETS, PARTITIONS, TASKS  # imports torch
+    from fedmr_merge.federated.catalogue import (  # imports torch
+        ALGORITHMS,
+        ARCHITECTURES,
+        DATA_SETS,
+        PARTITIONS,
+        TASKS,
+        Catalogue,
+    )
     from fedmr_merge.runs.public import is_own_code
 
     data = recipe["data"]
-    named = [
+    named: list[tuple[Catalogue[Any], Any]] = [
         (DATA_SETS, data["name"]),
         (PARTITIONS, data["partition"]["kind"]),
         (ARCHITECTURES, recipe["model"]["name"]),
