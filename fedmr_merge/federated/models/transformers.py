@@ -184,6 +184,9 @@ class Transformers(Adaptable):
             )
         if self.head != "causal-lm":
             config.num_labels = outputs
+        if self.head == "text-classification" and getattr(config, "pad_token_id", None) is None:
+            end = getattr(config, "eos_token_id", None)
+            config.pad_token_id = end[0] if isinstance(end, list) else end
         if self.head != "image-classification":
             self._fit_tokens(config, shape, random=random and self.head == "causal-lm")
         found = classes[type(config)]
@@ -193,7 +196,7 @@ class Transformers(Adaptable):
             setattr(config, name, value)
         config.use_cache = False
         _register_attention()
-        return _with_logits(cls, outputs), described
+        return _with_logits(cls, outputs, finds_padding=self.head == "text-classification"), described
 
     def _fit_tokens(self, config: Any, shape: tuple[int, int], *, random: bool) -> None:
         """Make room for the tokens of the data in a model of random weights; refuse data that others have none for."""
@@ -240,10 +243,17 @@ def _quiet(library: Any) -> Iterator[None]:
 
 
 @cache
-def _with_logits(cls: type[Any], outputs: int) -> type[Any]:
-    """Return a class of transformers whose modules return their logits alone, so many for each place or example."""
+def _with_logits(cls: type[Any], outputs: int, *, finds_padding: bool) -> type[Any]:
+    """Return a class of transformers whose modules return their logits alone, so many for each place or example.
+
+    With `finds_padding`, a module may look for padding by the number of its token.
+    """
 
     def forward(self: Any, *values: Tensor, **named: Tensor) -> Tensor:
+        if finds_padding and "attention_mask" in named and self.config.pad_token_id is not None:
+            # The tokenizer may pad with another token: decoders would take it for the last one of a text.
+            is_token = named["attention_mask"].bool()
+            named["input_ids"] = named["input_ids"].where(is_token, self.config.pad_token_id)
         logits: Tensor = cls.forward(self, *values, **named).logits
         # A vocabulary may be rounded up beyond the tokens that there are.
         return logits[..., :outputs]

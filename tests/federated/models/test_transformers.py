@@ -86,6 +86,21 @@ def test_engines_agree_on_padded_sequences(task, tmp_path):
         torch.testing.assert_close(tensor, other.state.global_weights[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("end", [9, [9, 8]])
+def test_a_decoder_without_a_token_for_padding_classifies_at_the_last_token_of_a_text(end, tmp_path):
+    small = {"vocab_size": 13, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    transformers.GPT2Config(**small, eos_token_id=end).save_pretrained(tmp_path)
+    one, other = (federation_of(architecture(tmp_path, pretrained=False), engine=engine) for engine in ("loop", "vmap"))
+    weights = run(one, "fedavg", rounds=1).state.global_weights
+    torch.testing.assert_close(dict(weights), run(other, "fedavg", rounds=1).state.global_weights, rtol=1e-4, atol=1e-6)
+    inputs = one.data.inputs("test", slice(0, 6))  # padded with 10
+    together = one.evaluation_forward(weights, inputs)
+    for row, length in enumerate(inputs["attention_mask"].sum(1)):
+        alone = {"input_ids": inputs["input_ids"][row : row + 1, :length]}
+        torch.testing.assert_close(one.evaluation_forward(weights, alone)[0], together[row], rtol=1e-5, atol=1e-6)
+    assert model_config(one.architecture, one.module, one.config)["pad_token_id"] == 9
+
+
 def test_transformers_loads_what_was_trained(bert, tmp_path):
     federation = federation_of(architecture(bert))
     weights = run(federation, "fedavg", rounds=1).state.global_weights
