@@ -81,7 +81,7 @@ class TextPreprocess:
         """
         given = [texts] if isinstance(texts, str) else list(texts)
         opened = self._tokenizer
-        tokens = opened.encode_whole(given) if self.whole else opened.encode(given)
+        tokens = opened.encode_whole(given, self.length)[0] if self.whole else opened.encode(given)
         kept = [text[: self.length].tolist() or [opened.end] for text in tokens]
         longest = max(map(len, kept))
         ids = [text + [opened.padding] * (longest - len(text)) for text in kept]

@@ -37,7 +37,19 @@ def test_its_numbers_and_marks_are_those_of_transformers(folder: Path) -> None:
     found = open_tokenizer(str(folder))
     assert (found.vocabulary, found.end, found.padding) == (8, SEP, PAD)
     assert [tokens.tolist() for tokens in found.encode(["sun sea", ""])] == [[SUN, SEA], []]
-    assert [tokens.tolist() for tokens in found.encode_whole(["sun sea", ""])] == [[CLS, SUN, SEA, SEP], [CLS, SEP]]
+    whole, cut = found.encode_whole(["sun sea", ""], 4)
+    assert ([tokens.tolist() for tokens in whole], cut) == ([[CLS, SUN, SEA, SEP], [CLS, SEP]], 0)
+
+
+def test_a_text_that_is_too_long_keeps_the_mark_of_its_end(folder: Path, tmp_path: Path) -> None:
+    found = open_tokenizer(str(folder))
+    found.save(tmp_path / "before")
+    whole, cut = found.encode_whole(["sun sea sun", "", "sea", "sea sea sea sea"], 3)
+    assert [tokens.tolist() for tokens in whole] == [[CLS, SUN, SEP], [CLS, SEP], [CLS, SEA, SEP], [CLS, SEA, SEP]]
+    assert cut == 2
+    found.save(tmp_path / "after")
+    for file in (tmp_path / "before").iterdir():
+        assert file.read_bytes() == (tmp_path / "after" / file.name).read_bytes()
 
 
 def test_one_that_is_not_there_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -67,6 +79,7 @@ def test_it_is_kept_with_the_model_and_used_where_that_is_loaded(folder: Path, t
     found = model.preprocess(["sun sea", "ice"])
     assert found["input_ids"].tolist() == [[CLS, SUN, SEA, SEP], [CLS, 7, SEP, PAD]]
     assert model(**found).shape == (2, 2)
+    assert model.preprocess("sun " * 9)["input_ids"].tolist() == [[CLS, SUN, SUN, SUN, SUN, SEP]]
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (published / name).unlink()
     with pytest.raises(CheckpointError, match="the files of its tokenizer are not there"):

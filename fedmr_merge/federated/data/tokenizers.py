@@ -28,12 +28,14 @@ class Tokenizer:
         """Return the tokens of each text, without any that mark its beginning or end."""
         raise NotImplementedError
 
-    def encode_whole(self, texts: Sequence[str]) -> list[Ids]:
+    def encode_whole(self, texts: Sequence[str], length: int) -> tuple[list[Ids], int]:
         """Return the tokens of each text with those that mark its beginning and end, as a model that reads it is fed.
 
-        An empty text has one token at least.
+        A text of more than `length` tokens is cut between its marks, and how many are is returned, too. An empty text
+        has one token at least.
         """
-        return [self._not_empty(tokens) for tokens in self.encode(texts)]
+        found = self.encode(texts)
+        return [self._not_empty(tokens[:length]) for tokens in found], sum(len(tokens) > length for tokens in found)
 
     def _not_empty(self, tokens: Ids) -> Ids:
         return tokens if len(tokens) else np.array([self.end])
@@ -87,10 +89,16 @@ class Pretrained(Tokenizer):
         found = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return [np.array(tokens, dtype=np.int32) for tokens in found]
 
-    def encode_whole(self, texts: Sequence[str]) -> list[Ids]:
+    def encode_whole(self, texts: Sequence[str], length: int) -> tuple[list[Ids], int]:
         """Return the tokens of each text, between those with which the tokenizer marks its beginning and end."""
         found = self._tokenizer(list(texts), verbose=False)["input_ids"]
-        return [self._not_empty(np.array(tokens, dtype=np.int32)) for tokens in found]
+        long = [row for row, tokens in enumerate(found) if len(tokens) > length]
+        if long:
+            texts_cut = self._tokenizer([texts[row] for row in long], truncation=True, max_length=length, verbose=False)
+            for row, tokens in zip(long, texts_cut["input_ids"], strict=True):
+                found[row] = tokens
+            self._tokenizer("", verbose=False)  # the length of the last call would be saved with the tokenizer
+        return [self._not_empty(np.array(tokens, dtype=np.int32)) for tokens in found], len(long)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files, which AutoTokenizer reads."""

@@ -63,8 +63,7 @@ class Text(RowsDataSet):
         labels = read_labels(train, test, str(self.label_column))
         parts, notes = [], []
         for name, rows, targets in (("training", train, labels.train), ("test", test, labels.test)):
-            tokens = tokenizer.encode_whole(self._texts(rows))
-            long = sum(len(text) > self.length for text in tokens)
+            tokens, long = tokenizer.encode_whole(self._texts(rows), self.length)
             if long:
                 notes.append(
                     f"{long:,} of {len(tokens):,} {name} texts have more than {self.length} tokens and are cut"
