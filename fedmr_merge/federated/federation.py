@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmr_merge.errors import DataError, TrainingError
-from fedmr_merge.federated.cohort import Cohort, Mean
+from fedmr_merge.federated.cohort import Cohort, Mean, Weights
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Indices, Partition
 from fedmr_merge.federated.data.validation import divide
@@ -188,13 +188,14 @@ class Federation:
         """Return the random generator of this run for a purpose and place (round, client, …)."""
         return generator(self.seed, purpose, *place)
 
-    def sampling_generator(self, round: int) -> np.random.Generator:
-        """Return the generator that selects the clients of a round.
+    def sampling_generator(self, weights: Weights, round: int) -> np.random.Generator:
+        """Return the generator that selects the clients of a round, which begins with a global model.
 
-        The epsilon of a private run assumes that nobody knows who took part: there it does not depend on the seed.
+        The epsilon of a private run assumes that nobody knows who took part: there it does not depend on the seed, and
+        runs with one key file select other clients as soon as their models differ.
         """
         if self.training.privacy is not None:
-            return self.secret.generator("client selection", round)
+            return self.secret.of_content(weights).generator("client selection", round)
         return self.generator("client selection", round)
 
 

@@ -16,9 +16,9 @@ Selection = Callable[[Federation, Weights, int], tuple[int, ...]]
 _CANDIDATES = 2  # of `by_loss`, per client that is selected: d = 2K
 
 
-def uniform(federation: Federation, _: Weights, round: int) -> tuple[int, ...]:
+def uniform(federation: Federation, weights: Weights, round: int) -> tuple[int, ...]:
     """Select K of the clients, uniformly at random."""
-    rng = federation.sampling_generator(round)
+    rng = federation.sampling_generator(weights, round)
     return tuple(rng.choice(len(federation.partition), size=federation.slots, replace=False).tolist())
 
 

@@ -69,12 +69,13 @@ def privatise(
         trained: The models after their training.
         names: The tensors that training changes; all others are sent as they were dispatched.
         secret: What the noise is drawn from.
-        round: The round, each of which has noise of its own.
+        round: The round, each of which has noise of its own, as has each model.
     """
     tensors = dict(clipped(privacy, dispatched, trained, names).tensors)
     for slot in range(dispatched.slots):
+        own = secret.of_content({name: tensors[name][slot] for name in names})
         for name in names:
-            draw = secret.gaussian(tensors[name].shape[1:], "noise", round, slot, name).to(dispatched.device)
+            draw = own.gaussian(tensors[name].shape[1:], "noise", round, slot, name).to(dispatched.device)
             tensors[name][slot].add_(draw, alpha=privacy.noise_multiplier * privacy.clip)
     return Cohort(tensors)
 
@@ -99,11 +100,14 @@ def private_mean(
     """
     updates, factors = _updates(privacy, dispatched, trained, names)
     tensors = {name: tensor[0] for name, tensor in dispatched.tensors.items()}
+    totals = {name: torch.zeros_like(update[0]) for name, update in updates.items()}
     for name, update in updates.items():
-        total = secret.gaussian(update.shape[1:], "noise of the sum", round, name).to(dispatched.device)
-        total.mul_(privacy.noise_multiplier * privacy.clip)
         for slot in range(dispatched.slots):
-            total.add_(factors[slot] * update[slot])
+            totals[name].add_(factors[slot] * update[slot])
+    own = secret.of_content(totals)
+    for name, total in totals.items():
+        draw = own.gaussian(total.shape, "noise of the sum", round, name).to(dispatched.device)
+        total.add_(draw, alpha=privacy.noise_multiplier * privacy.clip)
         tensors[name] = mean_of(dispatched.tensors[name], None) + total / dispatched.slots
     return Cohort({name: tensor[None] for name, tensor in tensors.items()}).expand(dispatched.slots)
 

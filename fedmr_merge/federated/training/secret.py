@@ -2,7 +2,8 @@
 
 A run's seed is published with it, so that noise drawn from the seed could be drawn again and subtracted. A private run
 draws from a secret key instead: 32 bytes of the operating system's entropy, which are kept nowhere and end with the
-process, or the bytes of a key file, for users who need to repeat a run.
+process, or the bytes of a key file, for users who need to repeat a run. Several runs may have one key file: what is
+drawn for a model also depends on that model, as the same noise on two of them could be subtracted from both.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,14 @@ class Secret:
     def derived(self, purpose: str, *place: int | str) -> Secret:
         """Return a secret whose numbers have nothing to do with this one's, nor with those of another place."""
         return Secret(self._stream(KEY_BYTES, purpose, *place))
+
+    def of_content(self, tensors: Mapping[str, Tensor]) -> Secret:
+        """Return a secret whose numbers have nothing to do with this one's, nor with those for other values."""
+        digest = hashlib.sha256()
+        for name, tensor in tensors.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        return self.derived("content", digest.hexdigest())
 
     def generator(self, purpose: str, *place: int | str) -> np.random.Generator:
         """Return numpy's generator of a purpose and place, for what need not be a secret from the process itself."""

@@ -61,6 +61,34 @@ def test_noise_has_the_deviation_that_is_asked_for_and_is_each_models_own():
         assert abs(torch.corrcoef(torch.stack([drawn[0], found[0]]))[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize("add", [privatise, private_mean])
+def test_runs_with_one_key_have_the_same_noise_on_the_same_models_alone(add):
+    """Otherwise the difference of what two runs send would have no noise."""
+    sent = Cohort({"w": torch.zeros(2, 20_000), "v": torch.zeros(2, 3)})
+    privacy = Privacy(clip=1.0, noise_multiplier=1.0)
+
+    def noise(trained):
+        moved = Cohort({"w": sent.tensors["w"] + trained, "v": sent.tensors["v"]})
+        return add(privacy, sent, moved, ("w", "v"), Secret(b"key"), 1).tensors
+
+    one, same, other = noise(0.0), noise(0.0), noise(1e-9)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert abs(torch.corrcoef(torch.stack([one["w"][0], other["w"][0]]))[0, 1]) < 0.04
+    assert not torch.isclose(one["v"], other["v"]).any()
+
+
+def test_runs_with_one_key_select_the_same_clients_for_the_same_model_alone(tmp_path):
+    (tmp_path / "key").write_bytes(bytes(range(64)))
+    privacy = Privacy(clip=1.0, noise_multiplier=1.0, key_file=str(tmp_path / "key"))
+    federations = [make_federation(privacy=privacy) for _ in range(2)]
+    models = [{"w": torch.tensor([value])} for value in (0.5, 0.5, 0.75)]
+    drawn = [
+        [uniform(federation, model, round) for round in range(40)] for federation in federations for model in models
+    ]
+    assert drawn[0] == drawn[1] == drawn[3] == drawn[4]
+    assert drawn[0] != drawn[2] == drawn[5]
+
+
 def test_the_noise_is_normal():
     """Kolmogorov and Smirnov: the largest distance to the normal distribution; and no number is infinite."""
     drawn = Secret(b"key").gaussian(torch.Size([100_001]), "test")
