@@ -50,7 +50,9 @@ class RoundResult:
     the metrics of the task (of the global model; for classification these are `test_accuracy` and `test_loss`), `lr`
     (where it follows a schedule), `bytes_down` and `bytes_up` (sent to all clients, and sent back by them),
     `similarity` (mean pairwise cosine of the models of the clients that took a step; with two of them or more, unless
-    the server sees their mean alone) and, with `training.privacy`, `epsilon` (spent since the run began).
+    the server sees their mean alone) and, with `training.privacy`, `epsilon` (spent since the run began, against
+    anybody who does not know which clients took part) and, of its local kind, `epsilon_to_server` (against the server,
+    which selects them).
     """
 
     round: int
@@ -207,8 +209,8 @@ def _run_round(
     if len(moved) > 1 and not federation.training.shows_the_mean_alone:
         metrics["similarity"] = trained.cohort.similarity(federation.trainable, moved)
     if federation.training.privacy is not None:
-        spent, metrics["epsilon"] = _account(federation, algorithm, before, selected, round)
-        state = replace(state, facts={**state.facts, **spent})
+        counted, spent = _account(federation, algorithm, before, selected, round)
+        state, metrics = replace(state, facts={**state.facts, **counted}), metrics | spent
     _require_finite(metrics, round)
     return RoundResult(
         round=round,
@@ -225,21 +227,26 @@ def _run_round(
 
 def _account(
     federation: Federation, algorithm: Algorithm, before: Mapping[str, Any], selected: tuple[int, ...], round: int
-) -> tuple[dict[str, int], float]:
-    """Return what is remembered of the selections of a private run, and the epsilon that it has spent."""
-    assert federation.training.privacy is not None
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Return what is remembered of the selections of a private run, and what it has spent, as metrics."""
+    privacy = federation.training.privacy
+    assert privacy is not None
     sampled = int(before.get(_SAMPLED_ROUNDS, 0)) + algorithm.samples_uniformly
     # A client that takes part twice in a round, as CluSamp may have it, sends two models.
     repeated = int(before.get(_REPEATED, 0)) + max(Counter(selected).values()) - 1
-    epsilon = spent_epsilon(
-        federation.training.privacy,
-        clients=len(federation.partition),
-        selected=federation.slots,
-        sampled_rounds=sampled,
-        # Rounds whose selection is not recorded count in full.
-        other_rounds=round - sampled + repeated,
-    )
-    return {_SAMPLED_ROUNDS: sampled, _REPEATED: repeated}, epsilon
+
+    def spent(sampled_rounds: int) -> float:
+        # Rounds whose selection is not recorded, or not hidden, count in full.
+        return spent_epsilon(
+            privacy,
+            clients=len(federation.partition),
+            selected=federation.slots,
+            sampled_rounds=sampled_rounds,
+            other_rounds=round - sampled_rounds + repeated,
+        )
+
+    metrics = {"epsilon": spent(sampled)} | ({"epsilon_to_server": spent(0)} if privacy.kind == "local" else {})
+    return {_SAMPLED_ROUNDS: sampled, _REPEATED: repeated}, metrics
 
 
 def _require_finite(metrics: Mapping[str, float], round: int) -> None:

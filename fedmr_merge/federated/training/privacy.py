@@ -158,7 +158,8 @@ def describe_privacy(privacy: Privacy, clients: int) -> str:
     if privacy.kind == "local":
         return (
             f"privacy, local: every client clips its update to a norm of {privacy.clip:g} and adds noise of standard "
-            f"deviation {deviation:g}; the server does not have to be trusted"
+            f"deviation {deviation:g}; the server does not have to be trusted: since it knows which clients take part, "
+            "epsilon_to_server of the metrics holds against it, and the lower epsilon against those who do not know"
         )
     return (
         f"privacy, central: every client clips its update to a norm of {privacy.clip:g}, and the server adds noise of "

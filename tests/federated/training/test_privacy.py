@@ -185,6 +185,19 @@ def test_only_uniform_sampling_hides_who_took_part():
     assert spent["uniform"] < spent["by_size"] == spent["round_robin"]
 
 
+def test_the_server_knows_who_took_part():
+    """It selects the clients: against it every round counts in full, whatever the selection."""
+    spent = {}
+    for kind in ("local", "central"):
+        federation = make_federation(clients_per_round=1, privacy=Privacy(clip=0.01, noise_multiplier=2.0, kind=kind))
+        for selection in ("uniform", "round_robin"):
+            spent[kind, selection] = run(federation, FedAvg(selection=selection), rounds=3)[-1].metrics
+    uniform, known = spent["local", "uniform"], spent["local", "round_robin"]
+    assert uniform["epsilon"] < uniform["epsilon_to_server"] == known["epsilon"] == known["epsilon_to_server"]
+    assert spent["central", "uniform"]["epsilon"] == uniform["epsilon"]
+    assert "epsilon_to_server" not in spent["central", "uniform"]
+
+
 @pytest.mark.parametrize("kind", ["local", "central"])
 @pytest.mark.parametrize(("z", "rounds"), [(8.0, 1), (20.0, 30), (2.0, 1)])
 def test_epsilon_is_that_of_the_known_accountants(kind, z, rounds):
@@ -290,7 +303,9 @@ def test_the_similarity_of_models_that_nobody_sees_ends_no_stage():
 
 def test_who_must_be_trusted_is_said():
     local, central = (Privacy(clip=2.0, noise_multiplier=1.5, kind=kind) for kind in ("local", "central"))
-    assert "adds noise of standard deviation 3; the server does not have to be trusted" in describe_privacy(local, 4)
+    line = describe_privacy(local, 4)
+    assert "adds noise of standard deviation 3; the server does not have to be trusted" in line
+    assert "epsilon_to_server of the metrics holds against it" in line
     line = describe_privacy(central, 4)
     assert "noise of standard deviation 3 once to the sum of 4 updates" in line
     assert "trusted, or that secure aggregation shows it the sum alone" in line
