@@ -227,7 +227,8 @@ def _parents(recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> list[
 
 def _privacy(recipe: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any] | None:
     options = recipe["training"].get("privacy")
-    return {"kind": "local", **options, "epsilon": last["epsilon"]} if options and "epsilon" in last else None
+    spent = {key: last[key] for key in ("epsilon", "epsilon_to_server") if key in last}
+    return {"kind": "local", **options, **spent} if options and "epsilon" in spent else None
 
 
 def _model_facts(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,10 @@ def test_the_card_says_what_epsilon_counts_on(folder: Path) -> None:
     card = " ".join(card.split())
     assert "as long as nobody learns which clients took part" in card
     assert "that norm was added to each update, by the client. After" in card
-    assert "what the noise was drawn from. Secure aggregation was not used." in card
+    last = json.loads((folder / "global" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["epsilon"] < last["epsilon_to_server"]
+    to_server = f"Against the server, which selects the clients, it is ε = {last['epsilon_to_server']:.3g}."
+    assert f"what the noise was drawn from. {to_server} Secure aggregation was not used." in card
 
 
 def test_the_card_of_a_central_run_says_that_the_server_is_trusted(tmp_path: Path) -> None:
@@ -78,7 +81,10 @@ def test_the_card_of_a_central_run_says_that_the_server_is_trusted(tmp_path: Pat
     follow(tmp_path / "run", training=training, stages=[{"fedavg": {"rounds": 1}}, {"publish": {}}])
     card = " ".join((tmp_path / "run" / "global" / "README.md").read_text().split())
     assert "that norm was added once to the sum of a round's updates, by the server." in card
-    assert "assumes that the server, which saw the updates without noise, is trusted" in card
+    assert (
+        "what the noise was drawn from. It also assumes that the server, which saw the updates without noise, is"
+        in card
+    )
 
 
 @pytest.fixture(scope="module")
