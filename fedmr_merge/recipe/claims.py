@@ -14,6 +14,7 @@ import os
 import platform
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 TOUCH_EVERY_SECONDS = 20.0
@@ -60,7 +61,7 @@ class Claims:
     def take(self, name: str) -> bool:
         """Claim a run. Returns whether it is this process's now; it is not while another process works on it."""
         path = self._path(name)
-        with self._lock:
+        with self._lock, self._one_at_a_time():
             if name not in self._held:
                 descriptor = self._create(path)
                 if descriptor is None and self._is_left_behind(path):
@@ -78,6 +79,19 @@ class Claims:
                 path.unlink(missing_ok=True)
             if name in self._held:
                 os.close(self._held.pop(name))
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Keep other processes from taking claims meanwhile: one that takes a claim over moves it away for a moment, in
+        which another could make one of its own.
+        """
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # there are file systems without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def is_alive(self, name: str) -> bool:
         """Whether a process that is at work, this one included, has claimed the run.

@@ -42,7 +42,7 @@ def test_the_client_of_a_name():
     [
         (
             {"timeout": 5},
-            "deployment.timeout: unknown option, known are clients, on_missing, rehearsal, server, timeout_seconds",
+            "deployment.timeout: unknown option, known are clients, most_examples, on_missing, rehearsal, server, ",
         ),
         ({"timeout_seconds": 0}, "deployment.timeout_seconds: "),
         ({"on_missing": "wait"}, "deployment.on_missing: "),
