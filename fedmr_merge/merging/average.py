@@ -205,7 +205,7 @@ def mean_layout(donor: Checkpoint, options: MeanOptions, max_shard_bytes: int | 
     if options.out_dtype is None:
         return lay_out(donor, donor.tensors, max_shard_bytes=max_shard_bytes)
     written = replace(donor, files=tuple(_in_dtype(file, options) for file in donor.files))
-    model = lay_out(written, donor.tensors, max_shard_bytes=max_shard_bytes)
+    model = lay_out(written, donor.tensors, donor, max_shard_bytes)  # the donor's index states another size
     return replace(model, torch_dtype=TORCH_NAMES[options.out_dtype])
 
 

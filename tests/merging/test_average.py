@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from math import prod
 from pathlib import Path
@@ -151,6 +152,17 @@ def test_shards_are_measured_in_the_dtype_that_they_are_written_in(
     sizes = [sum(entry.nbytes for entry in file.header.tensors.values()) for file in written.files]
     assert (len(sizes), max(sizes) <= 500) == (shards, True)
     assert {entry.dtype for entry in written.tensors.values()} == {dtype or "BF16"}
+
+
+def test_the_index_states_the_size_in_the_dtype_that_is_written(tmp_path: Path) -> None:
+    sources = [
+        write_sharded(tmp_path / str(i), model(i, {f"{n}.weight": ("BF16", (50,)) for n in "ab"})) for i in (0, 1)
+    ]
+    for dtype, nbytes in (("F32", 400), (None, 200)):
+        average(sources, tmp_path / f"{dtype}", options=MeanOptions(out_dtype=dtype))
+        index = json.loads((tmp_path / f"{dtype}" / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == nbytes
+        assert index["weight_map"].keys() == {"a.weight", "b.weight"}
 
 
 def test_a_mean_in_one_file_of_folders(tmp_path: Path) -> None:
