@@ -62,8 +62,8 @@ def _show_event(event: Event, show: Callable[[int, str], None], done: int, metri
         console.say(f"{event.name}: {event.message}")
         return done
     last = event.result
-    for warning in event.warnings():
-        console.complain("warning", warning)
+    for client, fault in last.diverged.items():
+        console.complain("warning", f"round {last.round}: client {client} diverged: {fault}")
     show(last.round, round_words(last.method, metric.name, last.metrics.get(metric.key), last.metrics))
     if event.reached:
         console.say(f"{last.method}: over after round {last.round}, {event.reached}")

@@ -19,7 +19,7 @@ from fedmr_merge.errors import FedmrMergeError, HubError
 from fedmr_merge.federated.metrics import ACCURACY, Metric
 from fedmr_merge.hub.listing import parse_hub
 from fedmr_merge.publish.repeatable import why_not_repeatable
-from fedmr_merge.runs.record import read_run
+from fedmr_merge.runs.record import read_run, who_trained
 
 TAGS = ("fedmr", "federated-learning", "model-recombination", "merge")
 SLOTS_FILE = "slots.json"  #: the accuracy of every model of a published cohort
@@ -76,7 +76,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "lineage": lineage_facts([line for line in run.lineage if line["round"] <= round]),
             "environment": run.environment,
             "node_rounds": _node_rounds(run.environment or {}, metrics),
-            "not_repeatable": why_not_repeatable(recipe, run.environment or {}),
+            "not_repeatable": why_not_repeatable(recipe, run.environment or {}, data_id),
         }
     except OSError as error:
         raise HubError(f"{error.filename}: cannot be read: {error.strerror}", hint=_HINT) from error
@@ -167,7 +167,7 @@ def lineage_facts(lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     if not lineage or not lineage[-1]["plan"]:
         return None
     last = lineage[-1]
-    last_trained = _who_trained(last)
+    last_trained = who_trained(last)
     rounds = [line for line in lineage if line["stage"] == last["stage"]]
     rows = []
     for group, permutation in last["plan"]["permutations"].items():
@@ -176,7 +176,7 @@ def lineage_facts(lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         for line in reversed(rounds):
             sources = line["plan"]["permutations"].get(group) if line["plan"] else None
             place = [sources[slot] for slot in place] if sources else place
-            who = _who_trained(line)
+            who = who_trained(line)
             for copy, slot in enumerate(place):
                 if (client := who[slot]) is not None:
                     met[copy].add(client)
@@ -192,12 +192,6 @@ def lineage_facts(lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     return {**head, "groups": rows}
 
 
-def _who_trained(line: Mapping[str, Any]) -> list[int | None]:
-    """Return which client trained the model of each slot in a round; None where what it sent was not used."""
-    failed = {*line.get("absent", ()), *map(int, line.get("diverged", ()))}
-    return [None if client in failed else client for client in line["clients"]]
-
-
 def _all_trained(
     recipe: Mapping[str, Any], environment: Mapping[str, Any], lineage: Sequence[Mapping[str, Any]]
 ) -> bool:
@@ -206,7 +200,7 @@ def _all_trained(
     if training.get("availability", 1) < 1 or (environment.get("nodes") or {}).get("rounds_with_missing"):
         return False
     # What diverged is in the lineage, which need not be published.
-    return all(None not in _who_trained(line) for line in lineage) and (
+    return all(None not in who_trained(line) for line in lineage) and (
         bool(lineage) or training.get("on_divergence", "fail") == "fail"
     )
 

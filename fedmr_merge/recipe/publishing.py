@@ -8,15 +8,18 @@ where they go however the recipe is changed; those of the last stage wait where 
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmr_merge.checkpoint.writer import staged_output
+from fedmr_merge.checkpoint.writer import remove_leftover, staged_output
 from fedmr_merge.errors import HubError, PushError, UnreachedError
 from fedmr_merge.federated.federation import Federation
 from fedmr_merge.federated.protocol import State
+from fedmr_merge.publish.card import CARD_FILE
 from fedmr_merge.publish.hub import check_push, push_to_hub
 from fedmr_merge.publish.publication import Contents, write_publication
 from fedmr_merge.publish.push_options import PushOptions
@@ -100,6 +103,9 @@ class Publisher:
     def left_over(self) -> Iterator[str]:
         """Push what earlier processes could not, each folder to the repository that it was written for."""
         shutil.rmtree(self._run / UNPUSHED / _PUSHED, ignore_errors=True)
+        for staged in (self._run / UNPUSHED).glob("*/*/*/.*"):
+            remove_leftover(staged)
+        yield from self._adopt_older()
         for push in self._waiting():
             folder = push.waiting(self._run)
             if any(stage.repo == push.repo for stage in self._publish_stages.values()):
@@ -107,6 +113,20 @@ class Publisher:
             else:
                 reason = f"no `publish` stage of the recipe names {push.repo} any more"
                 yield f"not pushed: {reason}; push {folder} by hand, or remove it"
+        self._tidy()
+
+    def _adopt_older(self) -> Iterator[str]:
+        """Find out where the branches go that version 0.1.0 left: it did not record their repository."""
+        every = {stage.repo: position for position, stage in self._publish_stages.items() if stage.every is not None}
+        for folder in sorted((self._run / UNPUSHED).glob("round-*")):
+            if len(every) == 1:
+                [(repo, position)] = every.items()
+                assert repo is not None  # the schema wants it beside `every`
+                waiting = _Push(position, repo, folder.name).waiting(self._run)
+                waiting.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(waiting)
+            else:
+                yield f"not pushed: it is not known to which repository; push {folder} by hand, or remove it"
 
     def finish(self) -> None:
         """Raise PushError when a push failed; its hint holds the commands that finish what was begun."""
@@ -168,8 +188,10 @@ class Publisher:
 
     def _command(self, push: _Push) -> str:
         waiting = push.waiting(self._run)
-        folder = waiting if waiting.exists() else self._folder(self._publish_stages[push.position])
-        return self._options(push).command(folder, push.repo)
+        if not waiting.exists():
+            return self._options(push).command(self._folder(self._publish_stages[push.position]), push.repo)
+        # Else a run that is resumed would push it once more, over what was pushed after it.
+        return f"{self._options(push).command(waiting, push.repo)} && rm -r {shlex.quote(str(waiting))}"
 
     def _waiting(self) -> list[_Push]:
         """Return what `unpushed/` holds, in the order of the stages."""
@@ -181,9 +203,9 @@ class Publisher:
         return sorted(found)
 
     def _keep(self, push: _Push, folder: Path) -> None:
-        """Copy a folder that could not be pushed to where it waits, as later stages replace it."""
+        """Keep a folder that could not be pushed, as later stages replace it. Its models take no room."""
         with staged_output(push.waiting(self._run)) as staging:
-            shutil.copytree(folder, staging)
+            shutil.copytree(folder, staging, copy_function=_link)
 
     def _forget(self, push: _Push) -> None:
         """Remove what waits for a push, and the folders around it that are empty then."""
@@ -192,6 +214,22 @@ class Publisher:
             shutil.rmtree(pushed, ignore_errors=True)
             waiting.rename(pushed)  # at once, so that no half of it is ever pushed
             shutil.rmtree(pushed)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove the folders in which nothing waits."""
+        place = self._run / UNPUSHED
+        for folder in (*place.glob("*/*/*"), *place.glob("*/*"), *place.glob("*"), place):
             with contextlib.suppress(OSError):  # others wait there
-                for folder in list(waiting.parents)[:4]:
-                    folder.rmdir()
+                folder.rmdir()
+
+
+def _link(source: str, target: str) -> None:
+    """Make a second name for a file; a copy of a card, which people edit, and where there are no links."""
+    try:
+        if not source.endswith(CARD_FILE):
+            os.link(source, target)
+            return
+    except OSError:
+        pass
+    shutil.copy2(source, target)

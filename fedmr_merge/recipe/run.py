@@ -62,13 +62,6 @@ class RoundDone:
     seconds: float
     reached: str | None  #: the criterion that ended the stage with this round
 
-    def warnings(self) -> list[str]:
-        """Return what a user should know about the round."""
-        return [
-            f"round {self.result.round}: client {client} diverged: {fault}"
-            for client, fault in self.result.diverged.items()
-        ]
-
 
 @dataclass(frozen=True)
 class StageDone:

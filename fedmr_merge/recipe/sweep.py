@@ -18,6 +18,7 @@ from fedmr_merge.recipe.claims import Claims
 from fedmr_merge.recipe.sweep_file import SweepFile, SweepRun
 from fedmr_merge.recipe.sweep_workers import Ended, Job, Progress, Warned, Workers
 from fedmr_merge.runs.sweep_folder import (
+    BEGINNINGS,
     CLAIMS,
     OUTCOMES,
     RUNS,
@@ -65,7 +66,6 @@ class Sweep:
     def __init__(self, definition: SweepFile, runs: Sequence[SweepRun], out: Path) -> None:
         self.definition, self.runs, self.out = definition, tuple(runs), out
         self._began: dict[str, float] = {}
-        self._warnings: dict[str, list[str]] = {}
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -146,7 +146,7 @@ class Sweep:
                     for event in workers.events(_POLL_SECONDS):
                         yield event
                         if isinstance(event, Warned):
-                            self._warnings.setdefault(event.name, []).append(event.message)
+                            self._record(self.tasks[event.name], warning=event.message)
                         elif isinstance(event, Ended):
                             yield from self._end(event, waiting, claims)
                 elif waiting and not began:
@@ -194,11 +194,11 @@ class Sweep:
 
     def _end(self, event: Ended, waiting: list[Task], claims: Claims) -> Iterator[Event]:
         """Record how a task ended; what begins with one that failed has failed, too."""
-        self._record(self.tasks[event.name], event.fault)
+        self._record(self.tasks[event.name], done=event.fault is None, fault=event.fault)
         claims.release(event.name)
         if event.fault is None:
             return
-        for task in [task for task in waiting if task.beginning and task.beginning.task == event.name]:
+        for task in [task for task in waiting if self._begins_with(task) is self.tasks[event.name]]:
             waiting.remove(task)
             failed = Ended(task.name, f"its first rounds, {event.name}, failed")
             yield failed
@@ -208,16 +208,24 @@ class Sweep:
         return self.out / OUTCOMES / f"{task.name}.json"
 
     def _is_done(self, task: Task) -> bool:
+        if task.folder.parts[0] == BEGINNINGS and not (self.out / task.folder).exists():
+            return False  # removed, as no run needed it any more
+        found = self._recorded(task)
+        return found.get("done") is True and found.get("recipe") == _digest(task.raw)
+
+    def _recorded(self, task: Task) -> dict[str, Any]:
+        """Return what is recorded of how a task ended; nothing where it has not begun."""
         try:
             content = json.loads(self._outcome(task).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return False
-        return isinstance(content, dict) and content.get("done") is True and content.get("recipe") == _digest(task.raw)
+            return {}
+        return content if isinstance(content, dict) else {}
 
-    def _record(self, task: Task, fault: str | None) -> None:
+    def _record(self, task: Task, *, done: bool = False, fault: str | None = None, warning: str | None = None) -> None:
         seconds = round(time.time() - self._began.get(task.name, time.time()), 1)
-        outcome = {"done": fault is None, "fault": fault, "recipe": _digest(task.raw), "seconds": seconds}
-        write_json(self._outcome(task), outcome | {"warnings": self._warnings.pop(task.name, [])})
+        warnings = dict.fromkeys([*self._recorded(task).get("warnings", ()), *([warning] if warning else [])])
+        outcome = {"done": done, "fault": fault, "recipe": _digest(task.raw), "seconds": seconds}
+        write_json(self._outcome(task), outcome | {"warnings": list(warnings)})
 
 
 def _digest(recipe: Mapping[str, Any]) -> str:

@@ -206,8 +206,6 @@ def _follow(job: Job, connection: Connection) -> None:
             connection.send(Warned(job.name, warning))
         for event in run.execute():
             if isinstance(event, RoundDone):
-                for warning in event.warnings():
-                    connection.send(Warned(job.name, warning))
                 value = event.result.metrics.get(metric.key)
                 connection.send(Progress(job.name, event.result.round, recipe.rounds, metric.name, value))
     connection.send(Ended(job.name))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.report.figures import PALETTE, axis_title, class_colours
 from fedmr_merge.report.study import Experiment, Spread
-from fedmr_merge.runs.record import RunRecord
+from fedmr_merge.runs.record import RunRecord, who_trained
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -163,20 +163,23 @@ def layer_similarity(layers: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def trained_by(run: RunRecord) -> Figure | None:
-    """Return a picture of who trained each layer's copy in the last round; None where no plan was recorded."""
+    """Return a picture of who trained each layer's copy in the last round, with a gap for clients whose models were not
+    used; None where no plan was recorded.
+    """
     line = run.lineage[-1] if run.lineage else None
     if line is None or not line.get("plan"):
         return None
-    permutations, clients = line["plan"]["permutations"], line["clients"]
+    permutations, clients = line["plan"]["permutations"], who_trained(line)
     rows = [[clients[source] for source in permutation] for permutation in permutations.values()]
     slots = [f"slot {slot}" for slot in range(len(clients))]
     figure = heat_map(rows, slots, list(permutations), "%{y} of %{x}: trained by client %{z}", "client")
-    figure.update_traces(text=rows, texttemplate="%{text}", showscale=False)
+    told = [["–" if client is None else client for client in row] for row in rows]
+    figure.update_traces(text=told, texttemplate="%{text}", showscale=False)
     return figure
 
 
 def heat_map(
-    values: Sequence[Sequence[float]], columns: Sequence[str], rows: Sequence[str], hover: str, unit: str
+    values: Sequence[Sequence[float | None]], columns: Sequence[str], rows: Sequence[str], hover: str, unit: str
 ) -> Figure:
     """Return a heat map whose rows are read from the top."""
     import plotly.graph_objects as go

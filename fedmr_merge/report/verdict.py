@@ -70,12 +70,13 @@ def margin(cell: Sequence[Scores], published: Mapping[str, float], metric: Metri
         published: Method → published accuracy in percent.
         metric: What the scores are values of.
     """
-    recombining = [scores for scores in cell if _RECOMBINES in scores.stages and scores.by_seed]
+    recombining = [scores for scores in cell if _RECOMBINES in scores.stages]
     named = [scores for scores in recombining if scores.method == _FEDMR]
-    if not recombining:
+    scored = [scores for scores in named or recombining if scores.by_seed]
+    if not scored:
         return None
     worth = metric.scale if metric.higher_is_better else -metric.scale
-    ours = (named or [max(recombining, key=lambda scores: worth * scores.mean)])[0]
+    ours = max(scored, key=lambda scores: worth * scores.mean)
     baselines = [scores for scores in cell if _is_baseline(scores.stages) and scores.by_seed.keys() & ours.by_seed]
     if not baselines:
         return None

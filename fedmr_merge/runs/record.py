@@ -5,6 +5,7 @@ What a `publish` stage wrote is read in the same way: it holds copies of the sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,14 +109,28 @@ class RunRecord:
         number, options = lengths[-1]
         done = sum(line["stage"] == number for line in self.metrics)
         if done and done < options["rounds"] and options.get("until"):
-            places = self.checkpoints
-            return not places or bool(read_state(self.path / CHECKPOINTS / places[-1].folder)["stage_over"])
+            places = self.checkpoints  # what is published has none
+            return not places or (places[-1].stage + 1 == number and self._is_stage_over(places[-1]))
         return bool(done >= options["rounds"])
+
+    def _is_stage_over(self, place: Place) -> bool:
+        try:
+            return bool(read_state(self.path / CHECKPOINTS / place.folder)["stage_over"])
+        except RunError:  # damaged: the run goes back to an earlier one
+            return False
 
     @property
     def checkpoints(self) -> list[Place]:
         """The places of the checkpoints, oldest first; `path / "checkpoints" / place.folder` holds the models."""
         return find_checkpoints(self.path / CHECKPOINTS)
+
+
+def who_trained(line: Mapping[str, Any]) -> list[int | None]:
+    """Return which client trained the model of each slot in the round of a line of the lineage; None where what it sent
+    was not used.
+    """
+    failed = {*line.get("absent", ()), *map(int, line.get("diverged", ()))}
+    return [None if client in failed else client for client in line["clients"]]
 
 
 def holds_run(path: Path) -> bool:

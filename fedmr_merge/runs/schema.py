@@ -41,6 +41,7 @@ class MetricsLine(Round):
     test_loss: Finite | None = None
     similarity: Finite | None = None
     epsilon: Finite | None = None
+    epsilon_to_server: Finite | None = None
     adapter_lost: Share | None = None  #: of the norm of the exact mean of adapters
     adapter_lost_at_start: Share | None = None  #: the same, of what a stage started from
     lr: Finite | None = None  #: where it follows a schedule

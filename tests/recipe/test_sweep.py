@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,6 +197,20 @@ def test_only_runs_that_are_still_to_begin_need_their_beginning(tmp_path: Path) 
     assert told[0] == Skipped("FedAvg_seed0", "done already")
     assert {event.name for event in told[1:]} == {"FedMR_seed0"}
     assert told[-1] == Ended("FedMR_seed0")
+
+
+def test_beginnings_that_were_removed_are_run_again_for_a_new_run(tmp_path: Path) -> None:
+    file, out = write(tmp_path, METHODS, [0]), tmp_path / "out"
+    sweep = opened(file, out)
+    sweep.prepare()
+    list(sweep.execute(1))
+    shutil.rmtree(out / "beginnings")
+    later = {"FedProx": {"stages": [{"fedavg": {"rounds": 1}}, {"fedprox": {"rounds": 1}}]}}
+    sweep = opened(write(tmp_path, METHODS | later, [0]), out)
+    sweep.prepare()
+    ended = [event for event in sweep.execute(1) if isinstance(event, Ended)]
+    assert [event.fault for event in ended] == [None, None]
+    assert ended[-1].name == "FedProx_seed0"
 
 
 def test_processes_that_begin_at_the_same_time_describe_all_runs(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_the_best_baseline_is_found_over_the_seeds_that_all_have() -> None:
     assert found is not None
     assert (found.baseline, found.seeds) == ("FedAvg", (0, 1))
     assert margin([cell[0], Scores("FedMR", ("fedmr",), {2: 0.6})], {}) is None
+    # A variant does not stand for FedMR while that has no finished run.
+    assert margin([cell[0], Scores("FedMR", ("fedmr",), {}), Scores("FedMR-100", ("fedmr",), {0: 0.9})], {}) is None
 
 
 def test_a_cell_without_a_baseline_has_no_verdict(tmp_path: Path) -> None:

@@ -63,6 +63,17 @@ def test_a_run_is_finished_with_the_last_round_of_its_last_training_stage(
     assert read_run(folder).is_finished is is_finished
 
 
+def test_the_checkpoint_of_another_stage_does_not_finish_a_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", line(1) + line(2, stage=2))
+    stages = "[{fedavg: {rounds: 1}}, {fedmr: {rounds: 9, until: {plateau: {}}}}]"
+    (folder / "recipe.yaml").write_text(RECIPE.replace("[{fedmr: {rounds: 3}}]", stages))
+    assert read_run(folder).is_finished, "what is published has no checkpoints"
+    (folder / "checkpoints" / "1-fedavg-0001").mkdir(parents=True)
+    assert not read_run(folder).is_finished
+    (folder / "checkpoints" / "2-fedmr-0002").mkdir()
+    assert not read_run(folder).is_finished, "the last checkpoint is damaged"
+
+
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [

@@ -71,12 +71,12 @@ def privatise(
         secret: What the noise is drawn from.
         round: The round, each of which has noise of its own, as has each model.
     """
-    tensors = dict(clipped(privacy, dispatched, trained, names).tensors)
+    tensors, deviation = dict(clipped(privacy, dispatched, trained, names).tensors), _deviation(privacy)
     for slot in range(dispatched.slots):
         own = secret.of_content({name: tensors[name][slot] for name in names})
         for name in names:
-            draw = own.gaussian(tensors[name].shape[1:], "noise", round, slot, name).to(dispatched.device)
-            tensors[name][slot].add_(draw, alpha=privacy.noise_multiplier * privacy.clip)
+            draw = own.gaussian(tensors[name].shape[1:], "noise", round, slot, name, deviation.hex())
+            tensors[name][slot].add_(draw.to(dispatched.device), alpha=deviation)
     return Cohort(tensors)
 
 
@@ -104,12 +104,21 @@ def private_mean(
     for name, update in updates.items():
         for slot in range(dispatched.slots):
             totals[name].add_(factors[slot] * update[slot])
-    own = secret.of_content(totals)
+    own, deviation = secret.of_content(totals), _deviation(privacy)
     for name, total in totals.items():
-        draw = own.gaussian(total.shape, "noise of the sum", round, name).to(dispatched.device)
-        total.add_(draw, alpha=privacy.noise_multiplier * privacy.clip)
+        draw = own.gaussian(total.shape, "noise of the sum", round, name, deviation.hex())
+        total.add_(draw.to(dispatched.device), alpha=deviation)
         tensors[name] = mean_of(dispatched.tensors[name], None) + total / dispatched.slots
     return Cohort({name: tensor[None] for name, tensor in tensors.items()}).expand(dispatched.slots)
+
+
+def _deviation(privacy: Privacy) -> float:
+    """Return the standard deviation of the noise.
+
+    What is drawn depends on it: of two runs that send the same model with the same numbers, each times a deviation of
+    its own, the difference would say what these numbers are.
+    """
+    return float(privacy.noise_multiplier * privacy.clip)
 
 
 def _updates(
@@ -158,8 +167,8 @@ def describe_privacy(privacy: Privacy, clients: int) -> str:
     if privacy.kind == "local":
         return (
             f"privacy, local: every client clips its update to a norm of {privacy.clip:g} and adds noise of standard "
-            f"deviation {deviation:g}; the server does not have to be trusted: since it knows which clients take part, "
-            "epsilon_to_server of the metrics holds against it, and the lower epsilon against those who do not know"
+            f"deviation {deviation:g}; the server does not have to be trusted: epsilon_to_server "
+            "is what is spent against the server, which knows who takes part; the lower epsilon is for everybody else"
         )
     return (
         f"privacy, central: every client clips its update to a norm of {privacy.clip:g}, and the server adds noise of "
