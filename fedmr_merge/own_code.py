@@ -52,6 +52,8 @@ def is_import_path(name: object) -> bool:
 def import_object(path: str, folders: Sequence[Path]) -> Any:
     """Import what `package.module:Name` names, with these folders first on the path while the module is imported.
 
+    Afterwards they are the last ones on the path, where what the code imports later on hides no other module.
+
     Raises FedmrMergeError, in one line, when there is no such module or attribute, or when its code fails.
     """
     name, _, attribute = path.partition(":")
@@ -74,6 +76,9 @@ def import_object(path: str, folders: Sequence[Path]) -> Any:
             offer = f", did you mean {near[0]}?" if near else ""
             raise FedmrMergeError(f"{name} has no attribute {shown(attribute)!r}{offer}")
         found = getattr(found, part)
+    for place in (str(folder.absolute()) for folder in folders):
+        if place not in sys.path:
+            sys.path.append(place)  # the code may import modules beside it when it is called
     return found
 
 
@@ -167,7 +172,11 @@ class OwnCode:
         for key, value in raw.items():
             if key in parameters or more:
                 options[key] = value
-                values[key] = _checked(hints.get(key, Any), value, f"{path}.{key}", faults)
+                if key in parameters and _is_default(value, parameters[key].default):
+                    # Right whatever the annotation says, as where it is left out: `width: int = None` is common.
+                    values[key] = parameters[key].default
+                else:
+                    values[key] = _checked(hints.get(key, Any), value, f"{path}.{key}", faults)
         for key, parameter in parameters.items():
             if key in raw or key in supplied:
                 continue
@@ -239,6 +248,14 @@ def _checked(hint: Any, value: Any, path: str, faults: Faults) -> Any:
         message = fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
         faults.add(path, f"{message}, found {show_value(value)}")
         return value
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Return whether an option is what a recipe or a `config.json` says of a default."""
+    try:
+        return _is_plain(default) and json.dumps(value, sort_keys=True) == json.dumps(default, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _is_plain(value: Any) -> bool:

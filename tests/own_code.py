@@ -115,10 +115,11 @@ def write_project(folder: Path, nets: str = NETS, **changes: Any) -> Path:
 @contextmanager
 def forgetting() -> Iterator[None]:
     """Forget the modules that were imported within the block, so that others of their names can be."""
-    before = set(sys.modules)
+    before, places = set(sys.modules), list(sys.path)
     try:
         yield
     finally:
+        sys.path[:] = places
         for name in set(sys.modules) - before:
             if name.startswith("own_"):
                 del sys.modules[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 
 from fedmr_merge.errors import FedmrMergeError, TrainingError
 from fedmr_merge.options import Faults
@@ -18,8 +20,9 @@ from fedmr_merge.own_code import OwnCode, given_name, import_object, is_import_p
 
 @pytest.fixture(autouse=True)
 def modules_are_forgotten() -> Iterator[None]:
-    before = set(sys.modules)
+    before, places = set(sys.modules), list(sys.path)
     yield
+    sys.path[:] = places
     for name in set(sys.modules) - before:
         if name.startswith("own_"):
             del sys.modules[name]
@@ -52,14 +55,30 @@ def test_what_an_import_path_is(name: object, expected: bool) -> None:
     assert is_import_path(name) is expected
 
 
-def test_an_object_of_a_folder_and_its_own_imports_are_found_and_the_path_is_as_before(tmp_path: Path) -> None:
+def test_an_object_of_a_folder_and_its_own_imports_are_found_also_those_of_a_later_call(tmp_path: Path) -> None:
     write(tmp_path, "own_helper", "value = 7")
+    write(tmp_path, "own_late", "value = 8")
     write(
-        tmp_path, "own_nets", "from own_helper import value\nclass Outer:\n    class Inner:\n        number = value\n"
+        tmp_path,
+        "own_nets",
+        """
+        from own_helper import value
+
+        class Outer:
+            class Inner:
+                number = value
+
+                def late(self):
+                    from own_late import value
+
+                    return value
+        """,
     )
     before = list(sys.path)
-    assert import_object("own_nets:Outer.Inner", [tmp_path]).number == 7
-    assert sys.path == before
+    for _ in range(2):
+        inner = import_object("own_nets:Outer.Inner", [tmp_path])
+    assert sys.path == [*before, str(tmp_path)], "last, so that it hides no other module"
+    assert (inner.number, inner().late()) == (7, 8)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +132,22 @@ def test_options_become_arguments_and_defaults_are_spelled_out() -> None:
         "kind": "b",
         "act": print,
     }
+
+
+def unlike_its_annotations(width: int = None, steps: int = 1e3, sizes: list[int] = (3, 4)) -> tuple[Any, ...]:  # noqa: RUF013
+    return width, steps, sizes
+
+
+def test_defaults_are_right_whatever_the_annotations_say_also_when_they_are_read_back() -> None:
+    faults = Faults()
+    code = OwnCode.of(unlike_its_annotations, "nets:f", {}, "model", faults)
+    written = yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(dict(code.options)))))
+    assert written == {"width": None, "steps": 1000.0, "sizes": [3, 4]}
+    again = OwnCode.of(unlike_its_annotations, "nets:f", written, "model", faults)
+    assert not faults
+    assert again.call(TrainingError) == code.call(TrainingError) == (None, 1000.0, (3, 4))
+    OwnCode.of(unlike_its_annotations, "nets:f", {"steps": 2.5, "sizes": None}, "model", faults)
+    assert len(faults) == 2
 
 
 def test_an_option_is_worth_more_than_what_is_supplied() -> None:
