@@ -8,6 +8,7 @@ the others.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,10 @@ def random_words(seed: int, purpose: str, *place: int | str) -> Iterator[int]:
     Needs nothing but the standard library, so that a recombination plan is the same on every platform and version of
     every library.
     """
+    # As Python's own numbers: NumPy spells its numbers in another way, so that they would give other words.
+    parts = (str(part) if isinstance(part, str) else operator.index(part) for part in place)
     # repr() keeps 1 and "1" apart, and a part cannot run into the next.
-    key = repr((int(seed), purpose, *place)).encode()
+    key = repr((int(operator.index(seed)), purpose, *parts)).encode()
     counter = 0
     while True:
         block = hashlib.sha256(key + counter.to_bytes(8, "little")).digest()

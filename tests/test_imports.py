@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedmr_merge"
 FOUNDATION = (
-    *("errors", "seeds", "options", "option_docs", "plugins"),
+    *("errors", "seeds", "options", "option_docs", "plugins", "plain_values"),
     *("own_code", "cores", "resources", "yaml_reader", "__init__"),
 )
 LAYERS = (

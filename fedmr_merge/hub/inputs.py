@@ -40,24 +40,25 @@ class _Remote:
 
 
 def open_inputs(
-    inputs: Sequence[Input],
+    inputs: Input | Sequence[Input],
     check: Callable[[tuple[Checkpoint, ...]], object] = lambda _: None,
     *,
     headers_only: bool = False,
     configs: Collection[str] = (),
     progress: Progress | None = None,
 ) -> tuple[Checkpoint, ...]:
-    """Open checkpoints in the order in which they are named; a Hub id with a glob stands for several.
+    """Open checkpoints, or a single one, in the order in which they are named; a Hub id with a glob stands for several.
 
     Where one is on the Hub `check` gets all of them by their headers and configuration alone, and raises where they
     should not be fetched; `configs` names further JSON files that it reads. With `headers_only` nothing more of a model
     on the Hub is fetched. `progress` is called with the number of bytes just fetched. Raises CheckpointError or
     HubError.
     """
+    named_inputs = [inputs] if isinstance(inputs, str | Path | Checkpoint) else inputs
     with contextlib.ExitStack() as stack:
         hub: Hub | None = None
         found: list[Checkpoint | _Remote] = []
-        for item in inputs:
+        for item in named_inputs:
             if isinstance(item, Checkpoint):
                 found.append(item)
             elif is_on_hub(item):

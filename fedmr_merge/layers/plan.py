@@ -42,6 +42,7 @@ from typing import Any
 
 from fedmr_merge.checkpoint.json_reader import named_once
 from fedmr_merge.errors import PlanError, shown
+from fedmr_merge.plain_values import number, whole
 from fedmr_merge.seeds import permutation, random_words
 
 FORMAT_VERSION = 1
@@ -70,6 +71,7 @@ class RecombinationPlan:
     permutations: Mapping[str, tuple[int, ...]]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "slots", whole(self.slots, "slots"))
         if self.slots < 2:
             raise PlanError(f"a plan needs at least 2 slots, found {self.slots}", hint="name two or more models")
         for group, sources in self.permutations.items():
@@ -79,6 +81,13 @@ class RecombinationPlan:
                     hint="every slot must be the source of exactly one slot",
                     group=group,
                 )
+        given = {
+            group: tuple(whole(source, f"group {group!r}: a slot") for source in sources)
+            for group, sources in self.permutations.items()
+            if {*map(type, sources)} != {int}
+        }
+        if given:
+            object.__setattr__(self, "permutations", {**self.permutations, **given})
 
     def source(self, group: str, destination: int) -> int:
         """Return the slot whose copy of the group goes to `destination`."""
@@ -183,13 +192,16 @@ def draw_plan(
         The plan, with one permutation for each group.
 
     Raises:
-        PlanError: for fewer than two slots, or for a probability outside [0, 1].
+        PlanError: for fewer than two slots, for a probability outside [0, 1], or for a seed or a round that is not a
+            whole number.
 
     Examples:
         >>> from fedmr_merge import LayerGroup, draw_plan
         >>> draw_plan([LayerGroup("fc", ("fc.weight",), pinned=True)], 2, seed=0, round=1).permutations
         {'fc': (0, 1)}
     """
+    slots, seed, round = whole(slots, "slots"), whole(seed, "seed"), whole(round, "round")
+    probability = number(probability, "probability")
     if not 0 <= probability <= 1:
         raise PlanError(
             f"probability must lie between 0 and 1, found {probability}",

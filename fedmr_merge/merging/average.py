@@ -38,6 +38,7 @@ from fedmr_merge.merging.options import (
     out_dtype,
 )
 from fedmr_merge.merging.record import average_facts, mean_facts
+from fedmr_merge.plain_values import strings
 
 if TYPE_CHECKING:
     from fedmr_merge.merging.number_formats import Array
@@ -65,7 +66,7 @@ def average(
     smaller rank; adapters of other ranks and other `lora_alpha` are rescaled.
 
     Args:
-        checkpoints: the K models, slot by slot, as for `recombine`.
+        checkpoints: the K models, slot by slot, as for `recombine`; one that is named twice counts twice.
         out: what to write, which must not exist: a file where it is named `….safetensors`, else a folder.
         options: weights, precision and dtype of the mean, and bounds on threads and memory.
         require_finite: whether NaN and infinite numbers are refused.
@@ -93,7 +94,7 @@ def average(
         >>> average(["a.safetensors", "b.safetensors"], "mean.safetensors").not_finite
         ()
     """
-    out, options = Path(out), options or MeanOptions()
+    out, options, ignore_config = Path(out), options or MeanOptions(), strings(ignore_config)
     refuse_unwritable(out)
     if exact or rank is not None:
         from fedmr_merge.merging.exact_adapters import average_adapters  # imports numpy

@@ -48,6 +48,7 @@ from fedmr_merge.merging.adapters import (
 from fedmr_merge.merging.number_formats import Array, decode, encode
 from fedmr_merge.merging.options import FLOATS, MeanOptions, MeanOutcome
 from fedmr_merge.merging.record import average_facts, mean_facts
+from fedmr_merge.plain_values import whole
 
 _PIECE_ELEMENTS = 1 << 20  # of a tensor beside the factors, at a time: 8 MB in float64
 
@@ -68,7 +69,7 @@ def average_adapters(
     `lora_alpha` and rank are rescaled. Of the options only the weights are looked at. Raises CheckpointError, PlanError
     (adapters that have no exact mean) or OutputError.
     """
-    out, options = Path(out), options or MeanOptions()
+    out, options, rank = Path(out), options or MeanOptions(), None if rank is None else whole(rank, "rank")
     refuse_unwritable(out)
     plan = partial(plan_exact, out=out, options=options, rank=rank, ignore_config=ignore_config)
     opened = open_inputs(checkpoints, plan)

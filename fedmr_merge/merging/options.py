@@ -9,6 +9,7 @@ from math import isfinite
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.cores import usable_cores
 from fedmr_merge.errors import PlanError
+from fedmr_merge.plain_values import number
 
 #: The dtypes that a mean can be taken of, and their names in torch and in a config.json.
 TORCH_NAMES = {
@@ -50,6 +51,9 @@ class MeanOptions:
             the same for any number.
         max_memory_bytes: a bound on the memory that the process takes; none if None.
 
+    Raises:
+        PlanError: a weight is not a number.
+
     Example:
         >>> from fedmr_merge import MeanOptions
         >>> MeanOptions(weights=(3, 1)).weights
@@ -61,6 +65,10 @@ class MeanOptions:
     out_dtype: str | None = None
     threads: int | None = None
     max_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(number(weight, "weights: a weight") for weight in self.weights))
 
     def check(self, slots: int) -> None:
         """Raise PlanError when the options do not fit `slots` models."""

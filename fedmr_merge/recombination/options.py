@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedmr_merge.errors import PlanError
+from fedmr_merge.errors import PlanError, shown
 from fedmr_merge.layers.plan import RecombinationPlan
 from fedmr_merge.merging.options import MeanOptions
+from fedmr_merge.plain_values import number, strings, whole
 from fedmr_merge.recombination.layouts.base import Layout
 from fedmr_merge.recombination.layouts.files import FilesLayout
 
@@ -27,7 +28,7 @@ class PlanOptions:
         ties: whether tied tensors, such as an input embedding and its output head, move together.
 
     Raises:
-        PlanError: a plan is given, and options for drawing one as well.
+        PlanError: a plan is given, and options for drawing one as well; or a number is not one.
 
     Examples:
         >>> from fedmr_merge import PlanOptions
@@ -46,6 +47,11 @@ class PlanOptions:
     ties: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("seed", "round", "rounds"):
+            object.__setattr__(self, name, whole(getattr(self, name), name))
+        object.__setattr__(self, "probability", number(self.probability, "probability"))
+        for name in ("pin", "ignore_config"):
+            object.__setattr__(self, name, strings(getattr(self, name)))
         if self.plan is not None and (self.seed, self.round, self.rounds, self.probability) != (0, 1, 1, 1.0):
             raise PlanError(
                 "a given plan is executed as it is: seed, round, rounds and probability have no effect on it",
@@ -67,6 +73,9 @@ class OutputOptions:
         layout: how the models are written: `FilesLayout()`, as the inputs are, or `StoreLayout()`, as links to shards
             of a store.
 
+    Raises:
+        PlanError: the layout is not one, or a slot is not a whole number.
+
     Examples:
         >>> from fedmr_merge import OutputOptions
         >>> OutputOptions(slots=(0, 2), mean=None).slots
@@ -79,3 +88,14 @@ class OutputOptions:
     hash: bool | None = None
     require_finite: bool = False
     layout: Layout = field(default_factory=FilesLayout)
+
+    def __post_init__(self) -> None:
+        if self.slots is not None:
+            object.__setattr__(self, "slots", tuple(whole(slot, "slots: a slot") for slot in self.slots))
+        if self.sidecars_from is not None:
+            object.__setattr__(self, "sidecars_from", whole(self.sidecars_from, "sidecars_from"))
+        if not isinstance(self.layout, Layout):
+            raise PlanError(
+                f"layout must be a layout, found {shown(repr(self.layout), 80)}",
+                hint="give FilesLayout() or StoreLayout()",
+            )

@@ -54,7 +54,9 @@ def recombine(
 
     Args:
         checkpoints: the K models, slot by slot: safetensors files, model folders, Hub ids
-            `org/name[@revision][/subfolder]`, or checkpoints that are open already.
+            `org/name[@revision][/subfolder]`, or checkpoints that are open already. Patterns such as `*.safetensors`
+            are expanded by a shell, and not here: give `sorted(Path(".").glob("*.safetensors"))`; in a Hub id they may
+            stand for several models. A model that is named twice takes two slots; the command line refuses that.
         out: the folder to write, which must not exist.
         options: how the plan is drawn.
         output: what is written, and in which layout.

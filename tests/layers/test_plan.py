@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,18 @@ def test_every_group_and_slot_is_used_once(names: list[str], slots: int, seed: i
         assert sorted(plan.source(name, slot) for slot in range(slots)) == list(range(slots))
 
 
+def test_numbers_of_numpy_are_pythons_own() -> None:
+    plain = draw_plan(groups(["a", "b"]), 5, seed=3, round=1, probability=0.5)
+    drawn = draw_plan(groups(["a", "b"]), np.int64(5), seed=np.uint8(3), round=np.int64(1), probability=np.float32(0.5))
+    made = RecombinationPlan(np.int64(5), {name: np.array(sources) for name, sources in plain.permutations.items()})  # type: ignore[misc,arg-type]
+    for plan in (drawn, made):
+        assert plan == plain
+        assert json.dumps(plan.to_json()) == json.dumps(plain.to_json())
+    for numbers in ({"seed": 1.7, "round": 1}, {"seed": 1, "round": "1"}):
+        with pytest.raises(PlanError, match="must be a whole number, found "):
+            draw_plan(groups(["a"]), 3, **numbers)  # type: ignore[arg-type]
+
+
 @given(NAMES, SLOTS, SEEDS)
 def test_inverse_restores(names: list[str], slots: int, seed: int) -> None:
     plan = draw_plan(groups(names), slots, seed=seed, round=1)
@@ -42,8 +55,6 @@ def test_inverse_restores(names: list[str], slots: int, seed: int) -> None:
 
 @given(NAMES, SLOTS, SEEDS, SEEDS)
 def test_compose_does_one_after_the_other(names: list[str], slots: int, one: int, two: int) -> None:
-    import numpy as np
-
     first, then = (draw_plan(groups(names), slots, seed=seed, round=1) for seed in (one, two))
     cohort = {t: np.arange(slots) for group in groups(names) for t in group.tensors}
     after = recombine_stacked(then, groups(names), recombine_stacked(first, groups(names), cohort))

@@ -76,7 +76,7 @@ def test_is_the_mean_of_what_is_added(
         assert stacked[name][2] == b"".join(part[name][2] for part in parts)
 
 
-@pytest.mark.parametrize("rank", [1, 3, 5])
+@pytest.mark.parametrize("rank", [1, 3, np.int64(5)])
 def test_a_smaller_rank_is_the_nearest_and_its_loss_is_reported(rank: int, tmp_path: Path) -> None:
     paths = [adapter(tmp_path / str(i), i) for i in range(3)]
     done = average(paths, tmp_path / "out", rank=rank)

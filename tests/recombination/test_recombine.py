@@ -37,6 +37,7 @@ from fedmr_merge.errors import LayerMismatchError, OutputError, PlanError, RuleE
 from fedmr_merge.layers.plan import RecombinationPlan, draw_plan
 from fedmr_merge.layers.rules import group_tensors
 from fedmr_merge.merging.average import average
+from fedmr_merge.merging.options import MeanOptions
 from fedmr_merge.recombination.in_memory import recombine_stacked
 from fedmr_merge.recombination.layouts.files import FilesLayout
 from fedmr_merge.recombination.layouts.store import StoreLayout
@@ -409,8 +410,51 @@ def test_rounds_out_of_range(rounds: int, tmp_path: Path) -> None:
 
 
 def test_one_model_is_not_enough(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="two models or more, found 1"):
-        recombine(files(tmp_path, 1), tmp_path / "out")
+    [path] = files(tmp_path, 1)
+    one: Any
+    for one in ([path], path, str(path), open_checkpoint(path)):
+        with pytest.raises(PlanError, match="two models or more, found 1"):
+            recombine(one, tmp_path / "out")
+
+
+def test_numbers_of_numpy_are_recorded_as_pythons_own(tmp_path: Path) -> None:
+    def lineage(out: str, number: Any, weights: Any) -> bytes:
+        drawn = PlanOptions(seed=number(3), round=number(2), rounds=number(1), probability=number(1))
+        written = OutputOptions(slots=(number(0), number(2)), mean=MeanOptions(weights))
+        recombine(files(tmp_path), tmp_path / out / "made", drawn, written)
+        average(files(tmp_path), tmp_path / out / "mean", options=MeanOptions(weights))
+        return b"".join((tmp_path / out / made / "lineage.json").read_bytes() for made in ("made", "mean"))
+
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    assert lineage("a", np.int64, np.array([3, 1, 2])) == lineage("b", int, (3, 1, 2))
+    assert MeanOptions(np.float32([0.5, 1])).weights == (0.5, 1)  # type: ignore[arg-type]
+
+
+def test_a_single_string_is_one_name(tmp_path: Path) -> None:
+    sources = files(tmp_path)
+    work = prepare_recombination(sources, tmp_path / "out", PlanOptions(pin="head.*", ignore_config="vision"))  # type: ignore[arg-type]
+    assert work.plan.permutations["head"] == (0, 1, 2)
+    assert work.options == PlanOptions(pin=("head.*",), ignore_config=("vision",))
+    average(sources, tmp_path / "mean", ignore_config="vision")
+    assert json.loads((tmp_path / "mean" / "lineage.json").read_text())["ignore_config"] == ["vision"]
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "words"),
+    [
+        (PlanOptions, {"seed": 1.7}, "seed must be a whole number, found 1.7"),
+        (PlanOptions, {"rounds": "2"}, "rounds must be a whole number, found '2'"),
+        (PlanOptions, {"probability": "1"}, "probability must be a number, found '1'"),
+        (MeanOptions, {"weights": "31"}, "weights: a weight must be a number, found '3'"),
+        (OutputOptions, {"slots": (0.5,)}, "slots: a slot must be a whole number, found 0.5"),
+        (OutputOptions, {"layout": "store"}, "layout must be a layout, found 'store'"),
+        (OutputOptions, {"layout": StoreLayout}, "layout must be a layout, found <class "),
+    ],
+)
+def test_options_of_another_type(options: Any, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        options(**given)
 
 
 def test_an_output_that_exists_is_named_before_anything_is_read(tmp_path: Path) -> None:
