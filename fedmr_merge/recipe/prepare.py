@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def first_state(recipe: Recipe, federation: Federation) -> State:
     """Return what the first stage starts from: a random model, or the checkpoints of `init`."""
     if not recipe.init:
         return initial_state(federation)
-    opened = open_inputs(recipe.init)
+    opened = open_inputs([Path(name).expanduser() for name in recipe.init])
     models = [load_checkpoint(checkpoint) for checkpoint in opened]
     return initial_state_from(federation, models, [checkpoint.location for checkpoint in opened])
 

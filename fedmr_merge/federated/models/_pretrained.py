@@ -37,14 +37,14 @@ def open_base(name: str, *, weights: bool = True) -> Base:
 
     Without `weights`, its configuration is all that is needed. Raises FedmrMergeError.
     """
-    path = Path(name)
-    if not weights and not is_on_hub(name):
+    path = Path(name).expanduser()
+    if not weights and not is_on_hub(path):
         if not (path / CONFIG_FILE).is_file():
             raise TrainingError(
                 f"{shown(name)}: is not a folder with a {CONFIG_FILE}", hint="name a folder, or org/name on the Hub"
             )
         return Base(name, path)
-    [found] = open_inputs([name], headers_only=not weights)
+    [found] = open_inputs([path], headers_only=not weights)
     files = tuple(file.name for file in found.files) if weights else ()
     return Base(name, found.path, files, found.origin)
 
