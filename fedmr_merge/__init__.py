@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from fedmr_merge.publish.load import load_model
     from fedmr_merge.publish.load import load_model as from_pretrained
     from fedmr_merge.publish.push_options import PushOptions
+    from fedmr_merge.recipe.run import RoundDone, StageDone
     from fedmr_merge.recipe.run_recipe import FinishedRun, run_recipe
     from fedmr_merge.recombination.inspect import Inspection, inspect
     from fedmr_merge.recombination.layouts.files import FilesLayout
@@ -84,9 +85,11 @@ __all__ = [
     "RecipeError",
     "RecipeFault",
     "RecombinationPlan",
+    "RoundDone",
     "RuleError",
     "RunError",
     "RunInUseError",
+    "StageDone",
     "StoreLayout",
     "TrainingError",
     "UnreachedError",
@@ -119,6 +122,7 @@ _HOMES = {
     "publish.hub": "PushResult push_to_hub",
     "publish.push_options": "PushOptions",
     "publish.load": "load_model",
+    "recipe.run": "RoundDone StageDone",
     "recipe.run_recipe": "FinishedRun run_recipe",
     "recombination.inspect": "Inspection inspect",
     "recombination.layouts.files": "FilesLayout",

@@ -68,7 +68,7 @@ class RoundResult:
     @property
     def evaluated(self) -> bool:
         """Whether the global model was evaluated after this round."""
-        return "test_loss" in self.metrics
+        return hold_evaluation(self.metrics)
 
     @property
     def plan(self) -> RecombinationPlan | None:
@@ -133,6 +133,11 @@ def run_rounds(
             result = _run_round(federation, algorithm, engine, state, round, rates, is_evaluated)
         state = replace(result.state, metrics={})
         yield result
+
+
+def hold_evaluation(metrics: Mapping[str, Any]) -> bool:
+    """Return whether the metrics of a round are also those of its global model."""
+    return "test_loss" in metrics
 
 
 def evaluated(federation: Federation, result: RoundResult) -> RoundResult:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedmr_merge.federated.federation import Federation
-from fedmr_merge.federated.rounds import RoundResult
+from fedmr_merge.federated.rounds import RoundResult, hold_evaluation
 from fedmr_merge.recipe.stages import TrainingStage
 from fedmr_merge.runs.checkpoints import Saved, load_state
 from fedmr_merge.runs.folder import RunFolder
 from fedmr_merge.runs.names import DEPLOYMENT, LINEAGE, METRICS, Place
 
-NOT_MEASURED = ("round", "stage", "method", "seconds", "missing")  #: what a line of metrics.jsonl adds to `metrics`
+_NOT_MEASURED = ("round", "stage", "method", "seconds", "missing")  #: what a line of metrics.jsonl adds to `metrics`
 
 
 def record_round(folder: RunFolder, position: int, result: RoundResult, seconds: float) -> dict[str, Any]:
@@ -36,6 +37,17 @@ def record_round(folder: RunFolder, position: int, result: RoundResult, seconds:
 def read_rounds(folder: RunFolder, position: int) -> list[dict[str, Any]]:
     """Return the metrics of the rounds that the stage at `position` has done."""
     return [line for line in folder.read_log(METRICS) if line["stage"] == position + 1]
+
+
+def measured(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `metrics` of the round that a line of metrics.jsonl is of."""
+    return {key: value for key, value in line.items() if key not in _NOT_MEASURED}
+
+
+def last_measured(folder: RunFolder) -> dict[str, Any]:
+    """Return the metrics of the last round that was evaluated, none where no round was."""
+    lines = [line for line in folder.read_log(METRICS) if hold_evaluation(line)]
+    return measured(lines[-1]) if lines else {}
 
 
 def read_best(folder: RunFolder, federation: Federation, position: int, stage: TrainingStage) -> Saved | None:

@@ -32,7 +32,7 @@ from fedmr_merge.recipe.prepare import (
     sensible_threads,
 )
 from fedmr_merge.recipe.publishing import Publisher, check_pushes
-from fedmr_merge.recipe.recording import NOT_MEASURED, read_best, read_rounds, record_round
+from fedmr_merge.recipe.recording import measured, read_best, read_rounds, record_round
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Evaluate, Publish, Recalibrate, TrainingStage
 from fedmr_merge.runs.checkpoints import CheckpointWriter, Saved, remove_checkpoint
@@ -58,18 +58,20 @@ class RoundDone:
     """A round is over and recorded."""
 
     result: RoundResult
-    stage: int
-    seconds: float
+    """`round` is its number, `method` the stage's name, `clients` are those that were selected, and `metrics` what was
+    measured: accuracies and shares from 0 to 1, seconds, bytes."""
+    stage: int  #: the position of the stage in the recipe, from 0
+    seconds: float  #: that the round took
     reached: str | None  #: the criterion that ended the stage with this round
 
 
 @dataclass(frozen=True)
 class StageDone:
-    """A stage other than training is over; `message` says what it made."""
+    """A stage other than training is over, or something that goes with a stage: a push, the choice of a best round."""
 
-    stage: int
+    stage: int  #: the position of the stage in the recipe, from 0
     name: str
-    message: str
+    message: str  #: what came of it
 
 
 @dataclass(frozen=True)
@@ -309,8 +311,7 @@ class Run:
         metric, line = self.federation.task.decisive, self.folder.read_log(METRICS)[round - 1]
         value = metric.shown(line[f"validation_{metric.name}"])
         message = f"keeps the models of round {round}, its best one: validation {metric.name} {value}"
-        measured = {key: value for key, value in line.items() if key not in NOT_MEASURED}
-        return BestKept(position, self.recipe.stages[position].name, message, measured)
+        return BestKept(position, self.recipe.stages[position].name, message, measured(line))
 
     def _other(self, position: int, stage: Evaluate | Publish, state: State, round: int) -> StageDone:
         if isinstance(stage, Evaluate):
