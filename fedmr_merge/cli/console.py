@@ -96,8 +96,11 @@ def _complain(kind: str, text: str) -> None:
         from rich.console import Console
         from rich.text import Text
 
-        line = Text.assemble((f"{kind}: ", colours[kind]), text)
-        Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+        terminal = Console(stderr=True, soft_wrap=True)
+        with terminal.capture() as coloured:
+            terminal.print(Text.assemble((f"{kind}: ", colours[kind]), text), highlight=False)
+        # Not by rich itself, which would write into a display that is shown, and not above it.
+        print(coloured.get(), end="", file=sys.stderr)  # noqa: T201
     else:
         print(f"{kind}: {text}", file=sys.stderr)  # noqa: T201
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmr_merge.cli import console
 
@@ -32,6 +32,17 @@ def waiting(what: str) -> Iterator[None]:
         sys.stderr.flush()
 
 
+def beside_results() -> dict[str, Any]:
+    """Return the options of a rich display on standard error that leaves the lines of a result as they are.
+
+    On the terminal that shows the display, they are printed above it, and never wrapped, so that paths and commands can
+    be copied. Otherwise standard output, such as a file, gets them.
+    """
+    from rich.console import Console
+
+    return {"console": Console(stderr=True, soft_wrap=True), "redirect_stdout": sys.stdout.isatty()}
+
+
 @contextlib.contextmanager
 def bytes_progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Give a function to call with the number of bytes that were just done; `total` is None where it is not known."""
@@ -41,12 +52,11 @@ def bytes_progress(what: str, total: int | None = None) -> Iterator[Callable[[in
     if not sys.stderr.isatty():
         yield _plain_bytes(what, total)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
     columns += [TransferSpeedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, **beside_results(), transient=True) as bar:
         task = bar.add_task(what, total=total or None)
         yield lambda done: bar.advance(task, done)
 
@@ -75,12 +85,11 @@ def rounds_progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[
     if not sys.stderr.isatty():
         yield _plain_rounds(what, total)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), _time_left_column()]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, **beside_results()) as bar:
         task = bar.add_task(what, total=total, completed=done, facts="")
         yield lambda round, facts: bar.update(task, completed=round, facts=facts)
 

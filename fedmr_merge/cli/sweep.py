@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmr_merge.cli import console
+from fedmr_merge.cli import console, progress
 from fedmr_merge.cli.help import App
 from fedmr_merge.cli.stopping import saving_when_terminated
 
@@ -138,10 +138,9 @@ def _display(board: Board) -> Iterator[Callable[[Event], None]]:
     if console.quiet or not sys.stderr.isatty():
         yield lambda event: board.note(event, say=console.say)
         return
-    from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(stderr=True), get_renderable=board.table, refresh_per_second=2) as live:
+    with Live(**progress.beside_results(), get_renderable=board.table, refresh_per_second=2) as live:
 
         def show(event: Event) -> None:
             board.note(event, say=lambda _: None)
