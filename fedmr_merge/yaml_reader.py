@@ -1,7 +1,8 @@
 """Read YAML that people wrote, as plain values of bounded size: mappings, lists, strings, numbers, booleans and null.
 
 No other type is built. Dates are strings; no key may come twice, as the first would be lost silently; `1e-3`
-is a number; aliases count as often as they are used, so that a short text cannot stand for a large value.
+is a number; `010` and `1:30` are refused, as YAML 1.1 and 1.2 read them differently; aliases count as often as they
+are used, so that a short text cannot stand for a large value.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _LARGEST_INTEGER = 1 << 63
 _LARGEST_FLOAT = 3.4e38  # of float32, in which models compute
 _MAX_DIGITS = 40  # of an integer, before it is converted
 _PREFIX = "tag:yaml.org,2002:"
+_AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+\Z|.*:")  # in YAML 1.1 octal, or to the base of 60
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
 
 
@@ -112,6 +114,7 @@ class _Loader(yaml.SafeLoader):
         return text
 
     def integer(self, node: yaml.ScalarNode) -> int:
+        _refuse_ambiguous(node)
         try:
             value = self.construct_yaml_int(node) if len(node.value) <= _MAX_DIGITS else _LARGEST_INTEGER
         except (ValueError, LookupError) as error:
@@ -121,6 +124,7 @@ class _Loader(yaml.SafeLoader):
         return int(value)
 
     def number(self, node: yaml.ScalarNode) -> float:
+        _refuse_ambiguous(node)
         try:
             value = float(self.construct_yaml_float(node))
         except (ValueError, LookupError, OverflowError) as error:
@@ -134,6 +138,12 @@ class _Loader(yaml.SafeLoader):
             return bool(self.construct_yaml_bool(node))
         except LookupError as error:
             raise _fault(f"{shown(node.value, 40)!r} is not true or false", node) from error
+
+
+def _refuse_ambiguous(node: yaml.ScalarNode) -> None:
+    if _AMBIGUOUS.match(node.value):
+        reason = "versions of YAML read numbers with leading zeros or colons differently"
+        raise _fault(f"{shown(node.value, 40)!r}: {reason}; leave these out, or put a string into quotes", node)
 
 
 def _fault(message: str, node: yaml.Node) -> yaml.constructor.ConstructorError:

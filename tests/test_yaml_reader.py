@@ -26,6 +26,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("2026-02-30", "2026-02-30"),
         ("{2026-01-01: 3}", {"2026-01-01": 3}),
         ("[yes, no, ~, 0x10, 1_000]", [True, False, None, 16, 1000]),
+        ("[0, -0, 0.5, 00.5, '010', '1:30', 08]", [0, 0, 0.5, 0.5, "010", "1:30", "08"]),
         ("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}", {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}),
     ],
 )
@@ -40,6 +41,10 @@ def test_values(text: str, value: object) -> None:
         ("9" * 5000, "9999 does not fit into 64 bits"),
         ("9223372036854775808", "does not fit into 64 bits"),
         ("!!int x", "'x' is not an integer"),
+        ("a: 010", "'010': versions of YAML read numbers with leading zeros or colons differently; leave these out"),
+        ("-007", "'-007': versions of YAML"),
+        ("1:30", "'1:30': versions of YAML"),
+        ("1:30.5", "'1:30.5': versions of YAML"),
         ("!!bool maybe", "'maybe' is not true or false"),
         ("1e308", "1e308 is too large for float32"),
         ("1e400", "1e400 is too large for float32"),
