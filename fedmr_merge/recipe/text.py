@@ -10,6 +10,7 @@ from fedmr_merge.errors import RecipeError, RecipeFault, shown
 from fedmr_merge.yaml_reader import MAX_CHARACTERS, YamlError, read_yaml
 
 _INDEX = re.compile(r"[0-9]{1,9}")
+_SEPARATORS = ".[]"  # of the keys of a path
 
 
 def read_recipe_text(path: Path) -> Any:
@@ -46,30 +47,38 @@ def apply_setting(raw: Any, setting: str) -> None:
 def parse_setting(setting: str) -> tuple[str, Any]:
     """Return the path and the value of `PATH=VALUE`. Raises RecipeError when it is something else."""
     path, equals, text = setting.partition("=")
-    if not equals or not _keys(path):
+    if not equals or not path.strip(_SEPARATORS):
         raise RecipeError("--set", [RecipeFault(shown(setting), "write PATH=VALUE, e.g. training.lr=0.05")])
     return path, parse_yaml(text, f"--set {shown(path)}")
 
 
-def _keys(path: str) -> list[int | str]:
-    return [int(part) if _INDEX.fullmatch(part) else part for part in re.split(r"[.\[\]]+", path) if part]
-
-
 def apply_value(raw: Any, path: str, value: Any) -> None:
-    """Change a recipe in place: what `path` leads to becomes `value`. Raises RecipeError when it leads nowhere."""
-    keys = _keys(path)
-    place = raw
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(place, list):
-            fits = isinstance(key, int) and key < len(place)
-        else:
-            fits = isinstance(place, dict) and isinstance(key, str)
+    """Change a recipe in place: what `path` leads to becomes `value`. Raises RecipeError when it leads nowhere.
+
+    On the way, mappings are made where there is nothing, or null, which stands for no options.
+    """
+    place, rest = raw, path.strip(_SEPARATORS)
+    while True:
+        key, rest = _next_key(place, rest)
+        fits = isinstance(place, dict) or (isinstance(place, list) and isinstance(key, int) and key < len(place))
         if not fits:
-            raise RecipeError("--set", [RecipeFault(shown(path), f"there is no {shown(key)!r} here in the recipe")])
-        if last:
+            fault = RecipeFault(shown(path), f"there is no {shown(str(key))!r} here in the recipe")
+            raise RecipeError("--set", [fault])
+        if not rest:
             place[key] = value
-        elif isinstance(place, dict):
-            place = place.setdefault(key, {})
-        else:
-            place = place[key]
+            return
+        if isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+
+
+def _next_key(place: Any, path: str) -> tuple[int | str, str]:
+    """Return the first key of a path and the path behind it.
+
+    A key of the mapping that the path begins with counts before its parts, as an import path has dots.
+    """
+    keys = [key for key in place if isinstance(key, str)] if isinstance(place, dict) else []
+    found = max((key for key in keys if key and re.match(rf"{re.escape(key)}([.[]|\Z)", path)), key=len, default=None)
+    key = re.split(r"[.\[\]]", path, maxsplit=1)[0] if found is None else found
+    rest = path[len(key) :].strip(_SEPARATORS)
+    return (int(key) if isinstance(place, list) and _INDEX.fullmatch(key) else key), rest

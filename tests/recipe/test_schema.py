@@ -144,7 +144,15 @@ def test_settings(setting: str, path: tuple[Any, ...], value: Any) -> None:
     assert raw == value
 
 
-@pytest.mark.parametrize("setting", ["training.lr", "=1", "stages[9].fedavg.rounds=1", "name.first=x"])
+def test_settings_reach_empty_options_and_names_with_dots() -> None:
+    raw: Any = small(training=None, stages=[{"nets.own:Mine": {"rounds": 2}}, {"publish": None}])
+    for setting in ("training.privacy.clip=1", "stages[0].nets.own:Mine.rounds=5", "stages[1].publish.repo=a/b"):
+        apply_setting(raw, setting)
+    assert raw["training"] == {"privacy": {"clip": 1}}
+    assert raw["stages"] == [{"nets.own:Mine": {"rounds": 5}}, {"publish": {"repo": "a/b"}}]
+
+
+@pytest.mark.parametrize("setting", ["training.lr", "=1", "[.]=1", "stages[9].fedavg.rounds=1", "name.first=x"])
 def test_settings_that_lead_nowhere(setting: str) -> None:
     with pytest.raises(RecipeError, match="--set"):
         apply_setting(small(), setting)
