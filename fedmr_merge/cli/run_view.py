@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fedmr_merge.cli import console, progress
 
 if TYPE_CHECKING:
+    from fedmr_merge.federated.data.examples import Data
+    from fedmr_merge.federated.data.partition import Indices, Partition
     from fedmr_merge.federated.federation import Federation
     from fedmr_merge.federated.metrics import Metric
     from fedmr_merge.federated.training.gpu_memory import MemoryForecast
@@ -44,7 +46,7 @@ def _announce(run: Run, folder: Path) -> None:
         f"{recipe.name}: {recipe.rounds} rounds of {federation.slots} of {len(federation.partition)} clients on "
         f"{federation.device.type}, {parameters(federation):,} parameters, in {folder}"
     )
-    warn_of_data(federation)
+    warn_of_data(federation.data, federation.partition, federation.held_out)
     _warn_of_precision(federation)
     for line in filter(None, (describe_last_batches(federation), describe_devices(federation))):
         console.say(line)
@@ -80,16 +82,16 @@ def round_words(method: str, name: str, value: float | None, metrics: Mapping[st
     return f"{method}: {', '.join(filter(None, parts)) or 'nothing was trained or evaluated'}"
 
 
-def warn_of_data(federation: Federation) -> None:
-    """Report what was decided about the data, and the classes that no client has an example of."""
+def warn_of_data(data: Data, partition: Partition, held_out: tuple[Indices, ...] | None) -> None:
+    """Report what was decided about the data, and the classes that no client has an example of to train on."""
     from fedmr_merge.federated.data.partition import missing_classes
 
-    for note in federation.data.notes:
+    for note in data.notes:
         console.complain("note", note)
-    if federation.held_out is not None:
-        count = sum(len(indices) for indices in federation.held_out)
+    if held_out is not None:
+        count = sum(len(indices) for indices in held_out)
         console.complain("note", f"{count:,} examples are held out of training for validation")
-    if missing := missing_classes(federation.partition, federation.data):
+    if missing := missing_classes(partition, data):
         what = f"class {missing[0]}: no model will learn it"
         if len(missing) > 1:
             what = f"{len(missing)} classes: no model will learn {console.listed(missing, ', ')}"
@@ -148,7 +150,7 @@ def show_recipe(recipe: Recipe, folder: Path) -> None:
         absent = str(error)
     console.say(recipe.to_yaml().rstrip())
     if federation is not None:
-        warn_of_data(federation)
+        warn_of_data(federation.data, federation.partition, federation.held_out)
         _warn_of_precision(federation)
         _show_sizes(recipe, federation)
     if absent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -139,23 +140,32 @@ def partition(
 
     Example: fedmr-merge partition digits --set data.partition.alpha=0.1
     """
+    if out is not None and out.suffix.lower() not in ("", ".png"):
+        raise typer.BadParameter(
+            f"{out}: the plot is a PNG image, so name a file that ends in .png", param_hint="--out"
+        )
     with progress.waiting("reading the recipe, loading torch"):
-        from fedmr_merge.checkpoint.writer import refuse_existing, staged_output
+        from fedmr_merge.checkpoint.writer import refuse_existing
+        from fedmr_merge.federated.federation import hold_out
         from fedmr_merge.recipe.own import Own
-        from fedmr_merge.recipe.prepare import partition_json, prepare
+        from fedmr_merge.recipe.prepare import load_and_split, partition_json
         from fedmr_merge.recipe.ready_made import locate_recipe
         from fedmr_merge.recipe.schema import read_recipe
-        from fedmr_merge.report.partition import draw_partition
 
         located = locate_recipe(recipe)
-        checked = read_recipe(located.path, _settings(settings, seed, "cpu"), Own(located.code_folders))
-    target = out or Path(f"{checked.name}-partition.png")
-    refuse_existing(target)
-    federation = prepare(checked)
-    dealt = partition_json(federation)
-    names, counts = dealt["class_names"], dealt["class_counts"]
-    with staged_output(target) as staging:
-        draw_partition(counts, names, staging, title=f"{checked.name}: partition")
+        checked = read_recipe(located.path, _settings(settings, seed, None), Own(located.code_folders))
+    if out is not None:
+        refuse_existing(out)
+    data, dealt = load_and_split(checked)
+    found = partition_json(data, dealt)
+    names, counts = found["class_names"], found["class_counts"]
+    _show_partition(names, counts)
+    warn_of_data(data, *hold_out(dealt, checked.training, checked.seed))
+    _plot_partition(names, counts, checked.name, out)
+    console.say(f"next: {_command(recipe, settings, None, seed, None)}")
+
+
+def _show_partition(names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
     by_class = len(names) <= _MAX_CLASS_COLUMNS
     columns = ("client", "examples", "classes", *(names if by_class else ()))
     rows = [
@@ -165,6 +175,17 @@ def partition(
     console.table(columns, rows, right=columns)
     sizes = [sum(row) for row in counts]
     console.say(f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} of {sum(sizes):,} training examples")
-    warn_of_data(federation)
+
+
+def _plot_partition(names: Sequence[str], counts: Sequence[Sequence[int]], recipe: str, out: Path | None) -> None:
+    """Draw the plot to `out`, or under the recipe's name where no file has it: the table is shown in any case."""
+    from fedmr_merge.checkpoint.writer import staged_output
+    from fedmr_merge.report.partition import draw_partition
+
+    target = out or Path(f"{recipe}-partition.png")
+    if out is None and os.path.lexists(target):
+        console.complain("note", f"{target} exists already and was left as it is; -o FILE draws the plot elsewhere")
+        return
+    with staged_output(target) as staging:
+        draw_partition(counts, names, staging, title=f"{recipe}: partition")
     console.say(f"plot: {target}")
-    console.say(f"next: {_command(recipe, settings, None, seed, None)}")

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmr_merge.errors import DataError, TrainingError
+from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import Cohort, Mean, Weights
 from fedmr_merge.federated.data.examples import Data
-from fedmr_merge.federated.data.partition import Indices, Partition
+from fedmr_merge.federated.data.partition import Indices, Partition, require_examples
 from fedmr_merge.federated.data.validation import divide
 from fedmr_merge.federated.model_check import require_parts, require_trainable
 from fedmr_merge.federated.models.base import Architecture, has_parts
@@ -221,21 +221,13 @@ def open_federation(
     """
     require_options_that_fit(training)
     task.check(data, training)
-    last = max(int(indices[-1]) for indices in partition.clients)
-    if last >= data.examples("train"):
-        raise DataError(
-            f"the partition names training example {last}, but there are only {data.examples('train')}, counted from 0",
-            hint="was it made for another data set?",
-        )
+    require_examples(partition, data)
     if training.clients_per_round > len(partition):
         raise TrainingError(
             f"{training.clients_per_round} clients per round cannot be selected from {len(partition)}",
             hint="lower training.clients_per_round or raise the partition's number of clients",
         )
-    held_out: tuple[Indices, ...] | None = None
-    if training.validation_share is not None:
-        streams = partial(generator, seed, "validation part")
-        partition, held_out = divide(partition, training.validation_share, streams)
+    partition, held_out = hold_out(partition, training, seed)
     device = torch.device(device)
     architecture = _for_task(architecture, data, task)
     module = _initialise(architecture, data, task, seed)
@@ -254,6 +246,16 @@ def open_federation(
     )
     _refuse_what_cannot_apply(federation)
     return federation
+
+
+def hold_out(partition: Partition, training: Training, seed: int) -> tuple[Partition, tuple[Indices, ...] | None]:
+    """Return the examples that every client trains on, and those that `training.validation_share` holds out.
+
+    Raises DataError when no client has an example to hold out.
+    """
+    if training.validation_share is None:
+        return partition, None
+    return divide(partition, training.validation_share, partial(generator, seed, "validation part"))
 
 
 _HINT = "build the module in an Architecture of the same file"

@@ -14,7 +14,7 @@ from fedmr_merge.errors import TrainingError
 from fedmr_merge.federated.cohort import weights_of
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.own import content_hash
-from fedmr_merge.federated.data.partition import Partition
+from fedmr_merge.federated.data.partition import Partition, require_examples
 from fedmr_merge.federated.evaluation import require_recalibration_batches
 from fedmr_merge.federated.federation import Federation, open_federation
 from fedmr_merge.federated.initialisation import initial_state_from
@@ -77,12 +77,22 @@ def prepare(recipe: Recipe, partition: Partition | None = None, data: Data | Non
     )
 
 
-def partition_json(federation: Federation, *, hashed: bool = False) -> dict[str, Any]:
+def load_and_split(recipe: Recipe) -> tuple[Data, Partition]:
+    """Load the data and divide it among the clients, for which neither the model nor the device is needed.
+
+    Raises DataError.
+    """
+    data = recipe.data.load()
+    partition = recipe.partition.split(data, recipe.seed)
+    require_examples(partition, data)
+    return data, partition
+
+
+def partition_json(data: Data, partition: Partition, *, hashed: bool = False) -> dict[str, Any]:
     """Return the partition, and how many examples of each class every client has; with `hashed`, a hash of the data.
 
     Where targets are not classes, all examples count as one.
     """
-    data, partition = federation.data, federation.dealt
     found = {**partition.to_json(), **({DATA_HASH: content_hash(data)} if hashed else {})}
     if not data.num_classes:
         counts = [[size] for size in partition.sizes]

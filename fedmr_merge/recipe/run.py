@@ -138,7 +138,7 @@ class Run:
         if not self.folder.is_new:
             self.folder.set_aside()  # not before it is known that the new run can start
         own_data = is_import_path(self.recipe.data.name)  # or given from Python
-        self.folder.write_json(PARTITION, partition_json(self.federation, hashed=own_data))
+        self.folder.write_json(PARTITION, partition_json(self.federation.data, self.federation.dealt, hashed=own_data))
         self.folder.write_json(TASK, self.federation.task.to_json())
         base = base_json(self.federation)
         environment = self._environment() | ({} if base is None else {"base_model": base})
@@ -157,7 +157,7 @@ class Run:
         except DataError as error:
             raise damaged(path / PARTITION, str(error)) from error
         self.federation = self._prepare(self.recipe, partition)
-        dealt = partition_json(self.federation, hashed=DATA_HASH in saved)
+        dealt = partition_json(self.federation.data, self.federation.dealt, hashed=DATA_HASH in saved)
         if dealt.get(DATA_HASH) != saved.get(DATA_HASH):
             raise RunError(
                 f"{path}: the data {self.recipe.data.name} are not those that the run began with: their hash differs",

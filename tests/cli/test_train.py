@@ -162,9 +162,32 @@ def test_partition_shows_a_table_and_draws_a_plot(folder: Path) -> None:
     sizes = [int(line.split()[1]) for line in lines[1:9]]
     assert f"8 clients with {min(sizes)} to {max(sizes)} of {sum(sizes):,} training examples" in done.stdout
     assert (folder / "small-partition.png").read_bytes().startswith(b"\x89PNG")
-    again = fedmr_merge("partition", "small.yaml", cwd=folder)
-    assert again.returncode == 2
-    assert "small-partition.png: exists already" in again.stderr
+    drawn = (folder / "small-partition.png").read_bytes()
+    other = fedmr_merge("partition", "small.yaml", "--set", "data.partition.clients=3", cwd=folder)
+    assert (other.returncode, len(other.stdout.splitlines())) == (0, 6)
+    assert "note: small-partition.png exists already and was left as it is; -o FILE" in other.stderr
+    assert (folder / "small-partition.png").read_bytes() == drawn
+
+
+def test_partition_needs_neither_the_device_nor_the_model(
+    folder: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """So that it is shown, on any machine, before the number of clients and the model are decided."""
+    training = "training={device: cuda, precision: tf32, cohort_chunk: 2, clients_per_round: 9, validation_share: 0.1}"
+    settings = ("--set", training, "--set", "model={name: cnn, init: absent.safetensors}")
+    code, out, errors = run("partition", "small.yaml", *settings, "-o", "plot.png")
+    assert code == 0, errors
+    assert out.splitlines()[-2] == "plot: plot.png"
+    assert "examples are held out of training for validation" in errors
+
+
+def test_a_partition_is_plotted_as_a_new_png(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    (folder / "old.png").touch()
+    for place, message in (("plot.pdf", "plot.pdf: the plot is a PNG image"), ("old.png", "old.png: exists already")):
+        code, out, errors = run("partition", "small.yaml", "-o", place)
+        assert (code, out) == (2, "")
+        assert message in errors
+    assert {path.name for path in folder.iterdir()} == {"small.yaml", "old.png"}
 
 
 def test_a_class_that_no_client_has_is_told(folder: Path) -> None:

@@ -73,6 +73,16 @@ class Partition:
         return cls.of(clients)
 
 
+def require_examples(partition: Partition, data: Data) -> None:
+    """Raise DataError when the data lack an example that the partition names."""
+    last = max(int(indices[-1]) for indices in partition.clients)
+    if last >= data.examples("train"):
+        raise DataError(
+            f"the partition names training example {last}, but there are only {data.examples('train')}, counted from 0",
+            hint="was it made for another data set?",
+        )
+
+
 def missing_classes(partition: Partition, data: Data) -> tuple[str, ...]:
     """Return the names of the classes of which no client has an example: no model learns them."""
     if not data.num_classes:
