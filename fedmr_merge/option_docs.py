@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -46,6 +46,15 @@ def describe_options(cls: type[Any]) -> list[OptionDoc]:
     ]
 
 
+def nested_options(cls: type[Any]) -> Iterator[tuple[str, type[Any]]]:
+    """Yield each option of a dataclass whose value is a mapping of options, and the dataclass that has those."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        for hint in (hints[field.name], *get_args(hints[field.name])):
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+                yield field.name, hint
+
+
 def _comments(cls: type[Any]) -> dict[str, str]:
     """Return the comment of every field that a class itself defines."""
     try:
@@ -77,6 +86,8 @@ def _type(hint: Any) -> str:
         return " or ".join(map(_type, parts))
     if origin in (tuple, list, Sequence):
         return f"list of {_type(parts[0])}"
+    if origin is Mapping:
+        return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint, include_extras=True)
         return "{" + ", ".join(f"{field.name}: {_type(hints[field.name])}" for field in dataclasses.fields(hint)) + "}"

@@ -107,10 +107,10 @@ def schema() -> None:
 
 def list_plugins(
     kind: Annotated[
-        Literal["methods", "models", "data", "tasks", "partitions", "rules"] | None,
+        Literal["methods", "stages", "training", "models", "data", "tasks", "partitions", "deployment", "rules"] | None,
         typer.Argument(
             metavar="KIND",
-            help="methods, models, data, tasks, partitions or rules; by default all.",
+            help="methods, stages, training, models, data, tasks, partitions, deployment or rules; by default all.",
             show_default=False,
         ),
     ] = None,
@@ -150,7 +150,7 @@ def docs(
     if name is None:
         for page, path in pages.items():
             console.say(f"{page}: {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
-        console.say(f"{_REFERENCE}: Methods, models, data sets, tasks, partitions and rules, with their options")
+        console.say(f"{_REFERENCE}: Everything that a recipe can name, with all options")
         return
     wanted = name.removeprefix("docs/").removesuffix(".md")
     if wanted == _REFERENCE:

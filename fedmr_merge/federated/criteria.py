@@ -58,7 +58,7 @@ class Similarity:
     The dynamic switch between two stages that the FedMR paper leaves to future work.
     """
 
-    above: Annotated[float, Gt(-1), Le(1)] = 0.95
+    above: Annotated[float, Gt(-1), Le(1)] = 0.95  #: the threshold; 1 is the similarity of models that are the same
 
     def reached(self, history: History) -> str | None:
         """Return the reason to end the stage, or None."""
@@ -74,8 +74,8 @@ class Similarity:
 class Until:
     """Ends a stage as soon as one of its criteria is met."""
 
-    plateau: Plateau | None = None
-    similarity: Similarity | None = None
+    plateau: Plateau | None = None  #: ends it when the metric that decides has stopped becoming better
+    similarity: Similarity | None = None  #: ends it when the clients' models have become alike
 
     def check(self, federation: Federation) -> None:
         """Raise TrainingError when no criterion is named, or one that could never be met here."""

@@ -7,6 +7,11 @@ from fedmr_merge.recipe.described import KINDS, Described
 
 _HEADINGS = {
     "methods": ("Methods", "A stage of a recipe names a method and its options: `- fedprox: {rounds: 50, mu: 0.1}`."),
+    "stages": (
+        "Stages",
+        "`stages: [{fedmr: {rounds: 50, keep: best}}, {evaluate: {}}]`: `METHOD` stands for the name of any method.",
+    ),
+    "training": ("Training", "`training: {local_epochs: 5, privacy: {clip: 1.0, noise_multiplier: 1.1}}`."),
     "models": ("Models", "`model: {name: resnet20}`, with the options beside the name."),
     "data": ("Data sets", "`data: {name: cifar10, …}`, with the options beside the name."),
     "tasks": (
@@ -17,6 +22,10 @@ _HEADINGS = {
         "Partitions",
         "`data: {…, partition: {kind: dirichlet, alpha: 0.5}}` deals the examples to clients.",
     ),
+    "deployment": (
+        "Deployment",
+        "`deployment: {timeout_seconds: 60}`, for `run --on flower`.",
+    ),
     "rules": ("Layer rules", "`--rule NAME`, or `rule: NAME` of a method, says which tensors move together."),
 }
 
@@ -24,9 +33,9 @@ _HEADINGS = {
 def reference_page() -> str:
     """Return the page, in Markdown."""
     parts = [
-        "# Methods, models, data sets, tasks, partitions and rules",
-        "Everything that a recipe can name, with its options, their types, defaults and meaning. "
-        "`fedmr-merge list` shows the same in a terminal.",
+        "# Everything that a recipe can name",
+        "Methods, other stages, training, models, data sets, tasks, partitions, deployment and layer rules: all "
+        "options, with their types, defaults and meaning. `fedmr-merge list` shows the same in a terminal.",
     ]
     for kind, (title, how) in _HEADINGS.items():
         parts += [f"## {title}", how]

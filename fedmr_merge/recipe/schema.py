@@ -65,7 +65,7 @@ _ONE_OR_SEVERAL = WithJsonSchema({"anyOf": [_TRACKERS, {"type": "array", "items"
 class Running:
     """The keys of `training:` that are about the run and not about learning."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  #: where clients train; auto: on a GPU, where there is one
     threads: Annotated[int, Ge(1), Le(1024)] | None = (
         None  #: clients that train at a time on a CPU; by default one on each core
     )

@@ -143,9 +143,12 @@ def test_every_plugin_is_listed_with_its_options(run: Run) -> None:
     assert (options["rule"].type, options["rule"].default) == ("string", "layer")
     whole = run("list")[1]
     for title, example in (
+        ("stages", "METHOD"),
+        ("training", "training.privacy"),
         ("models", "cnn"),
         ("data", "hub:ORG/NAME"),
         ("partitions", "dirichlet"),
+        ("deployment", "deployment"),
         ("rules", "layer"),
     ):
         assert re.search(rf"^{title}:$", whole, re.MULTILINE)

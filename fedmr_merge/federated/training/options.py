@@ -29,10 +29,11 @@ class Training:
     gradient_accumulation_steps: Annotated[int, Ge(1), Le(10_000)] = 1
     """Batches whose gradients make one step, that of a batch as large as all of them; a client's memory holds one."""
     last_batch: LastBatch = "merge"
-    """What becomes of an epoch's last batch of one example where the model cannot train on it: see `batches.py`."""
+    """What becomes of an epoch's last batch of one example where the model cannot train on it. merge: the batch before
+    takes the example, or it is left out where there is none. drop: it is left out. keep: the run is refused."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  #: adamw: with weight decay apart from the gradient
     lr: Annotated[float, Gt(0)] = 0.01  #: η, learning rate
-    lr_schedule: LrSchedule | None = None  #: how the learning rate changes from round to round: see `schedule.py`
+    lr_schedule: LrSchedule | None = None  #: how the learning rate changes from round to round; left out: not at all
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9  #: β of sgd; adam and adamw have betas in its place
     nesterov: bool = False  #: Nesterov's momentum, of sgd
     betas: tuple[Decay, Decay] | None = None  #: β₁ and β₂ of adam and adamw; left out: 0.9 and 0.999
@@ -49,12 +50,14 @@ class Training:
     """Share of every client's examples that is held out of training, for `until` and `keep: best` to decide by; left
     out: none."""
     validation_at: Literal["server", "clients"] = "server"
-    """Where it is measured: on all held-out examples together, or also on those of each client; see `validation.py`."""
+    """Where it is measured. server: on all held-out examples together. clients: also on those of each client."""
     engine: Literal["auto", "loop", "vmap"] = "auto"  #: loop: a client at a time on each core; auto: vmap on a GPU
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  #: of products in local training; weights stay in float32
     compile: bool = False  #: compile the loss of a local step with torch.compile; on a GPU, vmap records such steps
     cohort_chunk: Annotated[int, Ge(1)] | None = None  #: clients that vmap trains at once; left out: all that fit
-    on_divergence: Literal["keep", "drop", "fail"] = "fail"  #: see `divergence.py`
+    on_divergence: Literal["keep", "drop", "fail"] = "fail"
+    """What becomes of a client whose training diverged. fail: the run ends and names the client. keep: its slot holds
+    the model that the client was sent. drop: the others are averaged without it."""
     divergence_loss: Annotated[float, Gt(0)] | None = None  #: a mean training loss above this is divergence
     privacy: Privacy | None = None  #: client-level differential privacy
 

@@ -23,7 +23,7 @@ _OPTIONS = {
 class LrSchedule:
     """How the learning rate changes from round to round; within a round it stays the same."""
 
-    kind: Literal["constant", "cosine", "step", "exponential"] = "constant"
+    kind: Literal["constant", "cosine", "step", "exponential"] = "constant"  #: as torch has them
     rounds: Annotated[int, Ge(1)] | None = None  #: of cosine: the rounds until the rate is at min_lr, where it stays
     min_lr: Annotated[float, Ge(0)] | None = None  #: of cosine: the smallest rate; left out: 0
     every: Annotated[int, Ge(1)] | None = None  #: of step: rounds between two changes
