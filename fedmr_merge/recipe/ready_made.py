@@ -50,10 +50,13 @@ def ready_made_recipes() -> list[ReadyMade]:
     return sorted(found, key=lambda recipe: (recipe.name.count("/"), recipe.name))
 
 
+def _by_name() -> dict[str, ReadyMade]:
+    return {recipe.name: recipe for recipe in ready_made_recipes()}
+
+
 def find_ready_made(name: str) -> ReadyMade:
     """Return the recipe of this name. Raises RecipeError when none of the package's recipes has it."""
-    wanted = name.removesuffix(_SUFFIX)
-    recipes = {recipe.name: recipe for recipe in ready_made_recipes()}
+    wanted, recipes = name.removesuffix(_SUFFIX), _by_name()
     if wanted in recipes:
         return recipes[wanted]
     near = difflib.get_close_matches(wanted[:_LONGEST_NAME], recipes, n=1)
@@ -99,8 +102,8 @@ class Located:
 def locate_recipe(named: str | Path) -> Located:
     """Find the recipe that a user named: a file, a run folder (its own recipe.yaml), or a recipe of the package.
 
-    A path wins over a name. Raises RecipeError when there is nothing of this name, when a folder is not a run folder,
-    and for a sweep.
+    A file or a run folder wins over a recipe of the package, which wins over any other folder of its name. Raises
+    RecipeError when there is nothing of this name, when a folder is not a run folder, and for a sweep.
     """
     located = _locate(named)
     _require_kind(located.path, "recipe", named)
@@ -143,6 +146,8 @@ def _locate(named: str | Path) -> Located:
     if path.is_dir():
         if (path / RECIPE).is_file():
             return Located(path / RECIPE, path)
+        if recipe := _by_name().get(str(named)):
+            return Located(recipe.path)
         raise RecipeError(
             named,
             [RecipeFault("", f"is a folder without a {RECIPE}, so not a run folder")],

@@ -73,6 +73,9 @@ def test_a_path_wins_over_a_name_and_a_run_folder_has_its_own_recipe(
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "paper/cnn-cifar10"):  # which lie in the checkout or in the installed package
         assert locate_recipe(name).path.read_bytes() == (ROOT / "recipes" / f"{name}.yaml").read_bytes()
+    Path("digits").mkdir()
+    assert locate_recipe("digits").path.name == "digits.yaml"
+    Path("digits").rmdir()
     Path("digits").write_text("name: mine")
     assert locate_recipe("digits").path == Path("digits")
     Path("runs/a").mkdir(parents=True)

@@ -43,15 +43,16 @@ class Secret:
     @classmethod
     def of_file(cls, path: str) -> Secret:
         """Return the key of a file. Raises TrainingError when it cannot be read or is too short to be a secret."""
+        file = Path(path).expanduser().absolute()
         hint = f"make one with: head -c {KEY_BYTES} /dev/urandom > {path}"
         try:
-            with open_regular(Path(path).expanduser()) as stream:
+            with open_regular(file) as stream:
                 content = stream.read(_LARGEST_KEY_FILE)
         except OSError as error:
-            raise TrainingError(f"training.privacy.key_file: {path}: {error.strerror}", hint=hint) from error
+            raise TrainingError(f"training.privacy.key_file: {file}: {error.strerror}", hint=hint) from error
         if len(content) < KEY_BYTES:
             raise TrainingError(
-                f"training.privacy.key_file: {path}: {len(content)} bytes are too few for a key", hint=hint
+                f"training.privacy.key_file: {file}: {len(content)} bytes are too few for a key", hint=hint
             )
         return cls(hashlib.sha256(content).digest())
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedmr_merge.errors import DataError
 from fedmr_merge.federated.data.datasets._cifar_python import PythonFiles, read_python
-from fedmr_merge.federated.data.datasets._columns import local_folder
+from fedmr_merge.federated.data.datasets._columns import local_path
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Part
 from fedmr_merge.federated.data.datasets._table import class_names, decode, has_parquet, read_hub, read_local, values
 from fedmr_merge.federated.data.images import ImageData
@@ -68,7 +68,7 @@ class Cifar(ImageDataSet):
         """Return the data."""
         if self.path is None:
             return self._from_tables(None)
-        path, binary, python = local_folder(self.path), self.binary_files(), self.python_files()
+        path, binary, python = local_path(self.path), self.binary_files(), self.python_files()
         try:
             for folder in (path, path / binary.folder):
                 if (folder / binary.test).is_file():

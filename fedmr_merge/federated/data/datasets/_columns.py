@@ -129,6 +129,6 @@ def _labels(table: pa.Table, column: str, names: tuple[str, ...], *, are_numbers
     return np.array([place[str(label)] for label in different], dtype=np.int64)[numbers]
 
 
-def local_folder(path: str) -> Path:
-    """Return the folder that an option names; `~` is the user's home."""
-    return Path(path).expanduser()
+def local_path(path: str) -> Path:
+    """Return the absolute path that an option names, from the current folder; `~` is the user's home."""
+    return Path(path).expanduser().absolute()

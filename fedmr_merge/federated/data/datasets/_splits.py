@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedmr_merge.errors import DataError, shown
 from fedmr_merge.federated.data.class_names import renumbered
+from fedmr_merge.federated.data.datasets._columns import local_path
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import numbered
 from fedmr_merge.federated.data.datasets._rows import Rows, read_hub_rows, read_rows
@@ -81,7 +81,7 @@ class RowsDataSet(DataSet):
     def _read(self, split: str, columns: list[str]) -> Rows:
         if self.repo is not None:
             return read_hub_rows(self.repo, self.config, split, columns)
-        path = Path(str(self.path)).expanduser()
+        path = local_path(str(self.path))
         if path.is_file() and self.test_share is None:
             raise DataError(
                 f"{path}: is one file, of which a part must be held out",

@@ -12,7 +12,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.datasets._columns import local_folder
+from fedmr_merge.federated.data.datasets._columns import local_path
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Numbers, Part, Pixels, numbered
 from fedmr_merge.federated.data.datasets._table import decode, has_parquet, read_hub, read_local, values
@@ -49,7 +49,7 @@ class Femnist(ImageDataSet):
 
     def load(self) -> ImageData:
         """Return the data; the natural client of an example is its writer."""
-        folder = None if self.path is None else local_folder(self.path)
+        folder = None if self.path is None else local_path(self.path)
         notes: tuple[str, ...] = ()
         if folder is not None and (folder / "train").is_dir() and list((folder / "train").glob("*.json")):
             images, labels, names, test, notes = _read_leaf(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedmr_merge.federated.data.datasets._columns import TableDataSet, local_folder
+from fedmr_merge.federated.data.datasets._columns import TableDataSet, local_path
 from fedmr_merge.federated.data.datasets._table import read_hub, read_local
 
 if TYPE_CHECKING:
@@ -27,6 +27,6 @@ class Hub(TableDataSet):
     def read(self, split: str, columns: list[str]) -> pa.Table:
         """Read columns of a split."""
         if self.path is not None:
-            folder = local_folder(self.path)
+            folder = local_path(self.path)
             return read_local(folder / self.config if self.config else folder, split, columns)
         return read_hub(self.argument, self.config, split, columns)

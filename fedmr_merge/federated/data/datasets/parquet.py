@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedmr_merge.federated.data.datasets._columns import TableDataSet, local_folder
+from fedmr_merge.federated.data.datasets._columns import TableDataSet, local_path
 from fedmr_merge.federated.data.datasets._table import read_local
 
 if TYPE_CHECKING:
@@ -20,4 +20,4 @@ class Parquet(TableDataSet):
 
     def read(self, split: str, columns: list[str]) -> pa.Table:
         """Read columns of a split."""
-        return read_local(local_folder(self.path), split, columns)
+        return read_local(local_path(self.path), split, columns)

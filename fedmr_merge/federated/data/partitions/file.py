@@ -27,7 +27,7 @@ class File(PartitionMethod):
 
     def split(self, data: Data, seed: int) -> Partition:
         """Return the partition of the file; the seed changes nothing."""
-        file = Path(self.path).expanduser()
+        file = Path(self.path).expanduser().absolute()
         try:
             with open_regular(file) as stream:  # a pipe would be waited for
                 value = json.loads(stream.read())
