@@ -76,7 +76,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "lineage": lineage_facts([line for line in run.lineage if line["round"] <= round]),
             "environment": run.environment,
             "node_rounds": _node_rounds(run.environment or {}, metrics),
-            "not_repeatable": why_not_repeatable(recipe, run.environment or {}, data_id),
+            "not_repeatable": why_not_repeatable(recipe, run.environment or {}),
         }
     except OSError as error:
         raise HubError(f"{error.filename}: cannot be read: {error.strerror}", hint=_HINT) from error

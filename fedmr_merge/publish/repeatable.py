@@ -11,20 +11,16 @@ from fedmr_merge.hub.listing import parse_hub
 from fedmr_merge.own_code import GIVEN
 
 
-def why_not_repeatable(
-    recipe: Mapping[str, Any], environment: Mapping[str, Any], data_id: str | None = None
-) -> str | None:
+def why_not_repeatable(recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> str | None:
     """Return why nobody can repeat a run from its published recipe, as the end of a sentence; None where one can.
 
-    `data_id` is the name of the data on the Hub: who has not got their files can have them from there.
+    Whoever does has the files of the data, where the recipe names some.
     """
     if recipe["data"]["partition"]["kind"] == "nodes":
         return "the data of its clients stayed on their own machines"
     if missing := (environment.get("nodes") or {}).get("rounds_with_missing"):
         return f"in {missing} of its rounds not all clients answered"
-    data = recipe["data"]
-    files = [f"the data {data['path']}"] if data.get("path") and data_id is None else []
-    lacking = list(dict.fromkeys([*_lacking(recipe), *files]))
+    lacking = list(dict.fromkeys(_lacking(recipe)))
     return f"it needs {listed(lacking, between=', ')}" if lacking else None
 
 

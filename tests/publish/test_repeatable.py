@@ -23,7 +23,7 @@ DATA = {"name": "digits", "partition": {"kind": "iid", "clients": 3}}
     [
         {},
         {"data": DATA | {"name": "hub:org/name", "tokenizer": "org/tokenizer"}},
-        {"data": DATA | {"name": "text", "tokenizer": "bytes", "path": None}},
+        {"data": DATA | {"name": "text", "tokenizer": "bytes", "path": "letters.csv"}},
         {"model": {"name": "transformers:org/bert@v1", "init": ["org/name@v1/slot-00"]}},
         {"model": {"name": "torchvision:resnet18", "weights": "IMAGENET1K_V1"}},
         {"model": {"name": "timm:resnet18", "weights": "org/weights"}},
@@ -45,7 +45,6 @@ def test_what_anybody_can_repeat(changes: dict[str, Any]) -> None:
             "it needs what was given from Python as python:data, the code of nets:Small",
         ),
         ({"data": DATA | {"partition": {"kind": "parts:Halves"}}}, "it needs the code of parts:Halves"),
-        ({"data": DATA | {"name": "text", "path": "letters.csv"}}, "it needs the data letters.csv"),
         ({"task": {"name": "tasks:Mine"}}, "it needs the code of tasks:Mine"),
         ({"stages": [{"methods:Mine": {"rounds": 1}}] * 2}, "it needs the code of methods:Mine"),
         ({"stages": [{"fedmr": {"rounds": 1, "rule": "mine.yaml"}}]}, "it needs the layer rule mine.yaml"),
@@ -56,11 +55,6 @@ def test_what_anybody_can_repeat(changes: dict[str, Any]) -> None:
 )
 def test_what_nobody_else_can_repeat(changes: dict[str, Any], reason: str) -> None:
     assert why_not_repeatable(RECIPE | changes, {}) == reason
-
-
-def test_files_of_data_that_are_on_the_hub_can_be_had() -> None:
-    data = DATA | {"name": "femnist", "path": "leaf"}
-    assert why_not_repeatable(RECIPE | {"data": data}, {}, data_id="flwrlabs/femnist") is None
 
 
 def test_rounds_in_which_a_node_did_not_answer_are_not_repeated_and_only_counted(tmp_path: Path) -> None:
