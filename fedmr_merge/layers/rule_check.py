@@ -29,7 +29,7 @@ def check_rule_file(path: Path, shapes: Shapes) -> list[str]:
         given = ((rule, found[place]) for rule, found in zip(rule_set.rules, groups, strict=True))
         matches = [(rule, group) for rule, group in given if group is not None]
         if not matches:
-            if not rule_set.layer_otherwise:
+            if rule_set.otherwise is None:
                 faults.append(f"{shortened(name)} matches no rule")
             continue
         used.add(matches[0][0])

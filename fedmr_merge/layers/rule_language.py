@@ -4,7 +4,7 @@
     rules:                                                   # the first that matches a tensor's name decides
       - {match: "layer{s}.{b}.{re:conv|bn}{n}.*", group: "layer{s}.{b}.{n}"}
       - {match: "fc.*", group: head, recombine: pin}         # `pin` keeps the group in its slot
-    otherwise: layer                                         # the rule `layer` groups what no rule matches
+    otherwise: layer                                         # the rule that groups what no rule matches
     ties: [[model.embed_tokens.weight, lm_head.weight]]      # tensors that are one: their groups become one
     require_equal: {adapter_config.json: [r, lora_alpha]}    # what else must agree between the models
     detect: ["**.lora_A.**"]                                 # `--rule auto` takes it if each of these matches
@@ -36,6 +36,7 @@ import yaml
 from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.errors import RuleError
 from fedmr_merge.layers.patterns import Pattern, compile_pattern, shortened
+from fedmr_merge.layers.rule_files import rule_file_names
 
 _LONGEST_NAME = 300  #: of those that `detect` looks at
 _MAX_SHOWN = 10  #: faults in one message
@@ -75,7 +76,7 @@ class RuleSet:
     ties: tuple[tuple[str, ...], ...]
     require_equal: Mapping[str, tuple[str, ...]]
     detect: tuple[Pattern, ...]
-    layer_otherwise: bool  #: whether the rule `layer` groups what no rule matches
+    otherwise: str | None  #: the built-in rule that groups what no rule matches
     #: of ("ties", tensor), ("require_equal", file) and ("require_equal", file, key)
     lines: Mapping[tuple[str, ...], int]
 
@@ -156,8 +157,10 @@ class _Reader:
             if len(tie) < 2:
                 self.fault(node, "a tie names two tensors or more")
         otherwise = sections.get("otherwise")
-        if otherwise is not None and self.string(otherwise) != "layer":
-            self.fault(otherwise, f"otherwise can only be `layer`, found {shortened(self.string(otherwise))}")
+        others = ("layer", *rule_file_names())
+        if otherwise is not None and self.string(otherwise) not in others:
+            found = shortened(self.string(otherwise))
+            self.fault(otherwise, f"otherwise is a built-in rule, one of {', '.join(others)}; found {found}")
         equal = sections.get("require_equal")
         files = self.mapping(equal, None, "file") if equal is not None else {}
         require_equal = {file: self.strings(node, "require_equal", file) for file, node in files.items()}
@@ -169,7 +172,7 @@ class _Reader:
             ties=ties,
             require_equal=require_equal,
             detect=tuple(p for node in self.sequence(sections.get("detect")) if (p := self.pattern(node))),
-            layer_otherwise=otherwise is not None,
+            otherwise=None if otherwise is None else self.string(otherwise),
             lines=self.lines,
         )
 

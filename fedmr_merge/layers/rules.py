@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from fedmr_merge.layers.modules import Shapes
 from fedmr_merge.layers.natural_order import natural_order
 from fedmr_merge.layers.patterns import shortened
 from fedmr_merge.layers.plan import LayerGroup
+from fedmr_merge.layers.rule_files import read_built_in, rule_file_names
 
 if TYPE_CHECKING:
     from fedmr_merge.layers.rule_language import RuleSet
@@ -49,9 +49,7 @@ class Grouping:
 
 def rule_names() -> tuple[str, ...]:
     """Return the names of the built-in rules."""
-    files = resources.files(__package__).joinpath("rulesets").iterdir()
-    names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-    return ("auto", "layer", "segments:N", *names)
+    return ("auto", "layer", "segments:N", *rule_file_names())
 
 
 def describe_rules() -> list[tuple[str, str]]:
@@ -140,13 +138,12 @@ def load_rule_set(rule: str) -> RuleSet:
 def _built_in(name: str) -> RuleSet:
     from fedmr_merge.layers.rule_language import parse_rules
 
-    text = resources.files(__package__).joinpath("rulesets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_rules(text, f"rulesets/{name}.yaml", name)
+    return parse_rules(read_built_in(name), f"rulesets/{name}.yaml", name)
 
 
 def _detect(shapes: Shapes) -> RuleSet | None:
     """Return the rule set with the most `detect` patterns of those whose patterns are all found among the names."""
-    rule_sets = [_built_in(name) for name in rule_names() if name not in ("auto", "layer", "segments:N")]
+    rule_sets = [_built_in(name) for name in rule_file_names()]
     by_patterns = sorted(rule_sets, key=lambda rule_set: -len(rule_set.detect))
     return next((rule_set for rule_set in by_patterns if rule_set.detects(list(shapes))), None)
 
@@ -185,8 +182,9 @@ def _match(rule_set: RuleSet, shapes: Shapes) -> tuple[LayerGroup, ...]:
         if rule.pinned:
             pinned |= set(taken.values())
         unmatched = [name for name, group in groups if group is None]
-    if unmatched and rule_set.layer_otherwise:
-        group_of |= layers_from_names({name: shapes[name] for name in unmatched}).layer_of
+    if unmatched and rule_set.otherwise:
+        rest = _by_rule(rule_set.otherwise, {name: shapes[name] for name in unmatched})
+        group_of |= rest.group_of
     elif unmatched:
         more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
         raise RuleError(

@@ -17,6 +17,7 @@ from fedmr_merge.layers.patterns import compile_pattern
 from fedmr_merge.layers.rule_check import check_rule_file
 from fedmr_merge.layers.rule_language import parse_rules
 from fedmr_merge.layers.rules import apply_rule, describe_rules, group_tensors, rule_names
+from fedmr_merge.layers.ties import KNOWN_TIES
 from fedmr_merge.merging.average import average
 from fedmr_merge.recombination.grouping import group_checkpoints
 from fedmr_merge.recombination.layouts.files import FilesLayout
@@ -162,7 +163,7 @@ def test_the_first_match_wins_and_what_is_left_can_go_by_layer(tmp_path: Path) -
         ("rules: []\nties: [[a]]", ["line 2: a tie names two tensors or more"]),
         ("rules: []\nties: a", ["line 2: expected a list"]),
         ("rules: []\nrequire_equal: [a]", ["line 2: expected a mapping"]),
-        ("rules: []\notherwise: module", ["line 2: otherwise can only be `layer`"]),
+        ("rules: []\notherwise: auto", ["line 2: otherwise is a built-in rule, one of layer, block, "]),
         ("rules: []\ndescription: [a]", ["line 2: expected a string"]),
         ('rules:\n  - {match: "{", group: a}\n  - {group: a}\nx: 1', ["line 2", "line 3", "line 4"]),
     ],
@@ -329,6 +330,25 @@ NAMES = {
             "stages.0.blocks.1", "stages.0.downsample.0"},
         ("features.0.weight", "features.1.running_mean", "features.3.weight", "classifier.0.weight"): {
             "features.0", "features.3", "classifier.0"},
+        ("features.1.0.attn.qkv.weight", "features.1.0.mlp.0.weight", "features.1.0.norm1.weight",
+         "features.1.0.attn.relative_position_bias_table"): {"features.1.0"},
+        ("blocks.1.0.conv_pw.weight", "blocks.1.0.bn1.running_mean", "blocks.1.1.conv_pw.weight"): {
+            "blocks.1.0", "blocks.1.1"},
+        ("blocks.0.0.weight", "blocks.0.1.running_mean", "blocks.1.attn.qkv.weight", "blocks.1.gamma_1"): {
+            "blocks.0", "blocks.1"},
+        ("encoder.block.0.0.attention.self.query.weight", "encoder.block.0.1.mlp.dense1.weight"): {
+            "encoder.block.0.0", "encoder.block.0.1"},
+        ("m.input_blocks.1.0.in_layers.2.weight", "m.input_blocks.1.0.out_layers.3.weight",
+         "m.input_blocks.1.1.proj_in.weight", "m.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight",
+         "m.input_blocks.0.0.weight", "m.middle_block.0.in_layers.0.weight"): {
+            "m.input_blocks.1.0", "m.input_blocks.1.1", "m.input_blocks.0", "m.middle_block.0"},
+        ("double_blocks.0.img_mlp.0.weight", "double_blocks.0.img_mlp.2.weight", "single_blocks.0.linear1.weight",
+         "joint_blocks.0.x_block.attn.qkv.weight", "joint_transformer_blocks.0.ff.linear_1.weight",
+         "blocks_token_only.0.attn.q.weight"): {
+            "double_blocks.0", "single_blocks.0", "joint_blocks.0", "joint_transformer_blocks.0",
+            "blocks_token_only.0"},
+        ("encoder.albert_layer_groups.0.albert_layers.0.attention.query.weight", "pooler.weight"): {
+            "encoder.albert_layer_groups.0.albert_layers.0", "pooler"},
     },
     "moe": {
         ("model.layers.0.block_sparse_moe.experts.7.w1.weight", "model.layers.0.block_sparse_moe.experts.7.w2.weight",
@@ -336,6 +356,8 @@ NAMES = {
          "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"): {
             "model.layers.0.block_sparse_moe.experts.7", "model.layers.0.block_sparse_moe.experts.1",
             "model.layers.0", "model.norm"},
+        ("model.layers.0.feed_forward.experts.gate_up_proj", "model.layers.0.feed_forward.experts.down_proj",
+         "model.layers.0.feed_forward.router.weight"): {"model.layers.0.feed_forward.experts", "model.layers.0"},
         SWITCH: {"encoder.block.1.layer.1.mlp.experts.expert_0", "encoder.block.1.layer.1.mlp.experts.expert_11",
                  "encoder.block.1", "shared"},
     },
@@ -351,10 +373,19 @@ NAMES = {
             "b.1", "b.2", "head", "conv1"},
         ("block.0.weight", "block.2.weight", "block.3.running_var", "block.5.weight"): {"block.0", "block.3"},
         ("features.denseblock1.denselayer1.norm1.weight", "features.denseblock1.denselayer1.conv1.weight",
-         "features.transition1.norm.weight", "features.transition1.conv.weight", "features.conv0.weight"): {
-            "features.denseblock1.denselayer1.1", "features.transition1", "features.0"},
+         "features.transition1.norm.weight", "features.transition1.conv.weight", "features.conv0.weight",
+         "features.norm5.weight", "classifier.weight"): {
+            "features.denseblock1.denselayer1.1", "features.transition1", "features.0", "head"},
     },
-    "tied-embeddings": {LLAMA: {"embeddings", "model.layers.0", "model.layers.10", "model.norm"}},
+    "tied-embeddings": {
+        LLAMA: {"embeddings", "model.layers.0", "model.layers.10", "model.norm"},
+        ("transformer.resblocks.0.attn.in_proj_weight", "token_embedding.weight"): {
+            "transformer.resblocks.0", "token_embedding"},
+        **{names: {"embeddings"} for names in (
+            ("backbone.embeddings.weight", "lm_head.weight"), ("model.tok_embeddings.weight", "output.weight"),
+            ("model.embeddings.tok_embeddings.weight", "decoder.weight", "decoder.bias"))},
+        **{tie: {"embeddings"} for tie in KNOWN_TIES},
+    },
 }  # fmt: skip
 
 
@@ -377,7 +408,10 @@ def test_rule_sets_know_the_usual_names(rule: str, names: tuple[str, ...]) -> No
         ("block", ("blocks.0.mlp_tokens.fc1.weight", "blocks.0.mlp_channels.fc1.weight", "stem.proj.weight")),
         ("block", ("blocks.0.linear_tokens.weight", "blocks.0.norm1.alpha")),
         ("layer", ("blocks.0.0.conv_dw.weight", "blocks.0.0.bn1.weight", "conv_stem.weight")),
+        ("block", ("model.layers.0.temporal_block.linear_x.weight", "model.layers.0.mlp_block.up_proj.weight")),
+        ("block", ("backbone.blocks.0.mlstm_layer.q.weight", "backbone.embeddings.weight")),
         ("moe", next(iter(NAMES["moe"]))),
+        ("moe", ("backbone.layers.1.mixer.experts.0.up_proj.weight", "backbone.layers.7.mixer.q_proj.weight")),
         ("moe", SWITCH),
         ("lora", next(iter(NAMES["lora"]))),
         (
