@@ -12,20 +12,18 @@ shapes, since these are all that a checkpoint shows:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from fedmr_merge.checkpoint.metadata import read_layers
 from fedmr_merge.checkpoint.open import Checkpoint
+from fedmr_merge.layers.adapter_names import module_of_factor
 from fedmr_merge.layers.modules import Modules, Shapes
 from fedmr_merge.layers.pairing import pair
 from fedmr_merge.layers.plan import LayerGroup
 
 _STATISTICS = ".running_mean"
 _NORM_LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-#: As peft and kohya write them, with or without the adapter's name at the end.
-_LORA = re.compile(r"(?P<module>.+)\.lora_(?:(?:embedding_)?[AB]|magnitude_vector|down|up|mid)(?:\..+)?", re.DOTALL)
 
 
 class Layers(NamedTuple):
@@ -53,9 +51,8 @@ def layers_from_names(shapes: Shapes) -> Layers:
     layers: dict[str, str] = {}
     others: set[str] = set()  # modules with tensors that no normalisation has
     for name in shapes:
-        adapter = _LORA.fullmatch(name) if ".lora_" in name else None
-        if adapter:
-            module, leaf = adapter["module"], "lora"
+        if adapted := module_of_factor(name):
+            module, leaf = adapted, "factor"
         elif ".weight." in name and f"{(module := name.partition('.weight.')[0])}.weight" in shapes:
             leaf = "quantised"  # what bitsandbytes keeps beside a weight's codes: weight.absmax, weight.quant_map …
         else:

@@ -7,13 +7,14 @@ a rule file.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmr_merge.errors import RuleError
+from fedmr_merge.layers.adapter_names import factors_apart
 from fedmr_merge.layers.groups import collect
 from fedmr_merge.layers.layer_rule import layers_from_names, statistics_without_layer
 from fedmr_merge.layers.modules import Shapes
@@ -107,17 +108,26 @@ def _by_rule(rule: str, shapes: Shapes) -> Grouping:
 def _warnings(grouping: Grouping, shapes: Shapes, *, by_default: bool) -> Iterator[str]:
     torn = statistics_without_layer(shapes, grouping.groups)
     if torn:
-        names = ", ".join(map(shortened, torn[:10])) + (f" and {len(torn) - 10} more" if len(torn) > 10 else "")
         what = "normalisation moves" if len(torn) == 1 else "normalisations move"
         yield (
-            f"{len(torn)} {what} without the layer that the running statistics were measured on: {names}. The "
+            f"{len(torn)} {what} without the layer that the running statistics were measured on: {_listed(torn)}. The "
             "recombined models are likely to be poor: write a rule file that keeps them together, or try --rule block"
+        )
+    if apart := factors_apart(grouping.groups):
+        what = "1 module moves" if len(apart) == 1 else f"{len(apart)} modules move"
+        yield (
+            f"the factors of {what} apart: {_listed(apart)}. Each recombined model would multiply factors of different "
+            "adapters, whose product no adapter was trained for: use --rule lora"
         )
     if by_default and any(_EMBEDDING.fullmatch(name) for name in shapes) and (better := _detect(shapes)):
         yield (
             "these look like language models, whose projections the rule layer moves one by one; use --rule auto, "
             f"which picks the rule {better.name} for them"
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(shortened, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def load_rule_set(rule: str) -> RuleSet:

@@ -14,14 +14,11 @@ from fedmr_merge.checkpoint.json_reader import named_once
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.checkpoint.tensor_table import TensorEntry
 from fedmr_merge.errors import CheckpointError, PlanError
+from fedmr_merge.layers.adapter_names import module_of_factor
 
 CONFIG = "adapter_config.json"
 #: The two factors of a module: of linear and convolutional layers, and of embeddings.
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
-#: A factor in any library's spelling: PEFT, kohya and LyCORIS, diffusers.
-_FACTOR = re.compile(
-    r"(^|[._])(lora_(embedding_)?[AB]|lora(_linear_layer)?[._](down|up)|hada_[wt][12](_[ab])?|lokr_(t2|w[12](_[ab])?))($|\.)"
-)
 #: Kinds and parts of adapters whose sum is not an adapter of that kind, by what the names of their tensors contain.
 _NO_EXACT_FORM = {
     "hada_": "LoHa",
@@ -72,7 +69,7 @@ def rank_divisor(config: Mapping[str, Any], rank: int) -> float:
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint holds factors of an adapter, whose means do not multiply to the mean of the products."""
-    return any(_FACTOR.search(name) for name in checkpoint.tensors)
+    return any(module_of_factor(name) for name in checkpoint.tensors)
 
 
 def has_exact_form(checkpoint: Checkpoint) -> bool:

@@ -302,6 +302,12 @@ SWITCH = ("shared.weight", "encoder.block.1.layer.0.SelfAttention.q.weight",
           "encoder.block.1.layer.1.mlp.experts.expert_0.wi.weight",
           "encoder.block.1.layer.1.mlp.experts.expert_0.wo.weight",
           "encoder.block.1.layer.1.mlp.experts.expert_11.wi.weight")  # fmt: skip
+DIFFUSERS = ("unet.attn1.to_q.lora.down.weight", "unet.attn1.to_q.lora.up.weight",
+             "text_encoder.q_proj.lora_linear_layer.down.weight", "text_encoder.q_proj.lora_linear_layer.up.weight",
+             "unet.attn1.processor.to_q_lora.down.weight", "unet.attn1.processor.to_q_lora.up.weight",
+             "double_blocks.0.processor.proj_lora1.down.weight", "double_blocks.0.processor.proj_lora1.up.weight",
+             "double_blocks.0.processor.proj_lora2.down.weight", "double_blocks.0.processor.proj_lora2.up.weight",
+             )  # fmt: skip
 NAMES = {
     "block": {
         LLAMA: {"model.embed_tokens", "model.layers.0", "model.layers.10", "model.norm", "lm_head"},
@@ -367,6 +373,8 @@ NAMES = {
          "base_model.model.e.lora_embedding_B", "base_model.model.score.weight"): {
             "base_model.model.q_proj", "base_model.model.e", "base_model.model.score"},
         ("lora_te_x.lora_down.weight", "lora_te_x.lora_up.weight", "lora_te_x.alpha"): {"lora_te_x"},
+        DIFFUSERS: {"unet.attn1.to_q", "text_encoder.q_proj", "unet.attn1.processor.to_q_lora",
+                    "double_blocks.0.processor.proj_lora1", "double_blocks.0.processor.proj_lora2"},
     },
     "preact-resnet": {
         ("b.bn1.weight", "b.conv1.weight", "b.bn2.bias", "b.conv2.weight", "bn.weight", "fc.weight", "conv1.weight"): {
@@ -414,6 +422,7 @@ def test_rule_sets_know_the_usual_names(rule: str, names: tuple[str, ...]) -> No
         ("moe", ("backbone.layers.1.mixer.experts.0.up_proj.weight", "backbone.layers.7.mixer.q_proj.weight")),
         ("moe", SWITCH),
         ("lora", next(iter(NAMES["lora"]))),
+        *(("lora", DIFFUSERS[place : place + 2]) for place in range(0, len(DIFFUSERS), 2)),
         (
             "preact-resnet",
             ("features.denseblock1.denselayer1.norm1.weight", "features.denseblock1.denselayer1.conv1.weight"),
@@ -454,6 +463,25 @@ def test_the_factors_of_an_adapter_are_one_layer(rule: str, adapter: str) -> Non
     assert [(group.name, len(group.tensors)) for group in groups] == [
         (q, 3), (embed, 2), ("base_model.model.score", 1)
     ]  # fmt: skip
+
+
+def test_what_belongs_to_a_factor_stays_with_it() -> None:
+    names = [f"m.q.{part}.default" for part in ("lora_A", "lora_B", "lora_E", "hada_w1_a", "lokr_w2")]
+    for rule in ("layer", "lora"):
+        assert [group.name for group in group_tensors(rule, dict.fromkeys(names, (2, 2)))] == ["m.q"]
+    assert len(group_tensors("layer", shapes("explora_A.weight", "m.lora_mixer.weight", "lora.weight"))) == 3
+
+
+@pytest.mark.parametrize("rule", ["module", "tensor", "segments:3"])
+def test_factors_that_move_apart_are_a_warning_under_any_rule(rule: str) -> None:
+    names = [f"m.{module}.lora_{part}.weight" for module in "kq" for part in "AB"]
+    (warning,) = apply_rule(rule, shapes(*names)).warnings
+    assert warning.startswith(
+        "the factors of 1 module move" if rule == "segments:3" else "the factors of 2 modules move"
+    )
+    assert "'m.q'" in warning
+    assert warning.endswith("use --rule lora")
+    assert all(apply_rule(whole, shapes(*names)).warnings == () for whole in ("layer", "lora", "auto", "segments:2"))
 
 
 @pytest.mark.parametrize(
