@@ -7,6 +7,7 @@ shapes, since these are all that a checkpoint shows:
     bn1, downsample.1, normalization, ...           joins its convolution, which `pairing` finds
     q_proj.lora_A / q_proj.lora_B                   an adapter's factors are one layer: the mean of the products is not
                                                     the product of the means
+    conv.parametrizations.weight.original, ...      belong to their module (spectral and weight normalisation)
     everything else                                 stays with its parent module
 """
 
@@ -18,11 +19,13 @@ from typing import NamedTuple
 from fedmr_merge.checkpoint.metadata import read_layers
 from fedmr_merge.checkpoint.open import Checkpoint
 from fedmr_merge.layers.adapter_names import module_of_factor
-from fedmr_merge.layers.modules import Modules, Shapes
+from fedmr_merge.layers.modules import WEIGHTS, Modules, Shapes
 from fedmr_merge.layers.pairing import pair
 from fedmr_merge.layers.plan import LayerGroup
 
 _STATISTICS = ".running_mean"
+_WEIGHTS = tuple(f".{leaf}" for leaf in WEIGHTS)
+_PARAMETRISED = ".parametrizations."  #: what torch puts between a module and what one of its tensors is computed from
 _NORM_LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
@@ -51,7 +54,9 @@ def layers_from_names(shapes: Shapes) -> Layers:
     layers: dict[str, str] = {}
     others: set[str] = set()  # modules with tensors that no normalisation has
     for name in shapes:
-        if adapted := module_of_factor(name):
+        if _PARAMETRISED in name:
+            module, leaf = name.partition(_PARAMETRISED)[0], "parametrised"
+        elif adapted := module_of_factor(name):
             module, leaf = adapted, "factor"
         elif ".weight." in name and f"{(module := name.partition('.weight.')[0])}.weight" in shapes:
             leaf = "quantised"  # what bitsandbytes keeps beside a weight's codes: weight.absmax, weight.quant_map …
@@ -79,7 +84,7 @@ def statistics_without_layer(shapes: Shapes, groups: Iterable[LayerGroup]) -> li
         norms = [tensor.removesuffix(_STATISTICS) for tensor in group.tensors if tensor.endswith(_STATISTICS)]
         if not norms:
             continue
-        layers = [shapes[t] for t in group.tensors if t.endswith(".weight") and len(shapes[t]) > 1]
+        layers = [shapes[t] for t in group.tensors if t.endswith(_WEIGHTS) and len(shapes[t]) > 1]
         channels = {size for shape in layers for size in shape[:2]} | {sum(shape[0] for shape in layers)}
         most = max((shape[0] for shape in layers), default=0)  # a normalisation can be of a part of what a layer gives
         sizes = {norm: shapes[f"{norm}{_STATISTICS}"] for norm in norms}

@@ -15,6 +15,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 #: What stands for a position in a sequence of modules: `features.3`.
 POSITION = re.compile(r"[0-9]{1,9}")
+#: Where a module's weight stands: also that of a parametrised one, after torch's pruning and spectral and weight
+#: normalisation, in the older and the newer spelling.
+WEIGHTS = (
+    "weight",
+    "weight_orig",
+    "weight_v",
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
+)
 #: Which part of a block a layer with such a name is, in order (inverted residual, depthwise separable).
 _ROLES = (
     r"stem|start|exp(?!.*pool)|primary|reduce|in_|_in\Z",
@@ -42,11 +51,20 @@ class Modules:
     names: Collection[str]
     norms: Sequence[str]  #: those that may be normalisations: they own vectors and nothing else
 
+    def weight(self, module: str) -> tuple[int, ...]:
+        """Return the shape of a module's weight, parametrised or not; () where it has none."""
+        for leaf in WEIGHTS:
+            shape = self.shapes.get(f"{module}.{leaf}")
+            # With its length beside it, weight_v is a direction; alone it can be anything.
+            if shape is not None and (leaf != "weight_v" or f"{module}.weight_g" in self.shapes):
+                return shape
+        return ()
+
     def is_layer(self, module: str) -> bool:
-        return len(self.shapes.get(f"{module}.weight", ())) >= 2
+        return len(self.weight(module)) >= 2
 
     def is_convolution(self, module: str) -> bool:
-        return len(self.shapes.get(f"{module}.weight", ())) >= 3
+        return len(self.weight(module)) >= 3
 
     def has_statistics(self, module: str) -> bool:
         return f"{module}.running_mean" in self.shapes
@@ -58,12 +76,12 @@ class Modules:
     def outputs(self, layer: str) -> int:
         """Return how many channels a layer gives; of several parallel ones (`conv_dw.0`, `conv_dw.1`) all of them."""
         parts = self.parallel.get(layer)
-        return sum(map(self.outputs, parts)) if parts else self.shapes[f"{layer}.weight"][0]
+        return sum(map(self.outputs, parts)) if parts else self.weight(layer)[0]
 
     def takes(self, layer: str, channels: int) -> bool:
         """Return whether a layer takes so many channels; of a grouped convolution, only a depthwise one is known to."""
         parts = self.parallel.get(layer, [layer])
-        outputs, inputs = (sum(self.shapes[f"{part}.weight"][axis] for part in parts) for axis in (0, 1))
+        outputs, inputs = (sum(self.weight(part)[axis] for part in parts) for axis in (0, 1))
         is_depthwise = inputs == len(parts) and self.is_convolution(parts[0])
         return channels == (outputs if is_depthwise else inputs)
 

@@ -98,7 +98,7 @@ class Neighbours:
     def _only(self, norm: str, layers: Sequence[str]) -> str | None:
         """Return the layer that gives or takes as many channels as the normalisation has, where there is one alone."""
         size = self.modules.size(norm)
-        fitting = [n for n in layers if size in self.modules.shapes[f"{n}.weight"][:2]]
+        fitting = [n for n in layers if size in self.modules.weight(n)[:2]]
         return fitting[0] if len(fitting) == 1 else None
 
     def _above(self, norm: str) -> str | None:
@@ -117,7 +117,7 @@ class Neighbours:
         shapes, size = self.modules.shapes, self.modules.size(norm)
         gives = [n for n in layers if self.modules.outputs(n) == size]
         unbiased = [n for n in gives if f"{n}.bias" not in shapes]
-        takes = [n for n in layers if shapes[f"{n}.weight"][1] == size]
+        takes = [n for n in layers if self.modules.weight(n)[1] == size]
         return self._closest(norm, unbiased) or self._closest(norm, takes) or self._closest(norm, gives)
 
     def _closest(self, norm: str, layers: Iterable[str]) -> str | None:

@@ -53,7 +53,7 @@ def pair(modules: Modules) -> dict[str, str]:
         candidates = _previous_in_sequence(norm, modules.names) if numbered else _namesakes(norm)
         for candidate in candidates:
             # Its size is that of the layer's output, or of its input where normalisation comes first.
-            if modules.is_layer(candidate) and modules.size(norm) in modules.shapes[f"{candidate}.weight"][:2]:
+            if modules.is_layer(candidate) and modules.size(norm) in modules.weight(candidate)[:2]:
                 found[norm] = candidate
                 break
     found |= _pair_siblings(modules, found)
@@ -176,7 +176,7 @@ def _mixtures(norms: Sequence[str], layers: Sequence[str], modules: Modules) -> 
     """
     sizes = [modules.size(norm) for norm in norms]
     for order in permutations(layers):
-        shapes = [modules.shapes.get(f"{layer}.weight", ()) for layer in order]
+        shapes = [modules.weight(layer) for layer in order]
         if all(len(s) == 2 and s[1] > size and s[1] % size == 0 for s, size in zip(shapes, sizes, strict=True)):
             inputs = [shape[1] // size for shape, size in zip(shapes, sizes, strict=True)]
             links = zip(sizes, inputs[1:], strict=False)

@@ -92,6 +92,30 @@ def test_a_vector_without_statistics_joins_a_convolution_alone_beside_it() -> No
     assert layers_from_names(shapes).layer_of["a.LayerNorm.weight"] == "a.LayerNorm"
 
 
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        {"parametrizations.weight.original": (8, 3, 3, 3), "parametrizations.weight.0._u": (8,)},  # spectral
+        {"parametrizations.weight.original0": (8, 1, 1, 1), "parametrizations.weight.original1": (8, 3, 3, 3)},
+        {"weight_g": (8, 1, 1, 1), "weight_v": (8, 3, 3, 3)},
+        {"weight_orig": (8, 3, 3, 3), "weight_u": (8,), "weight_v": (27,)},  # spectral, the older spelling
+        {"weight_orig": (8, 3, 3, 3), "weight_mask": (8, 3, 3, 3)},  # pruned
+    ],
+)
+@pytest.mark.parametrize("pair", ["conv1 bn1", "net.0 net.2", "c act_bn"])
+def test_a_normalisation_joins_a_parametrised_layer(pair: str, leaves: Shapes) -> None:
+    layer, normalisation = pair.split()
+    shapes: Shapes = {f"{layer}.{leaf}": shape for leaf, shape in leaves.items()} | norm(normalisation, 8)
+    grouping = apply_rule("layer", shapes | {"fc.weight": (10, 8)})
+    assert [group.name for group in grouping.groups] == [layer, "fc"]
+    assert grouping.warnings == ()
+
+
+def test_a_vector_of_values_alone_is_not_a_layer() -> None:
+    shapes: Shapes = {"attn.weight_v": (8, 8), "attn.bias": (8,)} | norm("norm", 8)
+    assert [group.name for group in apply_rule("layer", shapes).groups] == ["attn", "norm"]
+
+
 # Warnings
 
 

@@ -472,6 +472,14 @@ def test_what_belongs_to_a_factor_stays_with_it() -> None:
     assert len(group_tensors("layer", shapes("explora_A.weight", "m.lora_mixer.weight", "lora.weight"))) == 3
 
 
+@pytest.mark.parametrize("rule", ["layer", "block", "module"])
+def test_what_a_parametrised_module_computes_its_weight_from_stays_with_it(rule: str) -> None:
+    spectral = [f"m.conv.{leaf}" for leaf in ("bias", "parametrizations.weight.original")]
+    spectral += [f"m.conv.parametrizations.weight.0.{vector}" for vector in ("_u", "_v")]
+    lengths = [f"embed.conv.{leaf}" for leaf in ("bias", *(f"parametrizations.weight.original{i}" for i in (0, 1)))]
+    assert grouped(rule, *spectral, *lengths) == {"m.conv": set(spectral), "embed.conv": set(lengths)}
+
+
 @pytest.mark.parametrize("rule", ["module", "tensor", "segments:3"])
 def test_factors_that_move_apart_are_a_warning_under_any_rule(rule: str) -> None:
     names = [f"m.{module}.lora_{part}.weight" for module in "kq" for part in "AB"]
