@@ -1,8 +1,8 @@
 """Patterns of tensor names: what they match, in bounded time.
 
 `**` before a fixed piece and another `**` takes linear time. A regular expression can take time that grows
-exponentially with the length of a name (`(a+)+$`). One that could runs in a process of its own, which is stopped after
-`LIMIT_SECONDS`: nothing else stops Python's `re`.
+exponentially with the length of a name (`(a+)+$`, `(a?){30}a{30}`). One that could runs in a process of its own, which
+is stopped after `LIMIT_SECONDS`: nothing else stops Python's `re`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ _CAPTURE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: What a pattern that matches every name is compiled to, captured or not.
 _ANYTHING = re.compile(r"\^?(?:\.[*+]\??|\((?:\?:|\?P<\w+>)?\.[*+]\??\))\$?")
 _REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{\d*,\d*\})")
-_REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{\d*,)")
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{[\d,])")
+_OPTIONAL = re.compile(r"(?<![\\(*+?}])\?")  #: what may be left out: each one doubles the ways to match
 _NUMBERED_PARTS = re.compile(r"\(\?:\\\.\\d\+\)[*+]")  #: `(?:\.\d+)+`, which can match in one way only
 _MAX_STEPS = 10**9
 _COMMITTED = "_committed_"
@@ -55,7 +57,8 @@ class Pattern:
         """Return whether matching a name of this length may take long: what repeats is repeated, or too much of it."""
         text = _COMMITTED_PIECE.sub("", _NUMBERED_PARTS.sub("", self.expression.pattern))
         repeats = len(_REPEAT.findall(text))
-        return bool(_REPEATED_GROUP.search(text)) or longest ** max(repeats - 1, 0) > _MAX_STEPS
+        steps = longest ** max(repeats - 1, 0) << len(_OPTIONAL.findall(text))
+        return bool(_REPEATED_GROUP.search(text)) or steps > _MAX_STEPS
 
     def match(self, names: Sequence[str]) -> list[dict[str, str] | None]:
         """Return for each name what the pattern keeps of it, None where it does not match.
@@ -65,7 +68,7 @@ class Pattern:
         if not names:
             return []
         if not self._may_take_long(max(map(len, names))):
-            return [_kept(found.groupdict()) if (found := self.expression.fullmatch(name)) else None for name in names]
+            return list(self._match_here(names))
         task = json.dumps([self.expression.pattern, list(names)])
         command = [sys.executable, "-I", "-S", "-c", _MATCH_ALL]
         try:
@@ -73,12 +76,23 @@ class Pattern:
                 command, input=task, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=True
             )
         except subprocess.TimeoutExpired as error:
-            raise RuleError(
-                f"the pattern {shortened(self.text)} takes more than {LIMIT_SECONDS:.0f} s to be matched with "
-                f"{len(names)} names",
-                hint="do not repeat what repeats, as in (a+)+, and name fixed parts between wildcards",
-            ) from error
+            raise self._takes_too_long(names) from error
         return [found if found is None else _kept(found) for found in json.loads(done.stdout)]
+
+    def _match_here(self, names: Sequence[str]) -> Iterator[dict[str, str] | None]:
+        end = time.monotonic() + LIMIT_SECONDS  # of all names together: each of them alone takes bounded time
+        for name in names:
+            found = self.expression.fullmatch(name)
+            if time.monotonic() > end:
+                raise self._takes_too_long(names)
+            yield _kept(found.groupdict()) if found else None
+
+    def _takes_too_long(self, names: Sequence[str]) -> RuleError:
+        return RuleError(
+            f"the pattern {shortened(self.text)} takes more than {LIMIT_SECONDS:.0f} s to be matched with "
+            f"{len(names)} names",
+            hint="do not repeat what repeats, as in (a+)+, and name fixed parts between wildcards",
+        )
 
 
 def compile_pattern(match: str) -> Pattern:

@@ -52,7 +52,19 @@ def test_many_wildcards_take_linear_time(pattern: str) -> None:
     assert time.process_time() - start < 1
 
 
-@pytest.mark.parametrize("pattern", ["re:(a+)+$", "re:(a|aa)+b", "{m:re:(?:a*)*}c", "re:" + "a*" * 12 + "b", "*a" * 40])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "re:(a+)+$",
+        "re:(a|aa)+b",
+        "{m:re:(?:a*)*}c",
+        "re:" + "a*" * 12 + "b",
+        "*a" * 40,
+        "re:(?:a?){60}a{60}b",
+        "re:" + "a?" * 60 + "a{60}b",
+        "re:(?:a|aa){60}b",
+    ],
+)
 def test_a_pattern_that_never_finishes_is_refused(
     pattern: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -65,6 +77,14 @@ def test_a_pattern_that_never_finishes_is_refused(
     (tmp_path / "rules.yaml").write_text(f"rules:\n  - {{match: '{pattern}', group: x}}\notherwise: layer\n")
     with pytest.raises(RuleError, match="takes more than"):
         apply_rule(str(tmp_path / "rules.yaml"), {name: (2, 2)})
+
+
+def test_many_names_share_the_time_that_a_pattern_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "LIMIT_SECONDS", 0.1)
+    pattern = compile_pattern("re:a*a*a*b")
+    assert pattern.match(["a" * 100]) == [None]
+    with pytest.raises(RuleError, match="2000 names"):
+        pattern.match(["a" * 100] * 2000)
 
 
 def test_a_pattern_that_could_take_long_and_does_not_matches_as_any_other() -> None:
