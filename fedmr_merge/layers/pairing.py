@@ -4,7 +4,8 @@ A normalisation has one number for each output channel of its layer, and stands 
 normalisation the first of these that finds a layer of its size decides:
 
     conv1 / bn1, layer1.0.conv2 / layer1.0.bn2      it has its layer's name and number
-    downsample.0 / downsample.1, features.3 / .4    it is the next module with weights in the same sequence
+    downsample.0 / downsample.1, features.3 / .4    it is the next module with weights in the same sequence,
+                                                    which can be alone in a wrapper: features.3.conv
     convolution / normalization, c / bn             the only layer and the only normalisation of their module
     conv1_1x1, conv2_kxk / norm1, norm2             they have the same numbers
     conv_pw, conv_dw, conv_pwl / bn1, bn2, bn3      the only order in which each layer takes what the one before it
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, permutations
 from typing import TypeAlias
@@ -50,7 +51,7 @@ def pair(modules: Modules) -> dict[str, str]:
     found: dict[str, str] = {}
     for norm in modules.norms:
         numbered = POSITION.fullmatch(last_part(norm))
-        candidates = _previous_in_sequence(norm, modules.names) if numbered else _namesakes(norm)
+        candidates = _previous_in_sequence(norm, modules) if numbered else _namesakes(norm)
         for candidate in candidates:
             # Its size is that of the layer's output, or of its input where normalisation comes first.
             if modules.is_layer(candidate) and modules.size(norm) in modules.weight(candidate)[:2]:
@@ -73,12 +74,23 @@ def _namesakes(module: str) -> list[str]:
     return [f"{parent}{dot}{found['before']}{partner}{found['after']}" for partner in _PARTNERS[word]]
 
 
-def _previous_in_sequence(module: str, modules: Collection[str]) -> list[str]:
+def _previous_in_sequence(module: str, modules: Modules) -> Iterator[str]:
+    """Yield what stands before a module in its sequence: the next module with weights, and first the convolution of a
+    wrapper that stands between the two and holds nothing else.
+    """
     parent, dot, last = module.rpartition(".")
     for index in range(int(last) - 1, max(-1, int(last) - _MAX_GAP), -1):
-        if f"{parent}{dot}{index}" in modules:
-            return [f"{parent}{dot}{index}"]
-    return []
+        before = f"{parent}{dot}{index}"
+        if before in modules.names:
+            yield before
+            return
+        inside = modules.below(before)
+        if (
+            len(inside) == 1
+            and modules.is_convolution(inside[0])
+            and modules.outputs(inside[0]) == modules.size(module)
+        ):
+            yield inside[0]
 
 
 # Siblings
