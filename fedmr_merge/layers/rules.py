@@ -74,7 +74,8 @@ def compared_files(rule: str) -> Collection[str]:
 def group_tensors(rule: str, shapes: Shapes, layers: Mapping[str, str] | None = None) -> tuple[LayerGroup, ...]:
     """Return the layer groups of tensors under a rule, in the order of the tensors.
 
-    `layers` (tensor name -> layer name) is the grouping that the trainer writes; only the rule `layer` uses it.
+    `layers` (tensor name -> layer name) is the grouping that the trainer writes; only `layer` uses it, and `auto`
+    for all but language models.
     Raises RuleError for an unknown or malformed rule, and for tensors that no rule matches.
     """
     return apply_rule(rule, shapes, layers).groups
@@ -82,10 +83,26 @@ def group_tensors(rule: str, shapes: Shapes, layers: Mapping[str, str] | None = 
 
 def apply_rule(rule: str, shapes: Shapes, layers: Mapping[str, str] | None = None) -> Grouping:
     """Group tensors under a rule and say how the groups were found; see `group_tensors`."""
-    if layers is not None and shapes.keys() <= layers.keys() and rule in ("auto", "layer"):
-        return Grouping("layer", "as the trainer wrote it into the file's metadata", collect(layers, shapes))
-    grouping = _by_rule(rule, shapes)
-    return replace(grouping, warnings=tuple(_warnings(grouping, shapes, by_default=rule == "layer")))
+    better = _better_rule(shapes) if rule in ("auto", "layer") else None
+    uses_trainers = rule == "layer" or (rule == "auto" and better is None)
+    if layers is not None and shapes.keys() <= layers.keys() and uses_trainers:  # they are known: no need to warn
+        grouping = Grouping("layer", "as the trainer wrote it into the file's metadata", collect(layers, shapes))
+    else:
+        grouping = _by_rule(rule, shapes)
+        grouping = replace(grouping, warnings=tuple(_warnings(grouping, shapes)))
+    if rule == "layer" and better:
+        advice = (
+            "these look like language models, whose projections the rule layer moves one by one; use --rule auto, "
+            f"which picks the rule {better} for them"
+        )
+        grouping = replace(grouping, warnings=(*grouping.warnings, advice))
+    return grouping
+
+
+def _better_rule(shapes: Shapes) -> str | None:
+    """Return the rule that suits a language model better than `layer`; None for any other model."""
+    detected = _detect(shapes) if any(_EMBEDDING.fullmatch(name) for name in shapes) else None
+    return detected.name if detected else None
 
 
 def _by_rule(rule: str, shapes: Shapes) -> Grouping:
@@ -105,7 +122,7 @@ def _by_rule(rule: str, shapes: Shapes) -> Grouping:
     )
 
 
-def _warnings(grouping: Grouping, shapes: Shapes, *, by_default: bool) -> Iterator[str]:
+def _warnings(grouping: Grouping, shapes: Shapes) -> Iterator[str]:
     torn = statistics_without_layer(shapes, grouping.groups)
     if torn:
         what = "normalisation moves" if len(torn) == 1 else "normalisations move"
@@ -118,11 +135,6 @@ def _warnings(grouping: Grouping, shapes: Shapes, *, by_default: bool) -> Iterat
         yield (
             f"the factors of {what} apart: {_listed(apart)}. Each recombined model would multiply factors of different "
             "adapters, whose product no adapter was trained for: use --rule lora"
-        )
-    if by_default and any(_EMBEDDING.fullmatch(name) for name in shapes) and (better := _detect(shapes)):
-        yield (
-            "these look like language models, whose projections the rule layer moves one by one; use --rule auto, "
-            f"which picks the rule {better.name} for them"
         )
 
 

@@ -116,6 +116,13 @@ def test_a_vector_of_values_alone_is_not_a_layer() -> None:
     assert [group.name for group in apply_rule("layer", shapes).groups] == ["attn", "norm"]
 
 
+def test_a_normalisation_joins_the_convolution_in_the_wrapper_before_it() -> None:
+    shapes: Shapes = {"net.0.weight": (8, 3, 3, 3), "net.1.conv.weight": (8, 8, 3, 3)} | norm("net.2", 8)
+    assert layers_from_names(shapes).layer_of["net.2.running_mean"] == "net.1.conv"
+    shapes |= {"net.1.conv.weight": (1, 1, 3)}  # channel attention (ECA), which gives no channels of its own
+    assert layers_from_names(shapes).layer_of["net.2.running_mean"] == "net.0"
+
+
 # Warnings
 
 
@@ -152,6 +159,19 @@ def test_language_models_under_the_rule_layer_are_advised_to_use_auto() -> None:
     assert apply_rule("auto", shapes).warnings == apply_rule("block", shapes).warnings == ()
     vision: Shapes = {"vit.layers.0.attention.query.weight": (4, 4)}
     assert apply_rule("layer", vision).warnings == ()
+
+
+def test_auto_goes_by_the_names_of_a_language_model_that_the_trainer_wrote() -> None:
+    names = [f"transformer.h.{i}.{leaf}.weight" for i in (0, 1) for leaf in ("attn.c_attn", "mlp.c_fc")]
+    shapes: Shapes = dict.fromkeys(["transformer.wte.weight", *names], (4, 4))
+    written = {name: name.removesuffix(".weight") for name in shapes}
+    auto, layer = (apply_rule(rule, shapes, written) for rule in ("auto", "layer"))
+    assert (auto.rule, len(auto.groups), auto.warnings) == ("block", 3, ())
+    assert (layer.rule, layer.group_of) == ("layer", written)
+    assert "use --rule auto, which picks the rule block" in layer.warnings[0]
+    image = {name: shapes[name] for name in names}  # blocks with attention, and no embedding of words
+    kept = apply_rule("auto", image, written)
+    assert (kept.group_of, kept.warnings) == ({name: written[name] for name in image}, ())
 
 
 def test_many_normalisations_take_bounded_time() -> None:
