@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import resource
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,14 @@ def copy_file(source: Path, target: Path, watch: SourceWatch) -> None:
     with reading(source):
         nbytes = source.stat().st_size
     assemble(target, b"", [Segment(source, 0, nbytes)], watch)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name; copy it where the file system has no links, or is another one. No link is followed."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target, follow_symlinks=False)
 
 
 def assemble_hashed(

@@ -88,26 +88,25 @@ def apply_rule(rule: str, shapes: Shapes, layers: Mapping[str, str] | None = Non
     if layers is not None and shapes.keys() <= layers.keys() and uses_trainers:  # they are known: no need to warn
         grouping = Grouping("layer", "as the trainer wrote it into the file's metadata", collect(layers, shapes))
     else:
-        grouping = _by_rule(rule, shapes)
+        grouping = _by_rule(rule, shapes, better)
         grouping = replace(grouping, warnings=tuple(_warnings(grouping, shapes)))
     if rule == "layer" and better:
         advice = (
             "these look like language models, whose projections the rule layer moves one by one; use --rule auto, "
-            f"which picks the rule {better} for them"
+            f"which picks the rule {better.name} for them"
         )
         grouping = replace(grouping, warnings=(*grouping.warnings, advice))
     return grouping
 
 
-def _better_rule(shapes: Shapes) -> str | None:
+def _better_rule(shapes: Shapes) -> RuleSet | None:
     """Return the rule that suits a language model better than `layer`; None for any other model."""
-    detected = _detect(shapes) if any(_EMBEDDING.fullmatch(name) for name in shapes) else None
-    return detected.name if detected else None
+    return _detect(shapes) if any(_EMBEDDING.fullmatch(name) for name in shapes) else None
 
 
-def _by_rule(rule: str, shapes: Shapes) -> Grouping:
+def _by_rule(rule: str, shapes: Shapes, detected: RuleSet | None = None) -> Grouping:
     if rule == "auto":
-        detected = _detect(shapes)
+        detected = detected or _detect(shapes)
         if detected is None:
             return _layer(shapes)
         found = f"picked by the names: {detected.description}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
+from fedmr_merge.checkpoint.copying import link_or_copy
 from fedmr_merge.checkpoint.folder import PICKLE_SUFFIXES, WEIGHTS
 from fedmr_merge.checkpoint.writer import remove_leftover
 from fedmr_merge.errors import HubError
@@ -121,7 +122,7 @@ def stage(folder: Path, rewrite: Rewrite | None = None) -> Iterator[Staging]:
                     text = rewritten[name]
                     stream.writelines([text] if isinstance(text, str) else text)
             else:
-                _link(folder / name, target)
+                _take(folder / name, target)
             files.append(_hashed(target, name))
         yield Staging(folder, staging, tuple(files), tuple(faults), tuple(passed_over))
 
@@ -188,11 +189,8 @@ def _beside(folder: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target, follow_symlinks=False)
+def _take(source: Path, target: Path) -> None:
+    link_or_copy(source, target)
     if not S_ISREG(target.lstat().st_mode):
         raise HubError(f"{source}: became a link while it was gathered")
 

@@ -8,13 +8,13 @@ where they go however the recipe is changed; those of the last stage wait where 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmr_merge.checkpoint.copying import link_or_copy
 from fedmr_merge.checkpoint.writer import remove_leftover, staged_output
 from fedmr_merge.errors import HubError, PushError, UnreachedError
 from fedmr_merge.federated.federation import Federation
@@ -205,7 +205,7 @@ class Publisher:
     def _keep(self, push: _Push, folder: Path) -> None:
         """Keep a folder that could not be pushed, as later stages replace it. Its models take no room."""
         with staged_output(push.waiting(self._run)) as staging:
-            shutil.copytree(folder, staging, copy_function=_link)
+            shutil.copytree(folder, staging, copy_function=_keep_file)
 
     def _forget(self, push: _Push) -> None:
         """Remove what waits for a push, and the folders around it that are empty then."""
@@ -224,12 +224,8 @@ class Publisher:
                 folder.rmdir()
 
 
-def _link(source: str, target: str) -> None:
-    """Make a second name for a file; a copy of a card, which people edit, and where there are no links."""
-    try:
-        if not source.endswith(CARD_FILE):
-            os.link(source, target)
-            return
-    except OSError:
-        pass
-    shutil.copy2(source, target)
+def _keep_file(source: str, target: str) -> None:
+    if source.endswith(CARD_FILE):  # people edit it
+        shutil.copyfile(source, target)
+    else:
+        link_or_copy(source, target)

@@ -163,12 +163,12 @@ def describe_privacy(privacy: Privacy, clients: int) -> str:
         privacy: The options.
         clients: K, the number of clients that train in a round.
     """
-    deviation = privacy.noise_multiplier * privacy.clip
+    deviation = _deviation(privacy)
     if privacy.kind == "local":
         return (
             f"privacy, local: every client clips its update to a norm of {privacy.clip:g} and adds noise of standard "
-            f"deviation {deviation:g}; the server does not have to be trusted: epsilon_to_server "
-            "is what is spent against the server, which knows who takes part; the lower epsilon is for everybody else"
+            f"deviation {deviation:g}; the server does not have to be trusted: epsilon_to_server is what is spent "
+            "against the server, which knows who takes part; the lower epsilon is for everybody else"
         )
     return (
         f"privacy, central: every client clips its update to a norm of {privacy.clip:g}, and the server adds noise of "
