@@ -68,7 +68,7 @@ def test_many_wildcards_take_linear_time(pattern: str) -> None:
 def test_a_pattern_that_never_finishes_is_refused(
     pattern: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(patterns, "LIMIT_SECONDS", 0.3)
+    monkeypatch.setattr(patterns, "LIMIT_SECONDS", 0.1)
     name = "a" * 100 + "!"
     with pytest.raises(RuleError, match="takes more than"):
         compile_pattern(pattern).match([name])
