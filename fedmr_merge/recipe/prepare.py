@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedmr_merge.checkpoint.tensors import load_checkpoint
 from fedmr_merge.errors import TrainingError
@@ -20,6 +19,7 @@ from fedmr_merge.federated.federation import Federation, open_federation
 from fedmr_merge.federated.initialisation import initial_state_from
 from fedmr_merge.federated.protocol import State, initial_state
 from fedmr_merge.federated.rounds import begin_stage, forecast_traffic
+from fedmr_merge.federated.training.flops import count_flops
 from fedmr_merge.federated.training.traffic import Traffic
 from fedmr_merge.hub.inputs import open_inputs, public_name
 from fedmr_merge.recipe.schema import Recipe
@@ -125,9 +125,8 @@ def has_large_batches(federation: Federation) -> bool:
     batch = min(federation.training.batch_size, max(federation.partition.sizes))
     # One example so many times: there may be fewer in the data.
     inputs = federation.data.inputs("train", torch.zeros(batch, dtype=torch.int64, device=federation.device))
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        federation.evaluation_forward(weights_of(federation.module), inputs)
-    return bool(counter.get_total_flops() >= _LARGE_BATCH)
+    weights = weights_of(federation.module)
+    return count_flops(lambda: federation.evaluation_forward(weights, inputs)) >= _LARGE_BATCH
 
 
 def check_stages(recipe: Recipe, federation: Federation) -> None:

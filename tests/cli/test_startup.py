@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from small_checkpoints import LINEAR, model, write_folder
+from small_runs import RECIPE
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "matplotlib", "sklearn")
 
@@ -19,11 +21,13 @@ HEAVY = ("torch", "transformers", "huggingface_hub", "matplotlib", "sklearn")
         (["recombine", "a", "b"], HEAVY),
         (["recombine", "a", "b", "--no-global", "--layout", "store"], (*HEAVY, "numpy", "yaml")),
         (["average", "a", "b"], HEAVY),
+        (["run", "recipe.yaml"], ("torch._dynamo", "torchvision", "huggingface_hub", "matplotlib")),
     ],
 )
 def test_commands_import_only_what_they_need(arguments: list[str], absent: tuple[str, ...], tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_folder(tmp_path / name, model(0, LINEAR))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     code = (
         "import sys\nfrom fedmr_merge.cli import main\n"
         "try: main(sys.argv[2:])\nexcept SystemExit as stop: assert not stop.code\n"
