@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedmr_merge"
 FOUNDATION = (
-    *("errors", "seeds", "options", "option_docs", "plugins", "plain_values"),
+    *("errors", "seeds", "options", "option_docs", "plugins", "plain_values", "paths"),
     *("own_code", "cores", "resources", "yaml_reader", "__init__"),
 )
 LAYERS = (

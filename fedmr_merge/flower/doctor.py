@@ -11,11 +11,11 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedmr_merge.errors import FedmrMergeError, shown
 from fedmr_merge.flower.commands import registered_nodes
+from fedmr_merge.paths import home_expanded
 
 _TESTED = (1, 42)  #: the version of Flower that this package is made for
 _SECONDS = 10.0
@@ -74,7 +74,7 @@ def read_connection(name: str) -> Connection:
     host, _, port = str(found.address or "").rpartition(":")
     if not host or not port.isdigit():
         raise FedmrMergeError(f"the connection {shown(name)!r} has no address HOST:PORT: {shown(found.address)!r}")
-    authority = found.root_certificates and str(Path(found.root_certificates).expanduser())
+    authority = found.root_certificates and str(home_expanded(found.root_certificates))
     return Connection(name, host, int(port), authority, bool(found.insecure))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from fedmr_merge.federated.rounds import begin_stage, forecast_traffic
 from fedmr_merge.federated.training.flops import count_flops
 from fedmr_merge.federated.training.traffic import Traffic
 from fedmr_merge.hub.inputs import open_inputs, public_name
+from fedmr_merge.paths import home_expanded
 from fedmr_merge.recipe.schema import Recipe
 from fedmr_merge.recipe.stages import Recalibrate, TrainingStage
 
@@ -153,7 +153,7 @@ def first_state(recipe: Recipe, federation: Federation) -> State:
     """Return what the first stage starts from: a random model, or the checkpoints of `init`."""
     if not recipe.init:
         return initial_state(federation)
-    opened = open_inputs([Path(name).expanduser() for name in recipe.init])
+    opened = open_inputs([home_expanded(name) for name in recipe.init])
     models = [load_checkpoint(checkpoint) for checkpoint in opened]
     return initial_state_from(federation, models, [checkpoint.location for checkpoint in opened])
 

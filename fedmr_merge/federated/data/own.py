@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -100,6 +101,7 @@ def as_data(
         >>> data.class_names
         ('0', '1', '2')
     """
+    _require_names(class_names)
     columns = Columns(input_column, target_column, client_column)
     parts = {name: read_part(part, name, columns) for name, part in (("training", train), ("test", test))}
     for name, part in parts.items():
@@ -180,6 +182,15 @@ def _numbers(tensor: Tensor, what: str) -> Tensor:
             raise DataError(f"{what}: {wrong:,} numbers are not finite")
         return tensor
     return tensor if tensor.dtype in (torch.uint8, torch.bool) else tensor.to(torch.int64)
+
+
+def _require_names(class_names: Sequence[str] | None) -> None:
+    if isinstance(class_names, str):
+        raise DataError(
+            f"class_names is one text, {shown(class_names, 60)!r}, and must be a list with a name for every class"
+        )
+    if twice := [name for name, count in Counter(class_names or ()).items() if count > 1]:
+        raise DataError(f"class_names has {shown(twice[0], 60)!r} twice")
 
 
 def _targets(

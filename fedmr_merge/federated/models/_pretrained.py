@@ -15,6 +15,7 @@ from fedmr_merge.checkpoint.folder import CONFIG_FILE
 from fedmr_merge.checkpoint.hashing import file_hash
 from fedmr_merge.errors import FedmrMergeError, TrainingError, shown
 from fedmr_merge.hub.inputs import is_on_hub, open_inputs
+from fedmr_merge.paths import home_expanded
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def open_base(name: str, *, weights: bool = True) -> Base:
 
     Without `weights`, its configuration is all that is needed. Raises FedmrMergeError.
     """
-    path = Path(name).expanduser()
+    path = home_expanded(name)
     if not weights and not is_on_hub(path):
         if not (path / CONFIG_FILE).is_file():
             raise TrainingError(

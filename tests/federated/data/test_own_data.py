@@ -175,6 +175,18 @@ def test_classes_that_are_strings_are_numbered_in_sorted_order():
     assert other.targets("test").tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("abc", "class_names is one text, 'abc', and must be a list with a name for every class"),
+        (["cat", "dog", "cat"], "class_names has 'cat' twice"),
+    ],
+)
+def test_names_of_classes_that_are_no_list_of_different_names(names, message):
+    with pytest.raises(DataError, match=f"^{message}$"):
+        as_data(*parts(torch.zeros(6, 5), LABELS), class_names=names)
+
+
 def test_clients_of_a_tuple():
     (x, y), test = parts(torch.zeros(6, 2), LABELS)
     assert as_data((x, y, ["ann", "bob", "ann", "cy"]), test).train_clients.tolist() == [0, 1, 0, 2]

@@ -15,6 +15,7 @@ from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Numbers, Part, numbered
 from fedmr_merge.federated.data.datasets._table import begins_grey, class_names, decode, in_words, values
 from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.paths import home_expanded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,4 +132,4 @@ def _labels(table: pa.Table, column: str, names: tuple[str, ...], *, are_numbers
 
 def local_path(path: str) -> Path:
     """Return the absolute path that an option names, from the current folder; `~` is the user's home."""
-    return Path(path).expanduser().absolute()
+    return home_expanded(path).absolute()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.errors import DataError
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
+from fedmr_merge.paths import home_expanded
 
 _HINT = "`fedmr-merge docs train` explains partition files"
 
@@ -27,7 +27,7 @@ class File(PartitionMethod):
 
     def split(self, data: Data, seed: int) -> Partition:
         """Return the partition of the file; the seed changes nothing."""
-        file = Path(self.path).expanduser().absolute()
+        file = home_expanded(self.path).absolute()
         try:
             with open_regular(file) as stream:  # a pipe would be waited for
                 value = json.loads(stream.read())
