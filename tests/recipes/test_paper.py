@@ -28,7 +28,7 @@ IN_FILES = dict(zip(("CNN", "ResNet-20", "VGG-16", "CIFAR-10", "CIFAR-100", "FEM
 FILES = [f"{preset}{model}-{data}.yaml" for preset in ("", "authors/") for model in MODELS for data in DATA]
 SWEEPS = (
     *("table1", "figure3", "figure4", "figure5", "overhead"),
-    *("lenet-cifar10", "lenet-cifar10-hsu", "scaffold-momentum"),
+    *("lenet-cifar10", "lenet-cifar10-hsu", "lenet-cifar10-long", "scaffold-momentum"),
 )
 README = (FOLDER / "README.md").read_text()
 
@@ -157,6 +157,7 @@ SMALL = {
     "overhead": ("cnn", 2),
     "lenet-cifar10": ("alpha=0.5", 5),
     "lenet-cifar10-hsu": ("alpha=0.5", 2),
+    "lenet-cifar10-long": ("alpha=0.1", 2),
     "scaffold-momentum": ("alpha=0.5", 2),
 }
 
