@@ -29,6 +29,7 @@ PRIVATE = {
     "torch._fused_adamw_": "a step of AdamW over all clients in one kernel",
     "torch._fused_sgd_": "a step of SGD over all clients in one kernel",
     "torch.ops.aten._unsafe_view": "another shape that autograd does not take for a view",
+    "torch.utils._python_dispatch.TorchDispatchMode": "sees every operation, without importing the compiler",
     "torch.nn.modules.batchnorm._BatchNorm": "the base of all batch normalisations",
     "torch.nn.modules.batchnorm._NormBase": "the base of all layers with running statistics",
 }
