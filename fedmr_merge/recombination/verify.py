@@ -225,30 +225,27 @@ def _unchanged(lineage: Lineage, report: Verification, progress: Progress | None
     inputs: dict[int, Checkpoint] = {}
     digests: dict[int, Digests] = {}
     changed: set[int] = set()
-    unread: dict[int, str] = {}
     for parent in lineage.parents:
         try:
             (checkpoint,) = open_inputs([parent.place(lineage.folder)], progress=progress)
             digests[parent.slot] = _hash(checkpoint, progress)
         except FedmrMergeError as error:
-            unread[parent.slot] = str(error)
+            report.warnings.append(f"a source could not be compared: {error}; the outputs hold what it was")
         else:
             inputs[parent.slot] = checkpoint
             if tensor_differences(parent.slot, parent.tensors, checkpoint.tensors):
                 changed.add(parent.slot)
     for origin in lineage.tensors:
         slot = origin.source_slot
-        if slot not in changed and slot not in unread and digests[slot][origin.tensor] != origin.sha256:
+        if slot in inputs and slot not in changed and digests[slot][origin.tensor] != origin.sha256:
             changed.add(slot)
     for slot in sorted(changed):
         place = lineage.parents[slot].place(lineage.folder)
         report.warnings.append(f"source {place} has changed since; the outputs hold what it was")
-    for _, reason in sorted(unread.items()):
-        report.warnings.append(f"a source could not be compared: {reason}; the outputs hold what it was")
-    changed |= unread.keys()
-    if not changed and report.ok and len(lineage.outputs) == lineage.plan.slots:
+    same = not changed and len(inputs) == len(lineage.parents)
+    if same and report.ok and len(lineage.outputs) == lineage.plan.slots:
         report.proved.append(_CONSERVED)
-    return () if changed else tuple(inputs.values())
+    return tuple(inputs.values()) if same else ()
 
 
 def _hash(checkpoint: Checkpoint, progress: Progress | None = None) -> Digests:

@@ -195,10 +195,10 @@ def test_exit_code_is_3_and_the_command_is_printed(
     assert "hf_alice" not in told.err + told.out
 
 
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
 def test_run_that_goes_on_pushes_what_an_earlier_process_could_not(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also what version 0.1.0 left, which did not say in a folder's path where it goes."""
     checked = parse_recipe(RECIPE | {"stages": stages(every=1, what="cohort")}, "small.yaml")
     with Run(checked, tmp_path / "run") as run:
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -208,8 +208,9 @@ def test_run_that_goes_on_pushes_what_an_earlier_process_could_not(
         events.close()  # round 1 could not be pushed, round 2 was not tried
     [waiting] = (tmp_path / "run" / "unpushed" / "2" / REPO).iterdir()
     assert waiting.name == "round-000001"
-    waiting.rename(tmp_path / "run" / "unpushed" / waiting.name)
-    shutil.rmtree(tmp_path / "run" / "unpushed" / "2")
+    if version == "0.1.0":
+        waiting.rename(tmp_path / "run" / "unpushed" / waiting.name)
+        shutil.rmtree(tmp_path / "run" / "unpushed" / "2")
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     follow(tmp_path / "run", stages=stages(every=1, what="cohort"))
     assert set(branches(hub)) == {"main", "round-000001", "round-000002", "round-000003"}

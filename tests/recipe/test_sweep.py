@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,17 +173,15 @@ def test_what_a_dead_process_of_another_machine_claimed_is_waited_for(
     claim.write_text("its owner\nanother machine")
     nearly_expired = claim.stat().st_mtime - EXPIRES_AFTER_SECONDS + 0.5
     os.utime(claim, (nearly_expired, nearly_expired))
-    events = sweep.execute(1)
-    assert next(events) == Started("FedAvg_seed0")
-    assert claim.read_text() != "its owner\nanother machine"
-    events.close()
+    ended = [event for event in sweep.execute(1) if isinstance(event, Ended)]
+    assert ended == [Ended("FedAvg_seed0")]
 
 
 def test_only_runs_that_are_still_to_begin_need_their_beginning(tmp_path: Path) -> None:
-    """One run is done already, one was stopped before its first round when it was asked for alone, and one is new."""
-    out, later = tmp_path / "out", {"FedProx": {"stages": [{"fedavg": {"rounds": 1}}, {"fedprox": {"rounds": 1}}]}}
-    definition = read_sweep(write(tmp_path, METHODS, [0]))
+    """One run is done already, and one was stopped before its first round, when they were asked for without others."""
+    file, out = write(tmp_path, METHODS, [0]), tmp_path / "out"
     for method in METHODS:
+        definition = read_sweep(file)
         alone = Sweep(definition, sweep_runs(definition, only=[method]), out)
         alone.prepare()
         [run] = alone.runs
@@ -191,16 +190,27 @@ def test_only_runs_that_are_still_to_begin_need_their_beginning(tmp_path: Path) 
         else:
             with Run(parse_recipe(run.recipe, run.name), out / "runs" / run.name):
                 pass
-    sweep = opened(tmp_path / "few.yaml", out)
+    sweep = opened(file, out)
     assert sum(task.beginning is not None for task in sweep.tasks.values()) == 2
-    assert [task.name for task in sweep._share((1, 1))] == ["FedAvg_seed0", "FedMR_seed0"]
+    sweep.prepare()
+    told = list(sweep.execute(1))
+    assert told[0] == Skipped("FedAvg_seed0", "done already")
+    assert {event.name for event in told[1:]} == {"FedMR_seed0"}
+    assert told[-1] == Ended("FedMR_seed0")
 
+
+def test_beginnings_that_were_removed_are_run_again_for_a_new_run(tmp_path: Path) -> None:
+    file, out = write(tmp_path, METHODS, [0]), tmp_path / "out"
+    sweep = opened(file, out)
+    sweep.prepare()
+    list(sweep.execute(1))
+    shutil.rmtree(out / "beginnings")
+    later = {"FedProx": {"stages": [{"fedavg": {"rounds": 1}}, {"fedprox": {"rounds": 1}}]}}
     sweep = opened(write(tmp_path, METHODS | later, [0]), out)
-    [beginning] = (task for task in sweep.tasks.values() if task.name.startswith("beginning"))
-    sweep._record(beginning, done=True)  # by an earlier call; the folder was removed since
     sweep.prepare()
     ended = [event for event in sweep.execute(1) if isinstance(event, Ended)]
-    assert ended == [Ended(beginning.name), Ended("FedMR_seed0"), Ended("FedProx_seed0")]
+    assert [event.fault for event in ended] == [None, None]
+    assert ended[-1].name == "FedProx_seed0"
 
 
 def test_processes_that_begin_at_the_same_time_describe_all_runs(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedmr_merge.checkpoint.header import open_regular
 from fedmr_merge.errors import TrainingError
-from fedmr_merge.paths import home_expanded
+from fedmr_merge.paths import local_path
 
 KEY_BYTES = 32
 _LARGEST_KEY_FILE = 1 << 20
@@ -43,7 +43,7 @@ class Secret:
     @classmethod
     def of_file(cls, path: str) -> Secret:
         """Return the key of a file. Raises TrainingError when it cannot be read or is too short to be a secret."""
-        file = home_expanded(path).absolute()
+        file = local_path(path)
         hint = f"make one with: head -c {KEY_BYTES} /dev/urandom > {path}"
         try:
             with open_regular(file) as stream:

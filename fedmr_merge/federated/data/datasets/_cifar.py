@@ -11,10 +11,10 @@ import numpy as np
 
 from fedmr_merge.errors import DataError
 from fedmr_merge.federated.data.datasets._cifar_python import PythonFiles, read_python
-from fedmr_merge.federated.data.datasets._columns import local_path
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Part
 from fedmr_merge.federated.data.datasets._table import class_names, decode, has_parquet, read_hub, read_local, values
 from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.paths import local_path
 
 _PIXELS = 3 * 32 * 32
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Numbers, Part, numbered
 from fedmr_merge.federated.data.datasets._table import begins_grey, class_names, decode, in_words, values
 from fedmr_merge.federated.data.images import ImageData
-from fedmr_merge.paths import home_expanded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,8 +126,3 @@ def _labels(table: pa.Table, column: str, names: tuple[str, ...], *, are_numbers
             column=column,
         )
     return np.array([place[str(label)] for label in different], dtype=np.int64)[numbers]
-
-
-def local_path(path: str) -> Path:
-    """Return the absolute path that an option names, from the current folder; `~` is the user's home."""
-    return home_expanded(path).absolute()

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from fedmr_merge.errors import DataError, shown
 from fedmr_merge.federated.data.class_names import renumbered
-from fedmr_merge.federated.data.datasets._columns import local_path
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import numbered
 from fedmr_merge.federated.data.datasets._rows import Rows, read_hub_rows, read_rows
 from fedmr_merge.federated.data.datasets.base import DataSet
+from fedmr_merge.paths import local_path
 from fedmr_merge.seeds import generator
 
 _MOST_CLASSES = 100_000

@@ -12,11 +12,11 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 
 from fedmr_merge.errors import DataError
-from fedmr_merge.federated.data.datasets._columns import local_path
 from fedmr_merge.federated.data.datasets._hold_out import hold_out
 from fedmr_merge.federated.data.datasets._images import ImageDataSet, Numbers, Part, Pixels, numbered
 from fedmr_merge.federated.data.datasets._table import decode, has_parquet, read_hub, read_local, values
 from fedmr_merge.federated.data.images import ImageData
+from fedmr_merge.paths import local_path
 from fedmr_merge.seeds import generator
 
 _REPO = "flwrlabs/femnist"

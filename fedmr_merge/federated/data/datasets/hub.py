@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedmr_merge.federated.data.datasets._columns import TableDataSet, local_path
+from fedmr_merge.federated.data.datasets._columns import TableDataSet
 from fedmr_merge.federated.data.datasets._table import read_hub, read_local
+from fedmr_merge.paths import local_path
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,7 @@ from fedmr_merge.errors import DataError
 from fedmr_merge.federated.data.examples import Data
 from fedmr_merge.federated.data.partition import Partition
 from fedmr_merge.federated.data.partitions.base import PartitionMethod
-from fedmr_merge.paths import home_expanded
+from fedmr_merge.paths import local_path
 
 _HINT = "`fedmr-merge docs train` explains partition files"
 
@@ -27,7 +27,7 @@ class File(PartitionMethod):
 
     def split(self, data: Data, seed: int) -> Partition:
         """Return the partition of the file; the seed changes nothing."""
-        file = home_expanded(self.path).absolute()
+        file = local_path(self.path)
         try:
             with open_regular(file) as stream:  # a pipe would be waited for
                 value = json.loads(stream.read())
