@@ -31,7 +31,7 @@ from fedmr_merge.report.verdict import Scores, margin
 
 ROOT = Path(__file__).parents[1]
 DEMONSTRATION = "digits-methods"
-IN_README = (DEMONSTRATION, "lenet-cifar10")  #: the sweeps whose figures the README shows
+IN_README = (DEMONSTRATION, "lenet-cifar10", "lenet-cifar10-long")  #: the sweeps whose figures the README shows
 
 
 def main() -> None:
